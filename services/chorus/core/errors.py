@@ -1,7 +1,7 @@
 """The one exception tree of Chorus.
 
-Every error that a caller may see is a `ChorusError`. `chorus.wire.errors` holds the one table that turns each class into
-a gRPC status with `google.rpc.ErrorInfo` (and back, on the client's side). `reason` is the stable, machine-readable name
+Every error that a caller may see is a `ChorusError`. `chorus.wire.errors` holds the one table that turns each class
+into a gRPC status with `google.rpc.ErrorInfo` (and back, on the client's side). `reason` is the stable name
 that programs may branch on; `str(error)` is for people and says what to do next.
 """
 
@@ -14,8 +14,8 @@ from typing import ClassVar
 class ChorusError(Exception):
     """Root of the tree.
 
-    `metadata` holds short facts for programs (never a prompt's text or a key); `retry_after_s` is set only where waiting
-    that many seconds is known to help.
+    `metadata` holds short facts for programs (never a prompt's text or a key); `retry_after_s` is set only where
+    waiting that many seconds is known to help.
     """
 
     reason: ClassVar[str] = "INTERNAL"

@@ -96,7 +96,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One graphics device. `usable` is false where this build of the engine cannot use it; `problem` then says the fix."""
+    """One graphics device. Where this build of the engine cannot use it, `usable` is false and `problem` says the fix."""
 
     index: int
     uuid: str

@@ -1,0 +1,1 @@
+"""What generates tokens: the interface, and the engines behind it."""
