@@ -1,0 +1,1 @@
+"""The one translation between generated messages and core types, and the one error table."""
