@@ -1,0 +1,1 @@
+"""What is done when something has failed: whether, when and where to try again."""
