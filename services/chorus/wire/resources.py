@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import resources_pb2 as pb
@@ -62,7 +61,7 @@ _MODEL_STATES_BACK = _inverse(MODEL_STATES)
 _ENGINE_KINDS_BACK = _inverse(ENGINE_KINDS)
 
 
-# --- durations and times --------------------------------------------------------------------------------------------
+# --- durations ------------------------------------------------------------------------------------------------------
 
 
 def encode_duration(seconds: float) -> Duration:
@@ -76,12 +75,6 @@ def encode_duration(seconds: float) -> Duration:
 def decode_duration(message: Duration) -> float:
     """Seconds."""
     return float(message.seconds) + message.nanos * 1e-9
-
-
-def encode_timestamp(epoch_s: float) -> Timestamp:
-    """A Timestamp of seconds since the Unix epoch."""
-    nanos = round(epoch_s * 1e9)
-    return Timestamp(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
 
 
 def _finite(value: float) -> float:
@@ -365,9 +358,9 @@ def decode_load(message: pb.Load) -> Load:
 
 
 def encode_runner_record(
-    record: RunnerRecord, *, lease_age_s: float | None = None, lease_expires_at: float | None = None
+    record: RunnerRecord, *, lease_age_s: float | None = None, lease_expires_in_s: float | None = None
 ) -> pb.RunnerRecord:
-    """A runner as a registry holds it; the lease's age in seconds and its end in Unix time, where they are known."""
+    """A runner as a registry holds it, with the lease's age and what is left of it where they are known."""
     return pb.RunnerRecord(
         runner=encode_runner(record.runner),
         node=encode_node(record.node),
@@ -375,7 +368,7 @@ def encode_runner_record(
         load=encode_load(record.load),
         sequence=record.sequence,
         lease_age=None if lease_age_s is None else encode_duration(lease_age_s),
-        lease_expires_at=None if lease_expires_at is None else encode_timestamp(lease_expires_at),
+        lease_expires_in=None if lease_expires_in_s is None else encode_duration(lease_expires_in_s),
     )
 
 

@@ -96,7 +96,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One graphics device. Where this build of the engine can't use it, `usable` is false and `problem` says the fix."""
+    """One graphics device. Where this build of the engine can't use it, `usable` is false; `problem` says the fix."""
 
     index: int
     uuid: str

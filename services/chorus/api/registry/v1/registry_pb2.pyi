@@ -55,7 +55,7 @@ class RegisterRequest(_message.Message):
     RECORD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def record(self) -> _resources_pb2.RunnerRecord:
-        """Everything about it. `lease_age` and `lease_expires_at` are the registry's to fill."""
+        """Everything about it. `lease_age` and `lease_expires_in` are the registry's to fill."""
 
     def __init__(
         self,

@@ -8,7 +8,6 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -737,7 +736,7 @@ class RunnerRecord(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LEASE_AGE_FIELD_NUMBER: _builtins.int
-    LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LEASE_EXPIRES_IN_FIELD_NUMBER: _builtins.int
     state: Global___RunnerState.ValueType
     """What it says of itself."""
     sequence: _builtins.int
@@ -759,8 +758,8 @@ class RunnerRecord(_message.Message):
         """How old the last heartbeat was when this was sent."""
 
     @_builtins.property
-    def lease_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the lease lapses without another heartbeat, by the sender's clock."""
+    def lease_expires_in(self) -> _duration_pb2.Duration:
+        """How long after this was sent the lease lapses without another heartbeat; negative where it just did."""
 
     def __init__(
         self,
@@ -771,11 +770,11 @@ class RunnerRecord(_message.Message):
         load: Global___Load | None = ...,
         sequence: _builtins.int = ...,
         lease_age: _duration_pb2.Duration | None = ...,
-        lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        lease_expires_in: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_age", b"lease_age", "lease_expires_at", b"lease_expires_at", "load", b"load", "node", b"node", "runner", b"runner"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_age", b"lease_age", "lease_expires_in", b"lease_expires_in", "load", b"load", "node", b"node", "runner", b"runner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_age", b"lease_age", "lease_expires_at", b"lease_expires_at", "load", b"load", "node", b"node", "runner", b"runner", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_age", b"lease_age", "lease_expires_in", b"lease_expires_in", "load", b"load", "node", b"node", "runner", b"runner", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
