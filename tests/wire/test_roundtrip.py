@@ -1,0 +1,142 @@
+"""Whatever core can say, the wire carries; whatever the wire may bring, decoding refuses or understands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chorus.api.inference.v1 import embedding_pb2, generation_pb2
+from chorus.api.registry.v1 import registry_pb2
+from chorus.api.runner.v1 import resources_pb2
+from chorus.core import generation as core
+from chorus.core.errors import InvalidRequestError
+from chorus.core.fleet.events import DirectoryEvent
+from chorus.core.fleet.records import RunnerRecord
+from chorus.wire import directory, embedding, events, generation, resources
+
+from . import strategies as some
+
+ORIGIN = events.Origin("request", "node", "runner", 7, 2)
+
+
+@given(some.requests())
+def test_a_request_survives_the_wire(request: core.GenerationRequest) -> None:
+    raw = generation.encode_generation(request).SerializeToString()
+    assert generation.decode_generation(generation_pb2.GenerationSpec.FromString(raw)) == request
+
+
+@given(some.embedding_requests)
+def test_texts_to_embed_survive_the_wire(request: core.EmbeddingRequest) -> None:
+    assert embedding.decode_embedding(embedding.encode_embedding(request)) == request
+
+
+def rounded(value: Any) -> Any:
+    """`value` with every float rounded to what a Duration keeps."""
+    if isinstance(value, float):
+        return pytest.approx(value, rel=1e-6, abs=1e-8)
+    if isinstance(value, tuple):
+        return tuple(rounded(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: rounded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+def as_dict(value: Any) -> Any:
+    """`value` in the shape of `rounded`."""
+    if isinstance(value, tuple):
+        return tuple(as_dict(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+@given(some.stream_events)
+def test_an_event_survives_the_wire(event: core.Event) -> None:
+    decoded = events.decode_event(events.encode_event(event, ORIGIN))
+    assert type(decoded) is type(event)
+    assert as_dict(decoded) == rounded(event)
+
+
+@given(some.starts)
+def test_a_start_carries_its_origin(started: core.Started) -> None:
+    assert events.decode_event(events.encode_event(started, ORIGIN)) == events.StartedAt(started, ORIGIN)
+
+
+@given(some.runner_records())
+def test_a_runner_record_survives_the_wire(record: RunnerRecord) -> None:
+    raw = resources.encode_runner_record(record, lease_age_s=1.5).SerializeToString()
+    assert resources.decode_runner_record(resources_pb2.RunnerRecord.FromString(raw)) == record
+
+
+@given(some.directory_events)
+def test_a_directory_event_survives_the_wire(event: DirectoryEvent) -> None:
+    raw = directory.encode_directory_event(event).SerializeToString()
+    assert directory.decode_directory_event(registry_pb2.DirectoryEvent.FromString(raw)) == event
+
+
+@pytest.mark.parametrize(
+    ("message_type", "decode"),
+    [
+        (generation_pb2.GenerationSpec, generation.decode_generation),
+        (embedding_pb2.EmbeddingSpec, embedding.decode_embedding),
+        (resources_pb2.RunnerRecord, resources.decode_runner_record),
+        (generation_pb2.GenerationEvent, events.decode_event),
+        (registry_pb2.DirectoryEvent, directory.decode_directory_event),
+        (registry_pb2.NodeFilter, directory.decode_filter),
+    ],
+)
+@given(data=st.data())
+def test_raw_bytes_are_understood_or_refused(
+    message_type: Any, decode: Callable[[Any], object], data: st.DataObject
+) -> None:
+    raw = data.draw(st.binary(max_size=64))
+    try:
+        message = message_type.FromString(raw)
+    except DecodeError:
+        return
+    refusal: InvalidRequestError | None = None
+    try:
+        decode(message)
+    except InvalidRequestError as error:
+        refusal = error
+    assert refusal is None or refusal.metadata["field"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda spec: spec.ClearField("prompt"), "input"),
+        (lambda spec: spec.tools.add(name="f"), "tools"),
+        (lambda spec: setattr(spec, "tool_choice", 3), "tool_choice"),
+        (lambda spec: setattr(spec, "choice_count", 0), "choice_count"),
+        (lambda spec: setattr(spec, "choice_count", 129), "choice_count"),
+        (lambda spec: setattr(spec, "logprobs", 21), "logprobs"),
+        (lambda spec: setattr(spec, "json_schema", "{"), "json_schema"),
+        (lambda spec: setattr(spec, "priority", 99), "priority"),
+        (lambda spec: setattr(spec.sampling, "temperature", float("nan")), "sampling.temperature"),
+        (lambda spec: setattr(spec.sampling, "temperature", float("inf")), "sampling.temperature"),
+        (lambda spec: setattr(spec.sampling, "top_p", 0.0), "sampling.top_p"),
+        (lambda spec: spec.sampling.logit_bias.add(token_id=1, bias=101), "sampling.logit_bias.bias"),
+        (lambda spec: setattr(spec.stop, "max_tokens", 0), "stop.max_tokens"),
+        (lambda spec: spec.stop.strings.append(""), "stop.strings"),
+        (lambda spec: spec.stop.strings.extend("abcdefghijklmnopq"), "stop.strings"),
+        (lambda spec: setattr(spec.requirements, "artifact_sha256", "XY"), "requirements.artifact_sha256"),
+        (lambda spec: spec.resume.choices.add(choice=1), "resume.choices[0].choice"),
+        (lambda spec: spec.resume.choices.add(text="so far"), "resume.choices[0].text"),
+        (lambda spec: spec.conversation.SetInParent(), "conversation.messages"),
+        (lambda spec: spec.conversation.messages.add(role=2), "conversation.messages[0].parts"),
+        (lambda spec: spec.conversation.messages.add().parts.add(text="x"), "conversation.messages[0].role"),
+    ],
+)
+def test_a_wrong_field_is_named(change: Callable[[Any], object], field: str) -> None:
+    spec = generation_pb2.GenerationSpec(prompt="hello")
+    change(spec)
+    with pytest.raises(InvalidRequestError) as caught:
+        generation.decode_generation(spec)
+    assert caught.value.metadata["field"] == field
