@@ -1,0 +1,36 @@
+"""One typed configuration: flags over environment over TOML file over defaults, documented where it is declared."""
+
+from chorus.config.address import Endpoint, ListenAddress
+from chorus.config.document import KeyDoc, OptionSpec, describe, option_specs
+from chorus.config.export import to_env, to_toml
+from chorus.config.load import LoadedConfig, load_config, load_with_origins
+from chorus.config.sections import (
+    ChorusConfig,
+    ClientSettings,
+    CoordinatorSettings,
+    LogSettings,
+    MeshSettings,
+    RegistrySettings,
+    RunnerSettings,
+)
+
+__all__ = [
+    "ChorusConfig",
+    "ClientSettings",
+    "CoordinatorSettings",
+    "Endpoint",
+    "KeyDoc",
+    "ListenAddress",
+    "LoadedConfig",
+    "LogSettings",
+    "MeshSettings",
+    "OptionSpec",
+    "RegistrySettings",
+    "RunnerSettings",
+    "describe",
+    "load_config",
+    "load_with_origins",
+    "option_specs",
+    "to_env",
+    "to_toml",
+]

@@ -1,0 +1,405 @@
+"""Every key of the configuration: its type, its bounds, its default and, as its description, its documentation.
+
+The README's table, `chorus config` and each command's `--help` are generated from these models, so a key is described
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import platformdirs
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from chorus.config.address import Endpoint, ListenAddress, is_dns_label
+from chorus.core.errors import ConfigError
+
+# The longest name before a trust domain is NAME.coordinator. with a NAME of 63 characters, and DNS ends at 253.
+_TRUST_DOMAIN_MAX_LENGTH = 253 - len(".coordinator.") - 63
+_LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
+_LABEL_VALUE_MAX_LENGTH = 63
+MAX_LABELS = 64
+
+
+def absolute(path: Path) -> Path:
+    """Returns `path` from the root, with `~` as the user's home; raises ValueError where it can be no path."""
+    if "\0" in str(path):
+        raise ValueError("should hold no zero bytes")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("names the home folder of a user who has none") from None
+
+
+def _service_name(text: str) -> str:
+    if not is_dns_label(text):
+        raise ValueError("should be 1 to 63 lower-case letters, digits and dashes, as it becomes part of a DNS name")
+    return text
+
+
+def _trust_domain(text: str) -> str:
+    labels = text.split(".")
+    if not all(map(is_dns_label, labels)) or labels[-1].isdigit() or len(text) > _TRUST_DOMAIN_MAX_LENGTH:
+        raise ValueError(
+            f"should be a DNS name in lower case of at most {_TRUST_DOMAIN_MAX_LENGTH} characters, such as chorus.local"
+        )
+    return text
+
+
+def _list_of_text(value: object) -> object:
+    """Lets one line of text, as flags and environment variables are, stand for a list: `a,b` or JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return _json(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _map_of_text(value: object) -> object:
+    """Lets one line of text stand for a table: `key=value,other=value` or JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        return _json(value)
+    pairs: dict[str, str] = {}
+    for item in filter(None, (item.strip() for item in value.split(","))):
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError("should be key=value pairs with commas between them")
+        if key.strip() in pairs:
+            raise ValueError(f"names {key.strip()} twice")
+        pairs[key.strip()] = text.strip()
+    return pairs
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"should be valid JSON, as it starts like it: {error}") from None
+
+
+def _labels(value: Mapping[str, str]) -> Mapping[str, str]:
+    if len(value) > MAX_LABELS:
+        raise ValueError(f"should hold at most {MAX_LABELS} labels")
+    for key, text in value.items():
+        if not _LABEL_KEY.fullmatch(key):
+            raise ValueError(f"the label name {key[:40]!r} should be letters, digits, dots, dashes and slashes")
+        if len(text) > _LABEL_VALUE_MAX_LENGTH or not text.isprintable():
+            raise ValueError(
+                f"the value of label {key} should be at most {_LABEL_VALUE_MAX_LENGTH} printable characters"
+            )
+    return value
+
+
+def _endpoints_named(default: str) -> Any:
+    def check(value: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        named = tuple(endpoint.named(default) for endpoint in value)
+        if not named:
+            raise ValueError("should name at least one")
+        if len({endpoint.authority for endpoint in named}) < len(named):
+            raise ValueError("names the same HOST:PORT twice")
+        return named
+
+    return check
+
+
+ServiceName = Annotated[str, AfterValidator(_service_name)]
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
+Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
+Registries = Annotated[
+    tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("registry"))
+]
+Coordinators = Annotated[
+    tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("coordinator"))
+]
+
+
+def _shown(default: str, **extra: str) -> dict[str, Any]:
+    """What documentation shows for a default that differs between machines."""
+    return {"shown_default": default, **extra}
+
+
+class Section(BaseModel):
+    """One table of the configuration. Immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, str_strip_whitespace=True
+    )
+
+    flag_prefix: ClassVar[str] = ""
+    """Comes before the key in the name of a command-line flag, where the key alone would be ambiguous."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _nothing_by_accident(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("should not be empty")
+        # pydantic reads true as 1, so `slots = true` would pass.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("should not be true or false")
+        return value
+
+
+class MeshSettings(Section):
+    """Which mesh this process belongs to, and how it proves so."""
+
+    trust_domain: Annotated[str, AfterValidator(_trust_domain)] = Field(
+        default="chorus.local", description="DNS name at the end of every service's name in this mesh."
+    )
+    certs_dir: AbsolutePath = Field(
+        default_factory=lambda: platformdirs.user_data_path("chorus") / "certs",
+        description="Folder with the mesh's CA and one folder per identity, as `chorus certs` writes it.",
+        json_schema_extra=_shown("certs in the user's data folder"),
+    )
+    insecure_loopback: bool = Field(
+        default=False,
+        description="Talk without TLS. Only loopback addresses are served and dialled; for trying things out.",
+    )
+
+
+class LogSettings(Section):
+    """What this process logs, and how."""
+
+    flag_prefix: ClassVar[str] = "log-"
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is logged."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="Lines for people, or one JSON object a line; auto is console on a terminal, else json.",
+    )
+    prompts: bool = Field(
+        default=False, description="Log the texts of prompts and answers. Otherwise their lengths alone are logged."
+    )
+    file: AbsolutePath | None = Field(
+        default=None, description="Append the log to this file instead of standard error."
+    )
+
+    @field_validator("level", "format", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+class _Listening(Section):
+    """A service's address, and the plaintext side doors that it can open; each is off unless it is given an address."""
+
+    listen: ListenAddress  # first, so that the others can be compared with it
+    health_listen: ListenAddress | None = Field(
+        default=None, description="Address for a plaintext grpc.health.v1 server that serves nothing else (for probes)."
+    )
+    admin_listen: ListenAddress | None = Field(
+        default=None, description="Address for the plaintext gRPC admin server (channelz); keep it on loopback."
+    )
+    metrics_listen: ListenAddress | None = Field(
+        default=None, description="Address for Prometheus metrics over plain HTTP, at /metrics."
+    )
+
+    @field_validator("health_listen", "admin_listen", "metrics_listen")
+    @classmethod
+    def _each_its_own(cls, value: ListenAddress | None, info: ValidationInfo) -> ListenAddress | None:
+        if value is not None and value.port != 0:
+            for other in ("listen", "health_listen", "admin_listen", "metrics_listen"):
+                if other != info.field_name and info.data.get(other) == value:
+                    raise ValueError(f"is the address of {other} too")
+        return value
+
+
+class RegistrySettings(_Listening):
+    """The registry: who lives in the mesh."""
+
+    name: ServiceName = Field(default="registry", description="This registry's name, as in its certificate.")
+    listen: ListenAddress = Field(
+        default=ListenAddress("127.0.0.1", 7101), description="Address to serve on, over mutual TLS."
+    )
+    lease_ttl_s: float = Field(
+        default=2.0,
+        ge=0.5,
+        le=600,
+        description="Seconds after its last heartbeat at which a runner leaves the directory.",
+    )
+    heartbeat_interval_s: float = Field(
+        default=0.5,
+        ge=0.05,
+        description="Seconds between the heartbeats that runners are told to send; under half of lease_ttl_s.",
+    )
+    watch_flush_interval_s: float = Field(
+        default=0.1,
+        ge=0.01,
+        le=5,
+        description="Seconds for which changes are gathered before watchers are told of them.",
+    )
+
+    @field_validator("heartbeat_interval_s")
+    @classmethod
+    def _one_loss_is_survived(cls, value: float, info: ValidationInfo) -> float:
+        ttl = info.data.get("lease_ttl_s")
+        if ttl is not None and value >= ttl / 2:
+            raise ValueError(f"should be less than half of registry.lease_ttl_s, which is {ttl:g}")
+        return value
+
+
+class RunnerSettings(_Listening):
+    """A runner: one machine's models."""
+
+    name: ServiceName | None = Field(
+        default=None,
+        description="This runner's name, as in its certificate.",
+        json_schema_extra=_shown("from the host name"),
+    )
+    listen: ListenAddress = Field(
+        default=ListenAddress("127.0.0.1", 7201), description="Address to serve on, over mutual TLS."
+    )
+    advertise: Endpoint | None = Field(
+        default=None,
+        description="HOST:PORT at which other machines dial this runner; must be set where listen is 0.0.0.0 or [::].",
+        json_schema_extra=_shown("the address of listen", shown_kind="HOST:PORT"),
+    )
+    registries: Registries = Field(
+        default=(Endpoint("127.0.0.1", 7101, "registry"),),
+        description="Registries to register at, each NAME@HOST:PORT; NAME is registry unless it is given.",
+    )
+    models_dir: AbsolutePath = Field(
+        default_factory=lambda: platformdirs.user_data_path("chorus") / "models",
+        description="Folder in which models are kept.",
+        json_schema_extra=_shown("models in the user's data folder"),
+    )
+    models: TextList | None = Field(
+        default=None,
+        description="Models to load at the start; [] loads none.",
+        json_schema_extra=_shown("the catalog's default model"),
+    )
+    engine: Literal["llama", "fake"] = Field(
+        default="llama", description="What generates tokens; fake is for tests.", json_schema_extra={"hidden": True}
+    )
+    context_length: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 24,
+        description="Tokens, prompt and answer together, that one request may use; 0 is the model's own, up to 4096.",
+    )
+    slots: int = Field(default=4, ge=1, le=256, description="Requests that one model decodes at the same time.")
+    threads: int = Field(default=0, ge=0, le=1024, description="Threads that decode; 0 is one per physical core.")
+    gpu_layers: int = Field(
+        default=-1,
+        ge=-1,
+        le=10_000,
+        description="Layers of a model kept on the GPU; -1 is as many as fit, 0 uses no GPU.",
+    )
+    max_queue: int = Field(
+        default=64, ge=0, le=100_000, description="Requests that may wait for a slot; more are refused."
+    )
+    node_id: ServiceName | None = Field(
+        default=None,
+        description="Id of this machine, the same for every runner on it.",
+        json_schema_extra=_shown("from the machine's id"),
+    )
+    labels: Labels = Field(default={}, description="Labels that requests can ask for, such as room=attic.")
+    drain_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that running generations get to finish when the runner shuts down.",
+    )
+    allow_load: bool = Field(default=True, description="Whether models may be loaded and unloaded over the network.")
+
+    @field_validator("advertise")
+    @classmethod
+    def _can_be_dialled(cls, value: Endpoint | None) -> Endpoint | None:
+        if value is not None and value.is_wildcard:
+            raise ValueError("cannot be dialled; give an address or name of this machine that others reach")
+        if value is not None and value.name is not None:
+            raise ValueError("should be HOST:PORT alone; the name is runner.name")
+        return value
+
+    def dial_address(self, bound_port: int) -> Endpoint:
+        """Returns where other machines dial this runner, which listens on `bound_port`.
+
+        Raises ConfigError where `listen` is every interface and `advertise` is not set, since nobody can guess then.
+        """
+        if self.advertise is not None:
+            return self.advertise
+        if self.listen.is_wildcard:
+            raise ConfigError(
+                f"runner.advertise: should be set, because runner.listen is {self.listen}, which nobody can dial; "
+                "give HOST:PORT by which other machines reach this one",
+                metadata={"keys": "runner.advertise"},
+            )
+        return Endpoint(self.listen.host, bound_port)
+
+
+class CoordinatorSettings(_Listening):
+    """The coordinator: who answers which request."""
+
+    name: ServiceName = Field(default="coordinator", description="This coordinator's name, as in its certificate.")
+    listen: ListenAddress = Field(
+        default=ListenAddress("127.0.0.1", 7301), description="Address to serve on, over mutual TLS."
+    )
+    registries: Registries = Field(
+        default=(Endpoint("127.0.0.1", 7101, "registry"),),
+        description="Registries to watch, each NAME@HOST:PORT; NAME is registry unless it is given.",
+    )
+    default_model: str | None = Field(
+        default=None,
+        description="Model that answers requests which name none.",
+        json_schema_extra=_shown("any that can serve the request"),
+    )
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        le=10,
+        description="Runners that one request is tried on before its first token; 1 never retries.",
+    )
+    connect_timeout_s: float = Field(
+        default=3.0,
+        gt=0,
+        le=60,
+        description="Seconds to wait for a connection to a runner before another one is tried.",
+    )
+    drain_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that running requests get to finish when the coordinator shuts down.",
+    )
+
+
+class ClientSettings(Section):
+    """How the command line and the Python client reach the mesh."""
+
+    coordinators: Coordinators = Field(
+        default=(Endpoint("127.0.0.1", 7301, "coordinator"),),
+        description="Coordinators to ask, each NAME@HOST:PORT; NAME is coordinator unless it is given.",
+    )
+    identity: ServiceName = Field(
+        default="client-cli", description="Folder under mesh.certs_dir whose certificate and key the client shows."
+    )
+    timeout_s: float = Field(default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up.")
+
+
+class ChorusConfig(BaseModel):
+    """The whole configuration: what a process needs from it are `mesh`, `log` and its own section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mesh: MeshSettings = Field(default_factory=MeshSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
+    runner: RunnerSettings = Field(default_factory=RunnerSettings)
+    coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
+    client: ClientSettings = Field(default_factory=ClientSettings)
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    name: field.annotation
+    for name, field in ChorusConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""Every section by its name, in the order of the documentation."""
