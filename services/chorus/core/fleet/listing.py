@@ -13,8 +13,8 @@ from chorus.core.fleet.records import Feature, ModelStatus, Node, RunnerRecord, 
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-_TOKEN_PREFIX = "after:"
-_TOKEN_MAX_LENGTH = 1024
+_PAGE_AFTER = "after:"
+_TOKEN_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def list_nodes(
 ) -> NodePage:
     """Groups `runners` by node and returns one page: at most `page_size` nodes (0: 100) after those of `page_token`.
 
-    Pages are of the present state: a node that is there throughout is listed exactly once. Raises InvalidRequestError for a
-    page size over 1000 or a token that is not from here.
+    Pages are of the present state: a node that is there throughout is listed exactly once. Raises InvalidRequestError
+    for a page size over 1000 or a token that is not from here.
     """
     if not 0 <= page_size <= MAX_PAGE_SIZE:
         raise InvalidRequestError(
@@ -99,7 +99,7 @@ def _entry(group: list[LeasedRecord]) -> NodeEntry:
 
 
 def _encode_token(node_id: str) -> str:
-    return base64.urlsafe_b64encode((_TOKEN_PREFIX + node_id).encode()).decode("ascii")
+    return base64.urlsafe_b64encode((_PAGE_AFTER + node_id).encode()).decode("ascii")
 
 
 def _decode_token(token: str) -> str:
@@ -113,6 +113,6 @@ def _decode_token(token: str) -> str:
         text = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeError):
         raise foreign from None
-    if not text.startswith(_TOKEN_PREFIX) or _encode_token(text.removeprefix(_TOKEN_PREFIX)) != token:
+    if not text.startswith(_PAGE_AFTER) or _encode_token(text.removeprefix(_PAGE_AFTER)) != token:
         raise foreign
-    return text.removeprefix(_TOKEN_PREFIX)
+    return text.removeprefix(_PAGE_AFTER)

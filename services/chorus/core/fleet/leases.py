@@ -1,0 +1,264 @@
+"""A registry's leases: who lives, and what to tell those who watch. Sans I/O; `now` is monotonic, in seconds.
+
+Rules:
+
+- The greatest incarnation of a runner holds its one lease, and replaces an older one at once; an older one is refused.
+  Once the newer lease is gone an older incarnation may come back: a machine whose clock was put back isn't locked out.
+- A message with a sequence that is not greater than the last one only renews: it came late or twice.
+- A lease lapses when `expire` finds it silent for longer than the TTL; until that sweep a late heartbeat saves it.
+- Time in which the registry itself stood still (a suspended laptop, a starved process) doesn't count against anybody:
+  heartbeats were sent, nobody read them. Where two sweeps lie more than half a TTL apart, every lease gets one fresh
+  TTL instead, so that the dead are found one TTL late rather than all the living lost.
+- `synced` once the table has watched for one whole TTL without such a standstill: by then every living runner had the
+  time to come back, and who isn't here is gone.
+- Every change, of load too, raises the revision by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from chorus.core.errors import InvalidRequestError, StaleIncarnationError, UnknownLeaseError
+from chorus.core.fleet.events import (
+    BookmarkEvent,
+    DeltaEvent,
+    LeasedRecord,
+    Removal,
+    RemovalReason,
+    SnapshotEvent,
+)
+from chorus.core.fleet.records import Load, RunnerRecord, RunnerState
+
+
+@dataclass(slots=True)
+class _Lease:
+    record: RunnerRecord
+    heard_at: float  # when the runner last gave a sign of life
+    lapses_at: float  # heard_at + TTL, or later after a standstill
+
+
+class Watcher:
+    """One watch of a table: a snapshot, then what changed, each runner at most once between two takes.
+
+    It never holds more than one entry for each runner that lives or that it told of, however slowly it is read. Made by
+    `LeaseTable.watch`.
+    """
+
+    def __init__(self, table: LeaseTable, *, without_load: bool) -> None:
+        self._table = table
+        self._without_load = without_load
+        self._told: set[str] = set()  # runners that the reader believes to be live
+        self._changed: dict[str, Removal | None] = {}  # None: look it up in the table
+        self._snapshot_due = True
+        self._told_synced = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether `take` has something new to say."""
+        return self._snapshot_due or bool(self._changed) or self._told_synced is not self._table.synced
+
+    def take(self, now: float) -> SnapshotEvent | DeltaEvent | BookmarkEvent:
+        """Returns everything since the last take as one event: a snapshot at first, a bookmark if nothing changed."""
+        table, changed = self._table, self._changed
+        self._changed, self._told_synced = {}, table.synced
+        if self._snapshot_due:
+            self._snapshot_due = False
+            runners = table.leased(now)
+            self._told = {leased.record.runner.runner_id for leased in runners}
+            return SnapshotEvent(table.epoch, table.revision, table.synced, runners)
+        if not changed:
+            return BookmarkEvent(table.epoch, table.revision, table.synced)
+        removals = tuple(removal for removal in changed.values() if removal is not None)
+        upserts = tuple(table.leased_record(runner_id, now) for runner_id, gone in changed.items() if gone is None)
+        self._told.difference_update(removal.runner_id for removal in removals)
+        self._told.update(leased.record.runner.runner_id for leased in upserts)
+        return DeltaEvent(table.epoch, table.revision, table.synced, upserts, removals)
+
+    def _note_change(self, runner_id: str, *, of_load_only: bool) -> None:
+        if not self._snapshot_due and not (of_load_only and self._without_load):
+            self._changed[runner_id] = None
+
+    def _note_removal(self, removal: Removal) -> None:
+        if self._snapshot_due:
+            return
+        if removal.runner_id in self._told:
+            self._changed[removal.runner_id] = removal
+        else:
+            self._changed.pop(removal.runner_id, None)
+
+    def validate_state(self) -> None:
+        """Raises AssertionError unless what is pending agrees with the table."""
+        live = {leased.record.runner.runner_id for leased in self._table.leased(0.0)}
+        assert not (self._snapshot_due and (self._changed or self._told)), "changes pend before the snapshot"
+        for runner_id, gone in self._changed.items():
+            assert (gone is None) == (runner_id in live), f"{runner_id} is pending as gone and lives, or the reverse"
+            assert gone is None or runner_id in self._told, f"{runner_id} is to be removed and was never told"
+        if not self._snapshot_due:
+            assert live ^ self._told <= self._changed.keys(), "somebody came or went and nothing is pending"
+
+
+class LeaseTable:
+    """The leases of one life of a registry. `epoch` must be greater than that of every earlier life."""
+
+    def __init__(self, *, epoch: int, ttl_s: float, now: float) -> None:
+        if ttl_s <= 0:
+            raise ValueError(f"a lease must last longer than {ttl_s} s")
+        self.epoch = epoch
+        self.ttl_s = ttl_s
+        self._revision = 0
+        self._synced = False
+        self._syncing_since = now
+        self._swept_at = now
+        self._leases: dict[str, _Lease] = {}
+        self._watchers: set[Watcher] = set()
+
+    @property
+    def revision(self) -> int:
+        """How many changes there were."""
+        return self._revision
+
+    @property
+    def synced(self) -> bool:
+        """Whether whoever has no lease is really gone; turns true in a sweep, once."""
+        return self._synced
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    # --- what runners say -------------------------------------------------------------------------------------------
+
+    def register(self, record: RunnerRecord, now: float) -> bool:
+        """Grants or renews the lease of `record`'s runner; returns whether the table changed.
+
+        Raises StaleIncarnationError where a newer incarnation holds the lease, InvalidRequestError for impossible ids.
+        """
+        _check_ids(record)
+        runner_id = record.runner.runner_id
+        lease = self._leases.get(runner_id)
+        if lease is not None:
+            self._refuse_stale(lease, record.runner.incarnation)
+        changed = lease is None or record.version > lease.record.version
+        self._renew(runner_id, record if changed or lease is None else lease.record, now)
+        if changed:
+            self._changed(runner_id, of_load_only=False)
+        return changed
+
+    def heartbeat(
+        self, runner_id: str, incarnation: int, sequence: int, state: RunnerState, load: Load, now: float
+    ) -> bool:
+        """Renews a lease, with what the runner says of itself; returns whether the table changed.
+
+        Raises UnknownLeaseError where this incarnation has no lease, StaleIncarnationError where a newer one has.
+        """
+        lease = self._leases.get(runner_id)
+        if lease is not None:
+            self._refuse_stale(lease, incarnation)
+        if lease is None or incarnation > lease.record.runner.incarnation:
+            raise UnknownLeaseError(
+                f"runner {runner_id} has no lease for its incarnation {incarnation} here; register again",
+                metadata={"runner_id": runner_id},
+            )
+        old = lease.record
+        if sequence <= old.sequence:
+            self._renew(runner_id, old, now)
+            return False
+        # What a heartbeat says of the machine is newer than what the registration said.
+        node = replace(
+            old.node,
+            memory_available_bytes=load.memory_available_bytes or old.node.memory_available_bytes,
+            gpus=load.gpus or old.node.gpus,
+        )
+        self._renew(runner_id, replace(old, node=node, state=state, load=load, sequence=sequence), now)
+        self._changed(runner_id, of_load_only=state is old.state)
+        return True
+
+    def deregister(self, runner_id: str, incarnation: int | None) -> Removal | None:
+        """Ends the lease of `incarnation` or an older one (None: of any); returns what was removed, if anything was."""
+        lease = self._leases.get(runner_id)
+        if lease is None or (incarnation is not None and incarnation < lease.record.runner.incarnation):
+            return None
+        return self._remove(runner_id, RemovalReason.DEREGISTERED)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> tuple[Removal, ...]:
+        """Removes every lapsed lease and returns the removals; to be called several times in a TTL."""
+        stood_still = now - self._swept_at > self.ttl_s / 2
+        self._swept_at = now
+        if stood_still:
+            self._syncing_since = now
+            for lease in self._leases.values():
+                lease.lapses_at = now + self.ttl_s
+            return ()
+        self._synced = self._synced or now - self._syncing_since >= self.ttl_s
+        lapsed = [runner_id for runner_id, lease in self._leases.items() if now > lease.lapses_at]
+        return tuple(self._remove(runner_id, RemovalReason.EXPIRED) for runner_id in lapsed)
+
+    # --- what others see --------------------------------------------------------------------------------------------
+
+    def leased(self, now: float) -> tuple[LeasedRecord, ...]:
+        """Every live runner, in the order in which they came."""
+        return tuple(self.leased_record(runner_id, now) for runner_id in self._leases)
+
+    def leased_record(self, runner_id: str, now: float) -> LeasedRecord:
+        """One live runner with its lease. Raises UnknownLeaseError where there is none."""
+        lease = self._leases.get(runner_id)
+        if lease is None:
+            raise UnknownLeaseError(f"runner {runner_id} has no lease here", metadata={"runner_id": runner_id})
+        return LeasedRecord(lease.record, max(0.0, now - lease.heard_at), lease.lapses_at - now)
+
+    def watch(self, *, without_load: bool = False) -> Watcher:
+        """Starts a watch, to be ended with `unwatch`. `without_load` leaves out changes of load alone."""
+        watcher = Watcher(self, without_load=without_load)
+        self._watchers.add(watcher)
+        return watcher
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Ends a watch; ending it twice is no error."""
+        self._watchers.discard(watcher)
+
+    def validate_state(self) -> None:
+        """Raises AssertionError unless the table is consistent in itself and with its watchers."""
+        for runner_id, lease in self._leases.items():
+            assert lease.record.runner.runner_id == runner_id, f"the lease of {runner_id} is somebody else's"
+            assert lease.heard_at + self.ttl_s <= lease.lapses_at + 1e-6, f"{runner_id} has less than a TTL"
+        assert self._revision >= len(self._leases), "a runner came without a revision"
+        for watcher in self._watchers:
+            watcher.validate_state()
+
+    # --- changes ----------------------------------------------------------------------------------------------------
+
+    def _refuse_stale(self, lease: _Lease, incarnation: int) -> None:
+        runner = lease.record.runner
+        if incarnation < runner.incarnation:
+            raise StaleIncarnationError(
+                f"runner {runner.runner_id} has a newer process, incarnation {runner.incarnation} at {runner.address}; "
+                f"this one, {incarnation}, should stop",
+                metadata={"runner_id": runner.runner_id, "incarnation": str(runner.incarnation)},
+            )
+
+    def _renew(self, runner_id: str, record: RunnerRecord, now: float) -> None:
+        self._leases[runner_id] = _Lease(record, heard_at=now, lapses_at=now + self.ttl_s)
+
+    def _remove(self, runner_id: str, reason: RemovalReason) -> Removal:
+        lease = self._leases.pop(runner_id)
+        removal = Removal(runner_id, lease.record.runner.incarnation, reason)
+        self._revision += 1
+        for watcher in self._watchers:
+            watcher._note_removal(removal)
+        return removal
+
+    def _changed(self, runner_id: str, *, of_load_only: bool) -> None:
+        self._revision += 1
+        for watcher in self._watchers:
+            watcher._note_change(runner_id, of_load_only=of_load_only)
+
+
+def _check_ids(record: RunnerRecord) -> None:
+    """Raises InvalidRequestError unless a lease can be kept under this record's ids."""
+    for field, value in (
+        ("record.runner.runner_id", record.runner.runner_id),
+        ("record.node.node_id", record.node.node_id),
+    ):
+        if not 0 < len(value) <= 253:
+            raise InvalidRequestError(field, "must have 1 to 253 characters")
