@@ -1,0 +1,52 @@
+"""`chorus registry|runner|coordinator`: one service in this process, configured by flags, environment and file."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from chorus.cli.options import configured
+from chorus.config import ChorusConfig
+from chorus.local.lifeline import follow_supervisor
+
+
+def _run_registry(config: ChorusConfig) -> None:
+    follow_supervisor(os.environ)
+    from chorus.registry.main import run
+
+    raise typer.Exit(run(config))
+
+
+def _run_runner(config: ChorusConfig) -> None:
+    follow_supervisor(os.environ)
+    from chorus.runner.main import run
+
+    raise typer.Exit(run(config))
+
+
+def _run_coordinator(config: ChorusConfig) -> None:
+    follow_supervisor(os.environ)
+    from chorus.coordinator.main import run
+
+    raise typer.Exit(run(config))
+
+
+registry = configured(
+    "registry",
+    ("registry", "mesh", "log"),
+    "Run a registry: it knows which runners live.\n\nCtrl-C or SIGTERM stops it; runners find it again by themselves.",
+    _run_registry,
+)
+runner = configured(
+    "runner",
+    ("runner", "mesh", "log"),
+    "Run a runner: it makes this machine's models answer.\n\nCtrl-C or SIGTERM lets running answers finish first.",
+    _run_runner,
+)
+coordinator = configured(
+    "coordinator",
+    ("coordinator", "mesh", "log"),
+    "Run a coordinator: it picks who answers.\n\nCtrl-C or SIGTERM lets running answers finish first.",
+    _run_coordinator,
+)

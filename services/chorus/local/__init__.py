@@ -1,0 +1,1 @@
+"""A mesh on one machine: what `chorus up` starts, watches, restarts and stops."""
