@@ -56,9 +56,10 @@ class PromptTooLongError(ChorusError):
 
     reason = "PROMPT_TOO_LONG"
 
-    def __init__(self, prompt_tokens: int, context_length: int, *, model: str) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int, *, model: str, at_least: bool = False) -> None:
+        count = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, but {model} has a context of {context_length} tokens; "
+            f"the prompt has {count} tokens, but {model} has a context of {context_length} tokens; "
             "shorten the prompt or choose a model with a longer context",
             metadata={
                 "prompt_tokens": str(prompt_tokens),

@@ -1,0 +1,27 @@
+"""Which runner serves a request: what it needs, who has it, what it would cost there, and why nobody can."""
+
+from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
+from chorus.core.placement.models import default_model, families
+from chorus.core.placement.needs import Needs, Work
+from chorus.core.placement.place import Candidate, Rejected, Survey, place, survey
+from chorus.core.placement.refusal import detail, refusal
+from chorus.core.placement.roster import Roster
+
+__all__ = [
+    "NOTHING_MORE",
+    "Candidate",
+    "Miss",
+    "Needs",
+    "Rejected",
+    "RejectionReason",
+    "Roster",
+    "Situation",
+    "Survey",
+    "Work",
+    "default_model",
+    "detail",
+    "families",
+    "place",
+    "refusal",
+    "survey",
+]

@@ -1,0 +1,211 @@
+"""Whether one runner can serve a request: one check after another, and the first that fails is the reason why not.
+
+Nothing here builds a sentence: a request that finds a runner at once must not pay for explaining the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from chorus.core.fleet.directory import DirectoryEntry
+from chorus.core.fleet.records import (
+    EngineKind,
+    ModelLoad,
+    ModelState,
+    ModelStatus,
+    RunnerRecord,
+    RunnerState,
+)
+from chorus.core.placement.needs import Needs, Work
+
+# Models with this tag make vectors; they are never chosen to generate unless they are named.
+EMBEDDING_TAG = "embedding"
+# Requests that may wait at a runner, for each of its slots, before placement calls it full.
+QUEUED_PER_SLOT = 16
+
+
+class RejectionReason(StrEnum):
+    """Why a runner can't serve a request, in the order of the checks: whoever fails a later one came closer."""
+
+    MODEL = "model"
+    FEATURE = "feature"
+    TIER = "tier"
+    TAG = "tag"
+    PRIVATE = "private"
+    CONTEXT = "context"
+    LABEL = "label"
+    PINNED = "pinned"
+    MEMORY = "memory"
+    NOT_LOADED = "not_loaded"
+    STATE = "state"
+    UNREACHABLE = "unreachable"
+    BREAKER_OPEN = "breaker_open"
+    TRIED = "tried"
+    FULL = "full"
+
+
+CLOSENESS: Mapping[RejectionReason, int] = {reason: position for position, reason in enumerate(RejectionReason)}
+"""How many checks a runner passed before it failed this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """The check that a runner failed, on which of its models, and what was found there (its type: by the reason)."""
+
+    reason: RejectionReason
+    model: ModelStatus | None = None
+    found: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a coordinator knows beyond the directory, at one moment; every mapping and set is by runner id.
+
+    `in_flight`: its own requests that a runner's last load report can't know of yet (negative: they ended since).
+    `tried`: runners that this very request was tried on. `penalties`: seconds added to a runner's cost, for its recent
+    failures.
+    """
+
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    tried: Container[str] = frozenset()
+    penalties: Mapping[str, float] = field(default_factory=dict)
+
+
+NOTHING_MORE = Situation()
+
+
+def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[ModelStatus, ...] | Miss:
+    """The models of a runner that can serve the request, at least one; or the check that its closest model failed."""
+    record = entry.record
+    good: list[ModelStatus] = []
+    closest: Miss | None = None
+    for status in record.runner.models:
+        miss = _miss_of_model(needs, record, status)
+        if miss is None:
+            good.append(status)
+        elif closest is None or CLOSENESS[miss.reason] > CLOSENESS[closest.reason]:
+            closest = miss
+    if not good:
+        if closest is None and record.state is RunnerState.STARTING:
+            return Miss(RejectionReason.STATE)  # it has not found its models yet
+        return closest or Miss(RejectionReason.MODEL)
+    early = _miss_of_runner(needs, record)
+    if early is not None:
+        return early
+    usable = [status for status in good if _miss_of_storage(record, status) is None]
+    if not usable:
+        return _miss_of_storage(record, good[0]) or Miss(RejectionReason.NOT_LOADED, good[0])
+    late = _miss_of_moment(entry, usable[0], situation)
+    if late is not None:
+        return late
+    free = tuple(status for status in usable if not is_full(record, status, situation))
+    return free or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
+
+
+def may_fit(needs: Needs, record: RunnerRecord) -> bool:
+    """Whether a runner passes every check that depends neither on the moment nor on the prompt's length."""
+    return any(_miss_of_model(needs, record, status, context=False) is None for status in record.runner.models) and (
+        _miss_of_runner(needs, record) is None
+    )
+
+
+def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, context: bool = True) -> Miss | None:
+    """What a model itself lacks."""
+    artifact = status.artifact
+    if needs.model:
+        if needs.model != artifact.family and needs.model != artifact.name:
+            return Miss(RejectionReason.MODEL)
+    elif needs.work is Work.GENERATE and EMBEDDING_TAG in artifact.tags:
+        return Miss(RejectionReason.MODEL)
+    if not needs.features <= status.features:
+        return Miss(RejectionReason.FEATURE, status, needs.features - status.features)
+    if needs.tier is not None and artifact.tier is not needs.tier:
+        return Miss(RejectionReason.TIER, status)
+    if needs.tags and not needs.tags.issubset(artifact.tags):
+        return Miss(RejectionReason.TAG, status, needs.tags.difference(artifact.tags))
+    if needs.private or not needs.allow_external:
+        miss = _miss_of_privacy(needs, record, status)
+        if miss is not None:
+            return miss
+    # A context of 0 is one that the engine can't tell.
+    if context and needs.context_length > status.context_length > 0:
+        return Miss(RejectionReason.CONTEXT, status, status.context_length)
+    if needs.artifact_sha256 and needs.artifact_sha256 != artifact.sha256:
+        return Miss(RejectionReason.PINNED, status, "artifact")
+    return None
+
+
+def _miss_of_privacy(needs: Needs, record: RunnerRecord, status: ModelStatus) -> Miss | None:
+    """Whether this engine may see the prompt. One that the runner does not describe is taken for the worst."""
+    engine = next((engine for engine in record.runner.engines if engine.name == status.engine), None)
+    if engine is None or engine.kind is EngineKind.EXTERNAL:
+        return Miss(RejectionReason.PRIVATE, status, "external")
+    if needs.private and engine.plaintext:
+        return Miss(RejectionReason.PRIVATE, status, "plaintext")
+    return None
+
+
+def _miss_of_runner(needs: Needs, record: RunnerRecord) -> Miss | None:
+    """What runner and node lack, whatever the moment."""
+    runner, node = record.runner, record.node
+    for key, value in needs.labels.items():
+        if runner.labels.get(key) != value and node.labels.get(key) != value:
+            return Miss(RejectionReason.LABEL, found=key)
+    if needs.runner_ids and runner.runner_id not in needs.runner_ids:
+        return Miss(RejectionReason.PINNED, found="runner")
+    if needs.node_ids and node.node_id not in needs.node_ids:
+        return Miss(RejectionReason.PINNED, found="node")
+    return None
+
+
+def _miss_of_storage(record: RunnerRecord, status: ModelStatus) -> Miss | None:
+    """Whether the model can be had there at all. Only what can never fit is refused for its memory: llama.cpp maps
+    weights, and the runner may unload others."""
+    if status.state is ModelState.AVAILABLE:
+        memory = record.node.memory_total_bytes + sum(gpu.memory_total_bytes for gpu in record.node.gpus if gpu.usable)
+        if status.artifact.size_bytes > memory > 0:
+            return Miss(RejectionReason.MEMORY, status, memory)
+    elif status.state is ModelState.FAILED:
+        return Miss(RejectionReason.NOT_LOADED, status, status.error)
+    return None
+
+
+def _miss_of_moment(entry: DirectoryEntry, status: ModelStatus, situation: Situation) -> Miss | None:
+    """What is wrong with the runner just now."""
+    if entry.record.state is not RunnerState.READY:
+        return Miss(RejectionReason.STATE, status)
+    if not entry.reachable:
+        return Miss(RejectionReason.UNREACHABLE, status)
+    if entry.record.runner.runner_id in situation.tried:
+        return Miss(RejectionReason.TRIED, status)
+    return None
+
+
+def load_of(record: RunnerRecord, status: ModelStatus) -> ModelLoad | None:
+    """The load that the runner reported for a model; None where it is not loaded or has not reported yet."""
+    name = status.artifact.name
+    for load in record.load.models:
+        if load.model == name:
+            return load
+    return None
+
+
+def slots_of(status: ModelStatus, load: ModelLoad | None) -> int:
+    """How many requests the runner decodes at once with a model; at least 1."""
+    return max(1, (load.slots_total if load is not None else 0) or status.slot_count)
+
+
+def demand(record: RunnerRecord, status: ModelStatus, situation: Situation) -> int:
+    """How many requests a model has there now, decoding or waiting: those reported, and ours that are newer."""
+    load = load_of(record, status)
+    reported = load.slots_used + load.queued if load is not None else 0
+    return max(0, reported + situation.in_flight.get(record.runner.runner_id, 0))
+
+
+def is_full(record: RunnerRecord, status: ModelStatus, situation: Situation) -> bool:
+    """Whether so many wait for a model there that the runner would refuse one more, or keep it waiting without end."""
+    slots = slots_of(status, load_of(record, status))
+    return demand(record, status, situation) >= slots * (1 + QUEUED_PER_SLOT)

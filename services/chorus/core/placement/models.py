@@ -1,0 +1,60 @@
+"""What the mesh has, by model: the names for a message, and the model of requests that name none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from chorus.core.fleet.directory import Directory
+from chorus.core.fleet.records import EngineKind, Feature, ModelState, ModelStatus, RunnerState
+from chorus.core.placement.fit import EMBEDDING_TAG
+from chorus.core.placement.needs import Work
+
+
+def families(directory: Directory) -> tuple[str, ...]:
+    """The model families of the mesh, by name."""
+    return tuple(sorted({status.artifact.family for status in _statuses(directory)}))
+
+
+def default_model(directory: Directory, work: Work = Work.GENERATE, configured: str | None = None) -> str:
+    """The family that answers requests which name no model; empty where there is none.
+
+    `configured` where it is set (for generations; an embedding needs another kind of model). Else the family that most
+    runners have loaded; of equals the one that most runners have at all, then the one with the most parameters, then
+    the first by name. Only models that chat count, unless none does; models of paid providers don't count.
+    """
+    if configured and work is not Work.EMBED:
+        return configured
+    external = {
+        (entry.record.runner.runner_id, engine.name)
+        for entry in directory.entries.values()
+        for engine in entry.record.runner.engines
+        if engine.kind is EngineKind.EXTERNAL
+    }
+    found = [
+        (entry, status)
+        for entry in directory.entries.values()
+        for status in entry.record.runner.models
+        if status.state is not ModelState.FAILED
+        and entry.record.state is not RunnerState.DRAINING
+        and (entry.record.runner.runner_id, status.engine) not in external
+        and _does(status, work)
+    ]
+    chatting = [(entry, status) for entry, status in found if Feature.CHAT in status.features]
+    statuses = [status for _, status in (chatting or found)]
+    if not statuses:
+        return ""
+    had = Counter(status.artifact.family for status in statuses)
+    loaded = Counter(status.artifact.family for status in statuses if status.state is ModelState.LOADED)
+    size = {status.artifact.family: status.artifact.parameter_count for status in statuses}
+    return min(had, key=lambda family: (-loaded[family], -had[family], -size[family], family))
+
+
+def _does(status: ModelStatus, work: Work) -> bool:
+    if work is Work.EMBED:
+        return Feature.EMBED in status.features
+    return EMBEDDING_TAG not in status.artifact.tags
+
+
+def _statuses(directory: Directory) -> Iterable[ModelStatus]:
+    return (status for entry in directory.entries.values() for status in entry.record.runner.models)

@@ -1,0 +1,90 @@
+"""Who may serve a kind of request, remembered from one request to the next.
+
+Loads change with every heartbeat, models and labels hardly ever. So the runners that fit a request's lasting needs are
+worked out once, and kept until a runner comes, goes or changes; only the load is looked at for every request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from chorus.core.fleet.directory import Directory, DirectoryEntry
+from chorus.core.placement.fit import may_fit
+from chorus.core.placement.models import default_model
+from chorus.core.placement.needs import Needs, Work
+
+# Kinds of request remembered; past it, everything is forgotten and worked out anew.
+MAX_KINDS = 512
+
+
+class Roster:
+    """Pools of runner ids by kind of request: a memory, not a decision; placement checks whomever it takes from one."""
+
+    def __init__(self) -> None:
+        self._directory = Directory()
+        self._pools: dict[Hashable, tuple[str, ...]] = {}
+        self._defaults: dict[tuple[Work, str | None], str] = {}
+
+    def resolve(self, needs: Needs, directory: Directory, configured: str | None = None) -> Needs:
+        """The needs with the mesh's default model where the request names none, and nothing else chooses one."""
+        if needs.model or needs.wants_any_model:
+            return needs
+        self._follow(directory)
+        kind = (needs.work, configured)
+        if kind not in self._defaults:
+            self._defaults[kind] = default_model(directory, needs.work, configured)
+        return needs.with_model(self._defaults[kind])
+
+    def pool(self, needs: Needs, directory: Directory) -> tuple[str, ...]:
+        """The runners of `directory`, by id, that pass every check but those of load, prompt and moment."""
+        self._follow(directory)
+        kind = _kind(needs)
+        pool = self._pools.get(kind)
+        if pool is None:
+            if len(self._pools) >= MAX_KINDS:
+                self._pools.clear()
+            entries = directory.entries
+            pool = tuple(sorted(runner_id for runner_id, entry in entries.items() if may_fit(needs, entry.record)))
+            self._pools[kind] = pool
+        return pool
+
+    def _follow(self, directory: Directory) -> None:
+        """Forgets everything once the directory has changed in more than load."""
+        if directory is self._directory:
+            return
+        if _differ(self._directory, directory):
+            self._pools.clear()
+            self._defaults.clear()
+        self._directory = directory
+
+
+def _kind(needs: Needs) -> Hashable:
+    """What requests share that fit the same runners; the length of the prompt is not part of it."""
+    return (
+        needs.work,
+        needs.model,
+        needs.features,
+        tuple(sorted(needs.labels.items())),
+        needs.tier,
+        needs.tags,
+        needs.artifact_sha256,
+        needs.runner_ids,
+        needs.node_ids,
+        needs.private,
+        needs.allow_external,
+    )
+
+
+def _differ(older: Directory, newer: Directory) -> bool:
+    """Whether anything but load and reachability changed."""
+    change = newer.changes_since(older)
+    if change.removed:
+        return True
+    return any(_is_new(older.get(entry.record.runner.runner_id), entry) for entry in change.upserts)
+
+
+def _is_new(before: DirectoryEntry | None, after: DirectoryEntry) -> bool:
+    if before is None:
+        return True
+    old, new = before.record, after.record
+    return old.runner != new.runner or old.state is not new.state or old.node.labels != new.node.labels
