@@ -1,0 +1,34 @@
+"""The one authorisation table of a server, read from the `access` option of its services' RPCs."""
+
+from __future__ import annotations
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from chorus.api.identity.v1 import access_pb2
+from chorus.core.identity import AccessTable, Role
+
+_ROLES: dict[int, Role] = {
+    access_pb2.ROLE_REGISTRY: Role.REGISTRY,
+    access_pb2.ROLE_RUNNER: Role.RUNNER,
+    access_pb2.ROLE_COORDINATOR: Role.COORDINATOR,
+    access_pb2.ROLE_CLIENT: Role.CLIENT,
+    access_pb2.ROLE_ADMIN: Role.ADMIN,
+}
+
+EVERY_ROLE = frozenset(Role)
+
+
+def access_table(*services: ServiceDescriptor) -> AccessTable:
+    """Returns the authorised roles of every RPC of `services`. An RPC without the option is in it with nobody."""
+    return {
+        f"/{service.full_name}/{method.name}": frozenset(
+            _ROLES[role] for role in method.GetOptions().Extensions[access_pb2.access].roles if role in _ROLES
+        )
+        for service in services
+        for method in service.methods
+    }
+
+
+def fixed_table(roles: frozenset[Role], *services: ServiceDescriptor) -> AccessTable:
+    """Returns a table that gives every RPC of `services` to `roles`; for services whose protos are not ours."""
+    return {f"/{service.full_name}/{method.name}": roles for service in services for method in service.methods}

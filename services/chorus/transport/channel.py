@@ -1,0 +1,87 @@
+"""Dialling a peer: always over mutual TLS, always pinned to the one identity that is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+import grpc.aio
+
+from chorus.config.address import ListenAddress
+from chorus.core.errors import ConfigError
+from chorus.core.identity import SpiffeId
+from chorus.transport.options import Options, client_options
+from chorus.transport.tls import TlsIdentity
+
+
+def open_channel(
+    address: str,
+    *,
+    identity: TlsIdentity | None,
+    server: SpiffeId | str = "",
+    insecure_loopback: bool = False,
+    options: Iterable[tuple[str, str | int]] = (),
+) -> grpc.aio.Channel:
+    """Returns a channel to `address` (`host:port`) for this event loop; it connects when it is first used.
+
+    `server` is who must answer there (its SPIFFE id, or its pinned DNS name): anybody else is refused in the handshake.
+    Without an identity the channel is plaintext, which is allowed for loopback addresses alone, and only if
+    `insecure_loopback` says so; `server` is ignored then. Raises ConfigError for a bad address or a plaintext one.
+    """
+    credentials, complete = _prepare(address, identity, server, insecure_loopback, options)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=complete)
+    return grpc.aio.secure_channel(address, credentials, options=complete)
+
+
+def open_sync_channel(
+    address: str,
+    *,
+    identity: TlsIdentity | None,
+    server: SpiffeId | str = "",
+    insecure_loopback: bool = False,
+    options: Iterable[tuple[str, str | int]] = (),
+) -> grpc.Channel:
+    """The same as `open_channel`, for code without an event loop."""
+    credentials, complete = _prepare(address, identity, server, insecure_loopback, options)
+    if credentials is None:
+        return grpc.insecure_channel(address, options=complete)
+    return grpc.secure_channel(address, credentials, options=complete)
+
+
+def _prepare(
+    address: str,
+    identity: TlsIdentity | None,
+    server: SpiffeId | str,
+    insecure_loopback: bool,
+    options: Iterable[tuple[str, str | int]],
+) -> tuple[grpc.ChannelCredentials | None, Options]:
+    if parse_address(address).port == 0:
+        raise ConfigError(f"cannot dial {address!r}: port 0 only asks for a free one when listening")
+    if identity is None:
+        check_insecure(address, insecure_loopback)
+        return None, client_options(options)
+    name = server.dns_name if isinstance(server, SpiffeId) else server
+    if not name:
+        raise ConfigError(f"cannot dial {address}: say who must answer there, or anybody with a certificate could")
+    # Last, so that no option of the caller's can undo the pin.
+    pin = (("grpc.ssl_target_name_override", name),)
+    return identity.channel_credentials(), client_options((*options, *pin))
+
+
+def parse_address(address: str) -> ListenAddress:
+    """Returns `host:port` in its parts. Raises ConfigError where it is none."""
+    try:
+        return ListenAddress.parse(address)
+    except ValueError as error:
+        raise ConfigError(f"{address!r} is not an address: {error}") from None
+
+
+def check_insecure(address: str, insecure_loopback: bool) -> None:
+    """Raises ConfigError unless plaintext at `address` was asked for and stays within this machine."""
+    if not insecure_loopback:
+        raise ConfigError(f"{address} needs a certificate: make one with `chorus certs issue`")
+    if not parse_address(address).is_loopback:
+        raise ConfigError(
+            f"{address} is not a loopback address; without certificates Chorus talks within this machine only"
+        )

@@ -1,0 +1,62 @@
+"""How connections behave: what both ends of every channel of the mesh agree on.
+
+gRPC's own defaults are made for many requests between data centres. Here a machine may vanish without a word, and a
+stream may be silent for minutes while a long prompt is read, so both ends ping, and both ends allow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Options = tuple[tuple[str, str | int], ...]
+
+MESSAGE_MAX_BYTES = 64 * 1024 * 1024
+"""The longest message that is received; images and embeddings of long lists make long ones."""
+
+PING_INTERVAL_MS = 10_000
+PING_TIMEOUT_MS = 5_000
+_CONNECT_TIMEOUT_MS = 5_000
+_HANDSHAKE_TIMEOUT_MS = 10_000
+
+_BOTH: Options = (
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_CLIENT: Options = (
+    # A peer that was restarted is found within a second. The "minimum" is the time given to one attempt to connect.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # A channel is one connection to one peer: nothing is balanced, shared with another channel, or sent through a
+    # proxy.
+    ("grpc.lb_policy_name", "pick_first"),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+_SERVER: Options = (
+    # Two servers on one port would share its connections at random; the second is refused instead.
+    ("grpc.so_reuseport", 0),
+    # A client that pings faster than this, counted thrice, is sent away: half of what ours do leaves room for jitter.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS // 2),
+    ("grpc.http2.max_ping_strikes", 3),
+    ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+)
+
+
+def client_options(extra: Iterable[tuple[str, str | int]] = ()) -> Options:
+    """Returns the options of a channel; `extra` ones come last, and so win."""
+    return _merged((*_BOTH, *_CLIENT, *extra))
+
+
+def server_options(extra: Iterable[tuple[str, str | int]] = ()) -> Options:
+    """Returns the options of a server; `extra` ones come last, and so win."""
+    return _merged((*_BOTH, *_SERVER, *extra))
+
+
+def _merged(options: Iterable[tuple[str, str | int]]) -> Options:
+    return tuple(dict(options).items())

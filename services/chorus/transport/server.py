@@ -1,0 +1,208 @@
+"""A process's gRPC servers: one over mutual TLS for the mesh, and, each an object of its own, a plaintext one for
+health alone and one for operators. A port of a gRPC server exposes all of its services, so what must not be seen by all
+cannot share one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from chorus.core.errors import ConfigError
+from chorus.core.identity import AccessTable, Role
+from chorus.transport.access import EVERY_ROLE, access_table, fixed_table
+from chorus.transport.channel import check_insecure, parse_address
+from chorus.transport.health import SERVICE as HEALTH
+from chorus.transport.health import Health, HealthServicer
+from chorus.transport.interceptor import CallObserver, MeshInterceptor
+from chorus.transport.options import server_options
+from chorus.transport.tls import TlsIdentity
+
+_REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
+# The library has v1alpha only. v1 has the same messages under another package, so the same servicer answers both.
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_REFLECTION_METHOD = "ServerReflectionInfo"
+_REFLECTION_V1_PATH = f"/{_REFLECTION_V1}/{_REFLECTION_METHOD}"
+_ADMIN_ACCESS: AccessTable = {
+    **fixed_table(frozenset({Role.ADMIN}), _CHANNELZ, _REFLECTION, HEALTH),
+    _REFLECTION_V1_PATH: frozenset({Role.ADMIN}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service to serve: its descriptor, the generated `add_..._to_server`, and what implements it."""
+
+    descriptor: ServiceDescriptor
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: Any
+
+
+class MeshServer:
+    """The servers of one process; made by `build_server`. Nothing listens before `start()`."""
+
+    def __init__(
+        self,
+        *,
+        identity: TlsIdentity | None,
+        listen: Sequence[str],
+        services: Sequence[Service],
+        health_listen: str | None,
+        admin_listen: str | None,
+        observer: CallObserver | None,
+        extra_access: AccessTable,
+        options: Iterable[tuple[str, str | int]],
+    ) -> None:
+        self.health = Health(service.descriptor.full_name for service in services)
+        self._identity = identity
+        self._listen = tuple(listen)
+        self._services = tuple(services)
+        self._health_listen = health_listen
+        self._admin_listen = admin_listen
+        self._options = server_options(options)
+        self._trust_domain = identity.spiffe_id.trust_domain if identity is not None else None
+        self._observer = observer
+        self.access: AccessTable = {
+            **access_table(*(service.descriptor for service in services)),
+            **fixed_table(EVERY_ROLE, HEALTH, _REFLECTION),
+            _REFLECTION_V1_PATH: EVERY_ROLE,
+            **extra_access,
+        }
+        self._interceptor = MeshInterceptor(self.access, trust_domain=self._trust_domain, observer=observer)
+        self._servers: list[grpc.aio.Server] = []
+        self.addresses: tuple[str, ...] = ()
+        self.health_address: str | None = None
+        self.admin_address: str | None = None
+
+    @property
+    def port(self) -> int:
+        """The port of the first mesh address; known once started."""
+        return parse_address(self.addresses[0]).port
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many calls of the mesh listener are being handled, watches included."""
+        return self._interceptor.calls_in_flight
+
+    async def start(self) -> None:
+        """Binds every address and serves. Raises ConfigError naming one that cannot be had; nothing serves then."""
+        credentials = self._identity.server_credentials() if self._identity is not None else None
+        try:
+            mesh = self._server(self._interceptor)
+            self.addresses = tuple(_bind(mesh, address, credentials) for address in self._listen)
+            for service in self._services:
+                service.add(service.servicer, mesh)
+            health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), mesh)
+            _add_reflection(mesh, [*(service.descriptor for service in self._services), HEALTH])
+            if self._admin_listen is not None:
+                admin = self._server(MeshInterceptor(_ADMIN_ACCESS, trust_domain=self._trust_domain))
+                self.admin_address = _bind(admin, self._admin_listen, credentials)
+                channelz.add_channelz_servicer(admin)
+                health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), admin)
+                _add_reflection(admin, [_CHANNELZ, HEALTH])
+            if self._health_listen is not None:
+                probe = self._server(MeshInterceptor(fixed_table(EVERY_ROLE, HEALTH), trust_domain=None))
+                self.health_address = _bind(probe, self._health_listen, None)
+                health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), probe)
+            for server in self._servers:
+                await server.start()
+        except BaseException:
+            await self.stop(0)
+            raise
+
+    def drain(self) -> None:
+        """Says NOT_SERVING to whoever asks or watches; calls go on. Stop when those that matter have ended."""
+        self.health.drain()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, gives those in flight `grace_s` seconds, then cancels them. May be called again."""
+        self.health.drain()
+        self.health.close()
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+        self._servers.clear()
+
+    async def wait_stopped(self) -> None:
+        """Returns when the mesh listener has stopped."""
+        if self._servers:
+            await self._servers[0].wait_for_termination()
+
+    def _server(self, interceptor: MeshInterceptor) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[interceptor], options=self._options)
+        self._servers.append(server)
+        return server
+
+
+def build_server(
+    *,
+    identity: TlsIdentity | None,
+    listen: Sequence[str],
+    services: Sequence[Service],
+    health_listen: str | None = None,
+    admin_listen: str | None = None,
+    observer: CallObserver | None = None,
+    insecure_loopback: bool = False,
+    extra_access: AccessTable | None = None,
+    options: Iterable[tuple[str, str | int]] = (),
+) -> MeshServer:
+    """Returns the servers of a process, not yet started.
+
+    `listen`: addresses (`host:port`, port 0 for a free one) of the mesh listener, over mutual TLS, with health and
+    reflection beside `services`. Who may call what is read from the services' descriptors; `extra_access` adds RPCs
+    whose protos do not say it. `health_listen`: plaintext, grpc.health.v1 and nothing else, for probes without a
+    certificate. `admin_listen`: channelz, for the admin role alone. Without an identity all is plaintext, which is
+    allowed on loopback addresses alone, and only if `insecure_loopback` says so; everybody may call everything then.
+    Raises ConfigError.
+    """
+    if not listen:
+        raise ConfigError("a server needs an address to listen on")
+    for address in (*listen, *(extra for extra in (admin_listen, health_listen) if extra is not None)):
+        parse_address(address)
+        if identity is None and address != health_listen:
+            check_insecure(address, insecure_loopback)
+    return MeshServer(
+        identity=identity,
+        listen=listen,
+        services=services,
+        health_listen=health_listen,
+        admin_listen=admin_listen,
+        observer=observer,
+        extra_access=extra_access if extra_access is not None else {},
+        options=options,
+    )
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+    host, wanted = parse_address(address).host, parse_address(address).port
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        hint = f"does another process listen on port {wanted}?" if wanted else "is it an address of this machine?"
+        raise ConfigError(f"cannot listen on {address}: {hint} ({error})") from error
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _add_reflection(server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:
+    names = [*(service.full_name for service in services), _REFLECTION.full_name]
+    servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {_REFLECTION_METHOD: handler}),)
+    )
