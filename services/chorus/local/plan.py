@@ -1,0 +1,201 @@
+"""What a local mesh consists of: which processes, each with its whole configuration. Decided before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chorus.config import ChorusConfig, Endpoint, ListenAddress, LoadedConfig, to_toml
+from chorus.core.errors import ConfigError
+from chorus.core.identity import Role
+from chorus.local.certificates import CLIENT_NAME, LOOPBACK_NAMES
+from chorus.local.home import MeshHome
+from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, Ports
+
+LOOPBACK = "127.0.0.1"
+_REGISTRY, _COORDINATOR = "registry", "coordinator"
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the person at the keyboard asked for. `lan_ip` None: this machine alone; `port_base` None: the usual one."""
+
+    home: MeshHome
+    runners: int = 2
+    supervised: bool = True
+    lan_ip: str | None = None
+    models: tuple[str, ...] = ()
+    port_base: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.runners <= RUNNERS_MAX:
+            raise ConfigError(f"--runners: should be from 1 to {RUNNERS_MAX}, not {self.runners}")
+        if self.port_base is not None and not 1024 <= self.port_base <= HIGHEST_BASE:
+            raise ConfigError(f"--port-base: should be from 1024 to {HIGHEST_BASE}, not {self.port_base}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """One process: its name, what it is, where it serves, and its configuration with the files it is kept in."""
+
+    name: str
+    role: Role
+    address: Endpoint
+    metrics: ListenAddress
+    config: ChorusConfig
+    config_file: Path
+    log_file: Path
+
+    def write_config(self) -> None:
+        """Writes the configuration for the process to read; readable by its owner alone."""
+        self.config_file.touch(mode=0o600)
+        self.config_file.write_text(to_toml(self.config, "mesh", "log", self.role.value), "utf-8")
+
+    @property
+    def drain_grace_s(self) -> float:
+        """How long it may take to end once asked."""
+        section = getattr(self.config, self.role.value)
+        return float(getattr(section, "drain_grace_s", 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """The whole mesh. `client` is the configuration by which this machine's user reaches it."""
+
+    options: UpOptions
+    trust_domain: str | None  # None: that of the authority, or a new one's default
+    processes: tuple[ProcessPlan, ...]
+    client: ChorusConfig
+
+    @property
+    def certs_dir(self) -> Path:
+        """Where the certificates are."""
+        return self.client.mesh.certs_dir
+
+    @property
+    def insecure(self) -> bool:
+        """Whether it was asked for a mesh without TLS."""
+        return self.client.mesh.insecure_loopback
+
+    @property
+    def listen_host(self) -> str:
+        """The address that all of them listen on."""
+        return self.options.lan_ip or LOOPBACK
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The port of every process by its name."""
+        return {process.name: process.address.port for process in self.processes}
+
+    @property
+    def metrics_ports(self) -> Mapping[str, int]:
+        """The port of every process's metrics, on loopback."""
+        return {f"metrics of {process.name}": process.metrics.port for process in self.processes}
+
+    @property
+    def models(self) -> tuple[str, ...] | None:
+        """The models that its runners load; None is the catalog's default."""
+        return next(process.config.runner.models for process in self.processes if process.role is Role.RUNNER)
+
+    @property
+    def needs_model_files(self) -> bool:
+        """Whether an engine here reads model files."""
+        return any(p.config.runner.engine != "fake" for p in self.processes if p.role is Role.RUNNER)
+
+    def certificates(self) -> Mapping[tuple[Role, str], tuple[str, ...]]:
+        """Every certificate that the mesh needs, with the addresses it must name: (role, name) -> addresses."""
+        addresses = LOOPBACK_NAMES if self.options.lan_ip is None else (*LOOPBACK_NAMES, self.options.lan_ip)
+        wanted: dict[tuple[Role, str], tuple[str, ...]] = {(p.role, p.name): addresses for p in self.processes}
+        return wanted | {(Role.CLIENT, CLIENT_NAME): ()}
+
+    def with_trust_domain(self, trust_domain: str) -> MeshPlan:
+        """Returns the plan for the authority that there turned out to be."""
+        return MeshPlan(
+            self.options,
+            trust_domain,
+            tuple(
+                ProcessPlan(
+                    p.name,
+                    p.role,
+                    p.address,
+                    p.metrics,
+                    _changed(p.config, "mesh", trust_domain=trust_domain),
+                    p.config_file,
+                    p.log_file,
+                )
+                for p in self.processes
+            ),
+            _changed(self.client, "mesh", trust_domain=trust_domain),
+        )
+
+
+def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, host_label: str) -> MeshPlan:
+    """Returns the plan: what the user configured, with names, addresses and paths that `up` owns put in.
+
+    `host_label` is this machine's name as a DNS label; runners that other machines see carry it in theirs.
+    Raises ConfigError where the configuration contradicts what was asked for.
+    """
+    config = base.config
+    if config.mesh.insecure_loopback and options.lan_ip is not None:
+        raise ConfigError("mesh.insecure_loopback serves this machine alone, and --lan other machines: choose one")
+    ports = Ports(options.port_base if options.port_base is not None else DEFAULT_BASE)
+    host = options.lan_ip or LOOPBACK
+    keep_certs = "mesh.certs_dir" in base.origins or not options.home.chosen
+    shared = _changed(config, "mesh", certs_dir=config.mesh.certs_dir if keep_certs else options.home.certs)
+    # Logs are files that people read; colours and JSON are for whoever configures them.
+    shared = _changed(shared, "log", format="console" if config.log.format == "auto" else config.log.format, file=None)
+    registry = Endpoint(host, ports.registry, _REGISTRY)
+    coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
+    models = options.models or config.runner.models
+    runner_common: dict[str, Any] = {
+        "advertise": None,
+        "registries": (registry,),
+        "models": models,
+        "threads": config.runner.threads or max(1, physical_cores // options.runners),
+    }
+
+    def process(name: str, role: Role, port: int, **changes: Any) -> ProcessPlan:
+        metrics = ListenAddress(LOOPBACK, ports.metrics(port))
+        return ProcessPlan(
+            name=name,
+            role=role,
+            address=Endpoint(host, port, name),
+            metrics=metrics,
+            config=_changed(
+                shared,
+                role.value,
+                name=name,
+                listen=ListenAddress(host, port),
+                health_listen=None,
+                admin_listen=None,
+                metrics_listen=metrics,
+                **changes,
+            ),
+            config_file=options.home.config_file(name),
+            log_file=options.home.log_file(name),
+        )
+
+    prefix = f"{host_label}-" if options.lan_ip is not None else "runner-"
+    runners = [
+        process(f"{prefix}{index + 1}", Role.RUNNER, ports.runner(index), **runner_common)
+        for index in range(options.runners)
+    ]
+    default_model = config.coordinator.default_model or next(iter(models or ()), None)
+    return MeshPlan(
+        options=options,
+        trust_domain=config.mesh.trust_domain if "mesh.trust_domain" in base.origins else None,
+        processes=(
+            process(_REGISTRY, Role.REGISTRY, ports.registry),
+            *runners,
+            process(
+                _COORDINATOR, Role.COORDINATOR, ports.coordinator, registries=(registry,), default_model=default_model
+            ),
+        ),
+        client=_changed(shared, "client", coordinators=(coordinator,), identity=f"{Role.CLIENT}-{CLIENT_NAME}"),
+    )
+
+
+def _changed(config: ChorusConfig, section: str, **changes: Any) -> ChorusConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})

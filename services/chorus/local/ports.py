@@ -1,0 +1,87 @@
+"""Which ports a local mesh uses, and who has them already."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from chorus.core.errors import ConfigError
+
+DEFAULT_BASE = 7100
+HIGHEST_BASE = 65535 - 300
+RUNNERS_MAX = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports of a mesh, all within 300 of `base`. Metrics are served on loopback alone."""
+
+    base: int = DEFAULT_BASE
+
+    @property
+    def registry(self) -> int:
+        """The registry's."""
+        return self.base + 1
+
+    def runner(self, index: int) -> int:
+        """The runner's, counted from 0."""
+        return self.base + 101 + index
+
+    @property
+    def coordinator(self) -> int:
+        """The coordinator's."""
+        return self.base + 201
+
+    @staticmethod
+    def metrics(port: int) -> int:
+        """Where the service on `port` shows its metrics."""
+        return port + 50
+
+
+def check_free(host: str, ports: Mapping[str, int]) -> None:
+    """Raises ConfigError naming every port that is taken, and by whom where the system tells."""
+    taken = [f"port {port} ({what}) is taken{_holder(port)}" for what, port in ports.items() if not is_free(host, port)]
+    if taken:
+        raise ConfigError(f"{'; '.join(taken)}. Stop what runs there, or choose other ports with --port-base")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As gRPC does: connections that just ended don't count, a server that listens does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except PermissionError as error:
+            raise ConfigError(f"port {port} may not be used by this user; choose others with --port-base") from error
+        except OSError:
+            return False
+    return True
+
+
+def find_base(host: str, runners: int, candidates: Iterable[int]) -> int:
+    """Returns the first of `candidates` from which every port is free. Raises ConfigError where there is none."""
+    for base in candidates:
+        ports = Ports(base)
+        wanted = (ports.registry, ports.coordinator, *map(ports.runner, range(runners)))
+        if all(is_free(host, port) and is_free("127.0.0.1", ports.metrics(port)) for port in wanted):
+            return base
+    raise ConfigError("no free ports were found; choose them with --port-base")
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port
+            if listens and connection.pid:
+                process = psutil.Process(connection.pid)
+                command = " ".join(process.cmdline()[:6]) or process.name()
+                return f" by process {connection.pid} ({command[:80]})"
+    except psutil.Error:
+        pass
+    return ""
