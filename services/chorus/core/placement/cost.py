@@ -14,9 +14,9 @@ Terms: TypeAlias = tuple[tuple[str, float], ...]
 NOMINAL_TOKENS = 256
 # A stream among others is slower than one alone: by this share where all slots are taken.
 CROWDING = 0.5
-# Reading weights from disk, and what a load takes besides.
+# Reading weights from disk, and what a load costs besides: memory that other models then lack.
 LOAD_BYTES_PER_S = 500e6
-LOAD_FIXED_S = 1.0
+LOAD_FIXED_S = 10.0
 # Decoding reads all weights once per token, so the memory's bandwidth is a guess at the speed of what never ran.
 CPU_BYTES_PER_S = 20e9
 GPU_BYTES_PER_S = 300e9

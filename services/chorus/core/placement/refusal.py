@@ -111,9 +111,7 @@ def _unsupported(needs: Needs, closest: Sequence[Missed]) -> UnsupportedFeatureE
     lacking = min((sorted(miss.found) for _, miss in closest), key=lambda features: (len(features), features))
     named = ", ".join(lacking)
     whom = f"no runner that has {_shown(needs.model)}" if needs.model else "no runner"
-    return UnsupportedFeatureError(
-        f"the request needs {named}, which {whom} can do", metadata={"feature": ",".join(lacking)}
-    )
+    return UnsupportedFeatureError(f"the request needs {named}, which {whom} can do", metadata={"feature": lacking[0]})
 
 
 def _too_short(needs: Needs, closest: Sequence[Missed]) -> ChorusError:
