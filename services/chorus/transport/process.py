@@ -1,0 +1,222 @@
+"""The life of a service's process: logging, signals, the metrics listener, and exit codes that scripts can use.
+
+0: it was asked to stop and did. 1: it failed. 2: its configuration or its certificates are wrong, so that starting it
+again cannot help. 130, 143: it was asked twice (SIGINT, SIGTERM) and went at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from chorus.config import ListenAddress, LogSettings, MeshSettings
+from chorus.core.errors import CertificateError, ChorusError, ConfigError
+from chorus.core.identity import Role, SpiffeId
+from chorus.telemetry.logs import configure_logging, get_logger
+from chorus.transport.tls import TlsIdentity
+
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+
+_STOP_MARGIN_S = 15.0
+"""A service that has not stopped so long after its grace hangs, and is left where it is."""
+
+_log = get_logger()
+
+
+class HostedService(ABC):
+    """What `run_service` runs. Made, started and stopped on one event loop."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where it serves, as `host:port`; known once started."""
+
+    @property
+    def side_addresses(self) -> Mapping[str, str]:
+        """Its other listeners by kind (`health`, `admin`), where it has any."""
+        return {}
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Serves. Raises a ChorusError where it cannot."""
+
+    @abstractmethod
+    async def stop(self, grace_s: float) -> None:
+        """Takes nothing new, lets what runs finish within `grace_s` seconds, and ends. Safe after a failed start."""
+
+    async def wait_failed(self) -> ChorusError:
+        """Returns, while it runs, once it cannot go on. Unless overridden, it always can."""
+        never: asyncio.Future[ChorusError] = asyncio.get_running_loop().create_future()
+        return await never
+
+
+def load_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentity | None:
+    """Returns who the process is that serves as `name`, or None for a mesh without TLS on loopback.
+
+    Raises CertificateError where there is no valid certificate, or it is of somebody else.
+    """
+    if mesh.insecure_loopback:
+        return None
+    directory = mesh.certs_dir / f"{role}-{name}"
+    identity = TlsIdentity.load(directory)
+    expected = SpiffeId(mesh.trust_domain, role, name)
+    if identity.spiffe_id != expected:
+        raise CertificateError(
+            f"the certificate in {directory} is that of {identity.spiffe_id}, "
+            f"but this process is configured as {expected}"
+        )
+    return identity
+
+
+def run_service(
+    name: str,
+    build: Callable[[CollectorRegistry], HostedService],
+    *,
+    log: LogSettings,
+    metrics: CollectorRegistry,
+    metrics_listen: ListenAddress | None = None,
+    grace_s: float = 0.0,
+) -> int:
+    """Runs a service until SIGTERM, SIGINT or its failure, and returns the exit code of its process.
+
+    `build` makes the service on the event loop; what it measures goes to `metrics`. Whatever goes wrong is one line on
+    standard error, and an event in the log where that is another place.
+    """
+    try:
+        with configure_logging(service=name, **dict(log)):
+            try:
+                return asyncio.run(_run(build, metrics, metrics_listen, grace_s))
+            except ChorusError as error:
+                if log.file is not None:
+                    _log.error("service.failed", reason=error.reason, why=error.message)
+                raise
+            except Exception:
+                _log.exception("service.failed", reason=ChorusError.reason)
+                raise
+    except (ConfigError, CertificateError) as error:
+        return _tell(name, error.message, EXIT_MISCONFIGURED)
+    except ChorusError as error:
+        return _tell(name, error.message, EXIT_FAILED)
+    except Exception as error:  # a defect of ours; the log has its traceback
+        return _tell(name, f"internal error: {type(error).__name__}: {error}", EXIT_FAILED)
+
+
+def _tell(name: str, message: str, code: int) -> int:
+    print(f"chorus {name}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+async def _run(
+    build: Callable[[CollectorRegistry], HostedService],
+    metrics: CollectorRegistry,
+    metrics_listen: ListenAddress | None,
+    grace_s: float,
+) -> int:
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled)
+    asked = _catch_signals()
+    with ExitStack() as stack:
+        side = _serve_metrics(metrics, metrics_listen, stack)
+        service = build(metrics)
+        if await _start(service, asked):
+            side |= service.side_addresses
+            _log.info(
+                "service.ready",
+                address=service.address,
+                pid=os.getpid(),
+                **{f"{kind}_address": address for kind, address in side.items()},
+            )
+            await _serve(service, asked, grace_s)
+    _log.info("service.stopped")
+    return 0
+
+
+async def _start(service: HostedService, asked: asyncio.Event) -> bool:
+    """Starts the service; returns whether it runs, which it does not if it was asked to stop meanwhile."""
+    starting = asyncio.ensure_future(service.start())
+    waiting = asyncio.ensure_future(asked.wait())
+    try:
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done() and starting.exception() is None:
+            return True
+    finally:
+        waiting.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+    await _stop(service, 0.0)
+    if not starting.cancelled():
+        starting.result()
+    return False
+
+
+async def _serve(service: HostedService, asked: asyncio.Event, grace_s: float) -> None:
+    failing = asyncio.ensure_future(service.wait_failed())
+    waiting = asyncio.ensure_future(asked.wait())
+    try:
+        await asyncio.wait({failing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        failing.cancel()
+    failure = failing.result() if failing.done() and not failing.cancelled() else None
+    if failure is None:
+        _log.info("service.stopping", grace_s=grace_s)
+    else:
+        _log.error("service.failing", reason=failure.reason, why=failure.message)
+    await _stop(service, grace_s)
+    if failure is not None:
+        raise failure
+
+
+async def _stop(service: HostedService, grace_s: float) -> None:
+    try:
+        async with asyncio.timeout(grace_s + _STOP_MARGIN_S):
+            await service.stop(grace_s)
+    except TimeoutError:
+        _log.error("service.stop_hangs", after_s=grace_s + _STOP_MARGIN_S)
+
+
+def _catch_signals() -> asyncio.Event:
+    """Returns what the first SIGTERM or SIGINT sets. A second one ends the process there and then."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def caught(number: int) -> None:
+        if asked.is_set():
+            os._exit(128 + number)
+        _log.info("service.signal", signal=signal.Signals(number).name)
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, caught, number)
+    return asked
+
+
+def _serve_metrics(registry: CollectorRegistry, listen: ListenAddress | None, stack: ExitStack) -> dict[str, str]:
+    """Serves /metrics until `stack` is left; returns the bound address, where one was asked for."""
+    if listen is None:
+        return {}
+    try:
+        server, thread = start_http_server(listen.port, addr=listen.host, registry=registry)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {listen} for metrics: {error.strerror or error}") from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    stack.callback(close)
+    return {"metrics": str(ListenAddress(listen.host, server.server_port))}
+
+
+def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    _log.error("service.unhandled", why=context.get("message", ""), exc_info=context.get("exception"))
