@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +112,14 @@ class MeshPlan:
 
     def with_trust_domain(self, trust_domain: str) -> MeshPlan:
         """Returns the plan for the authority that there turned out to be."""
-        return MeshPlan(
-            self.options,
-            trust_domain,
-            tuple(
-                ProcessPlan(
-                    p.name,
-                    p.role,
-                    p.address,
-                    p.metrics,
-                    _changed(p.config, "mesh", trust_domain=trust_domain),
-                    p.config_file,
-                    p.log_file,
-                )
-                for p in self.processes
+        return replace(
+            self,
+            trust_domain=trust_domain,
+            processes=tuple(
+                replace(process, config=_changed(process.config, "mesh", trust_domain=trust_domain))
+                for process in self.processes
             ),
-            _changed(self.client, "mesh", trust_domain=trust_domain),
+            client=_changed(self.client, "mesh", trust_domain=trust_domain),
         )
 
 

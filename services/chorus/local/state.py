@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +76,10 @@ class MeshState:
     certs_dir: str
     coordinator: str  # NAME@HOST:PORT
     identity: str  # folder of the client certificate under certs_dir
+    insecure_loopback: bool = False
     models: tuple[str, ...] = ()
     processes: tuple[ProcessState, ...] = ()
     problem: str = ""
-    ports_to_open: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def alive(self) -> bool:
