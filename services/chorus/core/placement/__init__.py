@@ -1,6 +1,7 @@
 """Which runner serves a request: what it needs, who has it, what it would cost there, and why nobody can."""
 
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
+from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import default_model, families
 from chorus.core.placement.needs import Needs, Work
 from chorus.core.placement.place import Candidate, Rejected, Survey, place, survey
@@ -10,6 +11,7 @@ from chorus.core.placement.roster import Roster
 __all__ = [
     "NOTHING_MORE",
     "Candidate",
+    "InFlight",
     "Miss",
     "Needs",
     "Rejected",
