@@ -19,7 +19,6 @@ from typing import Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
-import structlog
 
 from chorus.core.errors import (
     ChorusError,
@@ -30,6 +29,7 @@ from chorus.core.errors import (
 )
 from chorus.core.identity import AccessTable, SpiffeId, authorize
 from chorus.telemetry import context as request_context
+from chorus.telemetry.logs import get_logger
 from chorus.transport.peer import authenticate, set_caller
 from chorus.wire.errors import to_status
 
@@ -39,7 +39,7 @@ UNKNOWN_METHOD = "unknown"
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages that are raw bytes
 Body = Callable[[Any, Context], Awaitable[Any]]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger()
 
 
 class CallObserver(Protocol):
@@ -118,7 +118,6 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         # Every call has a task, so context variables set here are its own and need no resetting.
         ids = request_context.accept(context.invocation_metadata())
         request_context.bind(ids)
-        structlog.contextvars.bind_contextvars(request_id=ids.request_id, trace_id=ids.trace_id)
         code, reason = grpc.StatusCode.OK, ""
         self.calls_in_flight += 1
         self._observer.call_started(label)
@@ -162,7 +161,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 authorize(self._access, method, caller)
         except (UnauthenticatedError, PermissionDeniedError) as error:
             _log.warning(
-                "call refused",
+                "call.refused",
                 method=method[:200],
                 peer=context.peer(),
                 caller=str(caller) if caller else None,
@@ -172,13 +171,13 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             raise
 
     def _internal(self, method: str, request_id: str) -> InternalError:
-        _log.exception("call failed", method=method, reason=InternalError.reason)
+        _log.exception("call.failed", method=method, reason=InternalError.reason)
         return InternalError(f"internal error; request id {request_id}")
 
 
 async def _fail(method: str, error: ChorusError, request_id: str, context: Context) -> NoReturn:
     status = to_status(error, request_id=request_id)
-    _log.debug("call ended", method=method, code=status.code.name, reason=error.reason, why=status.message)
+    _log.debug("call.ended", method=method, code=status.code.name, reason=error.reason, why=status.message)
     try:
         await context.abort(status.code, status.message, status.trailers)
     except grpc.aio.InternalError:

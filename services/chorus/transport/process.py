@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from chorus.config import ListenAddress, LogSettings, MeshSettings
 from chorus.core.errors import CertificateError, ChorusError, ConfigError
 from chorus.core.identity import Role, SpiffeId
 from chorus.telemetry.logs import configure_logging, get_logger
+from chorus.telemetry.metrics_server import MetricsServer
 from chorus.transport.tls import TlsIdentity
 
 EXIT_FAILED = 1
@@ -94,7 +95,7 @@ def run_service(
     try:
         with configure_logging(service=name, **dict(log)):
             try:
-                return asyncio.run(_run(build, metrics, metrics_listen, grace_s))
+                return asyncio.run(_run(name, build, metrics, metrics_listen, grace_s))
             except ChorusError as error:
                 if log.file is not None:
                     _log.error("service.failed", reason=error.reason, why=error.message)
@@ -116,6 +117,7 @@ def _tell(name: str, message: str, code: int) -> int:
 
 
 async def _run(
+    name: str,
     build: Callable[[CollectorRegistry], HostedService],
     metrics: CollectorRegistry,
     metrics_listen: ListenAddress | None,
@@ -124,16 +126,13 @@ async def _run(
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
     asked = _catch_signals()
     with ExitStack() as stack:
-        side = _serve_metrics(metrics, metrics_listen, stack)
+        metrics_address = _serve_metrics(name, metrics, metrics_listen, stack)
         service = build(metrics)
         if await _start(service, asked):
-            side |= service.side_addresses
-            _log.info(
-                "service.ready",
-                address=service.address,
-                pid=os.getpid(),
-                **{f"{kind}_address": address for kind, address in side.items()},
-            )
+            side = {f"{kind}_address": address for kind, address in service.side_addresses.items()}
+            if metrics_address is not None:
+                side["metrics_address"] = metrics_address
+            _log.info("service.ready", address=service.address, pid=os.getpid(), **side)
             await _serve(service, asked, grace_s)
     _log.info("service.stopped")
     return 0
@@ -200,22 +199,15 @@ def _catch_signals() -> asyncio.Event:
     return asked
 
 
-def _serve_metrics(registry: CollectorRegistry, listen: ListenAddress | None, stack: ExitStack) -> dict[str, str]:
-    """Serves /metrics until `stack` is left; returns the bound address, where one was asked for."""
+def _serve_metrics(
+    name: str, registry: CollectorRegistry, listen: ListenAddress | None, stack: ExitStack
+) -> str | None:
+    """Serves /metrics until `stack` is left; returns the bound address, or None where none was asked for."""
     if listen is None:
-        return {}
-    try:
-        server, thread = start_http_server(listen.port, addr=listen.host, registry=registry)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {listen} for metrics: {error.strerror or error}") from error
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    stack.callback(close)
-    return {"metrics": str(ListenAddress(listen.host, server.server_port))}
+        return None
+    key = f"{name}.metrics_listen"
+    server = stack.enter_context(MetricsServer(registry, host=listen.host, port=listen.port, key=key))
+    return str(ListenAddress(listen.host, server.port))
 
 
 def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
