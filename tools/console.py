@@ -107,6 +107,7 @@ class Step:
         The command gets a process group of its own, which goes with this process when that is interrupted.
         """
         words = [str(word) for word in argv]
+        name = " ".join(words[words.index("-m") + 1 :][:2]) if "-m" in words else Path(words[0]).name
         self._log.write(f"\n$ {' '.join(words)}\n")
         self._log.flush()
         try:
@@ -122,7 +123,7 @@ class Step:
                 start_new_session=True,
             )
         except OSError as error:
-            raise SetupError(f"{words[0]} did not start: {error.strerror}", advice=advice) from error
+            raise SetupError(f"{name} did not start: {error.strerror}", advice=advice) from error
         printed: list[str] = []
 
         def read() -> None:
@@ -144,7 +145,7 @@ class Step:
             process.wait(timeout=max(0.0, deadline - time.monotonic()) + 1.0)
         except subprocess.TimeoutExpired:
             raise SetupError(
-                f"{words[0]} was still running after {elapsed(limit_s)}; stopped it",
+                f"{name} was still running after {elapsed(limit_s)}; stopped it",
                 advice=advice,
                 tail=_tail(printed),
             ) from None
@@ -153,9 +154,7 @@ class Step:
             reader.join(timeout=5.0)
             self._log.flush()
         if process.returncode != 0:
-            raise SetupError(
-                f"{Path(words[0]).name} ended with exit status {process.returncode}", advice=advice, tail=_tail(printed)
-            )
+            raise SetupError(f"{name} ended with exit status {process.returncode}", advice=advice, tail=_tail(printed))
         return "".join(printed)
 
 

@@ -72,7 +72,7 @@ def main(arguments: list[str], *, root: str) -> int:
         print(f"\nSetup stopped: {error}.")
         if error.advice:
             print(error.advice)
-        if setup.log.exists():
+        if error.tail and setup.log.exists():
             print(f"Everything that was printed: {setup.log.relative_to(setup.root)}")
         return 1
     except KeyboardInterrupt:

@@ -5,10 +5,9 @@ Standard library alone, so that any Python 3 can start it; Python 3.11 or newer 
 was made from (`.venv/chorus-setup.json`), so a second run does nothing, in a fraction of a second.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,11 @@ def newer_python() -> str:
     """A Python that is new enough, from PATH; ends the process with advice where there is none."""
     for name in ("python3.13", "python3.12", "python3.11", "python3.14"):
         found = shutil.which(name)
-        if found:
+        # One that is on PATH need not run: version managers put a shim there for every version that they know.
+        if (
+            found
+            and subprocess.call([found, "-c", "import venv"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+        ):
             return found
     sys.exit(_ADVICE.format(*sys.version_info[:2]))
 
