@@ -200,6 +200,11 @@ class LeaseTable:
         """Every live runner, in the order in which they came."""
         return tuple(self.leased_record(runner_id, now) for runner_id in self._leases)
 
+    def incarnation_of(self, runner_id: str) -> int | None:
+        """The incarnation that holds a runner's lease, or None where nobody does."""
+        lease = self._leases.get(runner_id)
+        return None if lease is None else lease.record.runner.incarnation
+
     def leased_record(self, runner_id: str, now: float) -> LeasedRecord:
         """One live runner with its lease. Raises UnknownLeaseError where there is none."""
         lease = self._leases.get(runner_id)
