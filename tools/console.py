@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -164,16 +164,15 @@ def _tail(lines: Sequence[str]) -> list[str]:
 
 def _end_group(process: subprocess.Popen[str]) -> None:
     """Ends a command and everything that it started; a compiler left behind would go on for minutes."""
-    if process.poll() is not None:
-        return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        try:
-            process.wait(timeout=5.0)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            process.poll()  # collects the leader, so that an empty group is seen as such
+            try:
+                os.killpg(process.pid, number)
+            except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+                return
+            time.sleep(0.05)
 
 
 @contextmanager

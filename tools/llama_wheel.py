@@ -174,7 +174,9 @@ def wheel(pin: Pin, backend: Backend, build_lock: Path, running: Mapping[str, st
             return found, False
         for left in place.parent.glob(f"{place.name}.building-*"):  # by a build that was killed; we hold its lock
             shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=f"{place.name}.building-", dir=place.parent) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=f"{place.name}.building-", dir=place.parent, ignore_cleanup_errors=True
+        ) as scratch:
             built = _build(pin, backend, build_lock, Path(scratch), step)
             ready = Path(scratch) / "ready"
             ready.mkdir()
