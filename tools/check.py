@@ -39,19 +39,23 @@ def checks(release: str | None) -> list[Check]:
         Check("types", (str(scripts / "mypy"), "services/chorus", "tools")),
     ]
     if release:
-        against = f".git#tag={release}"
+        against = f"{_git('rev-parse', '--git-common-dir')}#format=git,tag={release}"  # in a linked worktree, too
         found.insert(4, Check(f"protos compatible with {release}", (buf, "breaking", "--against", against)))
     return found
 
 
 def last_release() -> str | None:
     """The newest release tag (v1.2.3) that this commit descends from; None before the first one, or without git."""
-    argv = ["git", "describe", "--tags", "--abbrev=0", "--match", "v[0-9]*"]
+    return _git("describe", "--tags", "--abbrev=0", "--match", "v[0-9]*") or None
+
+
+def _git(*words: str) -> str:
+    """What git prints; nothing where it fails or isn't there."""
     try:
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)  # noqa: S607
     except OSError:
-        return None
-    return done.stdout.strip() or None
+        return ""
+    return done.stdout.strip()
 
 
 def passes(check: Check) -> bool:
