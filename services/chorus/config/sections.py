@@ -276,6 +276,9 @@ class RunnerSettings(_Listening):
         description="Models to load at the start; [] loads none.",
         json_schema_extra=_shown("the catalog's default model"),
     )
+    catalogs: TextList = Field(
+        default=(), description="Files that describe models of your own, on top of the shipped catalog."
+    )
     engine: Literal["llama", "fake"] = Field(
         default="llama", description="What generates tokens; fake is for tests.", json_schema_extra={"hidden": True}
     )
@@ -362,6 +365,12 @@ class CoordinatorSettings(_Listening):
         gt=0,
         le=60,
         description="Seconds to wait for a connection to a runner before another one is tried.",
+    )
+    max_requests: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Requests under way at the same time; more are refused.",
     )
     drain_grace_s: float = Field(
         default=30.0,

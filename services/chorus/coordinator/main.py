@@ -1,0 +1,29 @@
+"""The process `chorus coordinator`."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+
+import chorus
+from chorus.config import ChorusConfig
+from chorus.coordinator.service import CoordinatorService
+from chorus.core.identity import Role
+from chorus.telemetry.metrics import new_registry
+from chorus.transport.process import load_identity, run_service
+
+
+def run(config: ChorusConfig) -> int:
+    """Runs a coordinator until it is asked to stop; returns the exit code of the process."""
+
+    def build(metrics: CollectorRegistry) -> CoordinatorService:
+        identity = load_identity(config.mesh, Role.COORDINATOR, config.coordinator.name)
+        return CoordinatorService(config, identity=identity, metrics=metrics)
+
+    return run_service(
+        "coordinator",
+        build,
+        log=config.log,
+        metrics=new_registry(service="coordinator", version=chorus.__version__),
+        metrics_listen=config.coordinator.metrics_listen,
+        grace_s=config.coordinator.drain_grace_s,
+    )

@@ -1,0 +1,152 @@
+"""Placement at work: the pure decision, with this coordinator's directory, counts and retry budget."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from chorus.coordinator.live import LiveDirectory
+from chorus.core.errors import ChorusError
+from chorus.core.fleet.directory import DirectoryChange
+from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
+from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget
+from chorus.telemetry.logs import get_logger
+from chorus.telemetry.metrics import GenerationMetrics
+
+T = TypeVar("T")
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where a request would go: every runner, and the refusal where nobody fits."""
+
+    survey: Survey
+    error: ChorusError | None
+
+
+class Placing:
+    """Chooses runners, and tries requests on them one after another."""
+
+    def __init__(
+        self,
+        live: LiveDirectory,
+        *,
+        default_model: str | None,
+        max_attempts: int,
+        metrics: GenerationMetrics | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._live = live
+        self._default_model = default_model
+        self._max_attempts = max_attempts
+        self._metrics = metrics
+        self._rng = rng if rng is not None else random.Random()
+        self._roster = Roster()
+        self._in_flight = InFlight()
+        self._budget = RetryBudget()
+        live.on_change(self._follow)
+
+    def default_model(self) -> str:
+        """The family that answers generations which name no model; empty where there is none."""
+        return self._roster.resolve(Needs(), self._live.directory, self._default_model).model
+
+    def explain(self, needs: Needs) -> Explanation:
+        """Where a request would go now."""
+        directory = self._live.directory
+        needs = self._roster.resolve(needs, directory, self._default_model)
+        situation = Situation(in_flight=self._in_flight.unreported)
+        found = survey(needs, directory, situation=situation)
+        if found.candidates:
+            return Explanation(found, None)
+        missed = [(rejected.entry, rejected.miss) for rejected in found.rejected]
+        return Explanation(found, refusal(needs, directory, missed, situation))
+
+    def resolved(self, needs: Needs) -> Needs:
+        """The needs with the default model where they name none."""
+        return self._roster.resolve(needs, self._live.directory, self._default_model)
+
+    async def attempt(
+        self,
+        needs: Needs,
+        run: Callable[[Candidate, int], Awaitable[T]],
+        *,
+        delivered: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """Runs `run(candidate, number)` on one runner after another until it succeeds, and returns what it returned.
+
+        `number` counts from 1. Once `delivered()` says that the caller has got part of the answer, an error is final.
+        Raises the error that tells most, with the runner and the number of attempts in its metadata.
+        """
+        needs = self.resolved(needs)
+        self._budget.earn(self._live.now)
+        attempts = Attempts(self._max_attempts, self._budget)
+        last: Candidate | None = None
+        while True:
+            try:
+                candidate = self._place(needs, attempts)
+            except ChorusError as refused:
+                raise _with_facts(attempts.refused(refused), last, attempts.count) from None
+            last = candidate
+            number = attempts.begin(candidate.runner_id)
+            try:
+                with self._counted(candidate.runner_id):
+                    result = await run(candidate, number)
+            except ChorusError as error:
+                if self._metrics is not None:
+                    self._metrics.attempt(error.reason)
+                decision = attempts.failed(error, delivered=delivered(), now=self._live.now)
+                if isinstance(decision, GiveUp):
+                    raise _with_facts(decision.error, candidate, attempts.count) from error
+                needs = needs.with_context(decision.context_length)
+                if self._metrics is not None:
+                    self._metrics.retry(error.reason)
+                _log.info(
+                    "attempt.failed",
+                    attempt=number,
+                    runner_id=candidate.runner_id,
+                    model=candidate.model.artifact.name,
+                    reason=error.reason,
+                    why=error.message,
+                )
+            else:
+                if self._metrics is not None:
+                    self._metrics.attempt()
+                return result
+
+    def _place(self, needs: Needs, attempts: Attempts) -> Candidate:
+        directory = self._live.directory
+        return place(
+            needs,
+            directory,
+            rng=self._rng,
+            situation=Situation(in_flight=self._in_flight.unreported, tried=attempts.tried),
+            pool=self._roster.pool(needs, directory),
+        )
+
+    @contextmanager
+    def _counted(self, runner_id: str) -> Iterator[None]:
+        self._in_flight.began(runner_id, self._live.now)
+        try:
+            yield
+        finally:
+            self._in_flight.ended(runner_id, self._live.now)
+
+    def _follow(self, change: DirectoryChange) -> None:
+        now = self._live.now
+        for record in change.removed:
+            self._in_flight.left(record.runner.runner_id)
+        for entry in change.upserts:
+            self._in_flight.reported(entry.record.runner.runner_id, now)
+
+
+def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:
+    """Adds who was asked last, and how many were."""
+    if candidate is not None:
+        facts = {"runner_id": candidate.runner_id, "node_id": candidate.node_id, "attempts": str(attempts)}
+        error.metadata = {**facts, **error.metadata}
+    return error

@@ -1,0 +1,278 @@
+"""Requests on their way through a coordinator: admitted, placed, tried on runners, answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
+from chorus.api.runner.v1 import runner_pb2
+from chorus.coordinator.admission import Admission
+from chorus.coordinator.channels import ChannelPool, RunnerChannel
+from chorus.coordinator.live import LiveDirectory
+from chorus.coordinator.placing import Placing
+from chorus.coordinator.relay import Delivered, relay
+from chorus.core.errors import (
+    CancelledError,
+    ChorusError,
+    DeadlineExceededError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnsupportedFeatureError,
+)
+from chorus.core.placement import Candidate, Needs
+from chorus.telemetry.context import outgoing_metadata
+from chorus.telemetry.logs import get_logger
+from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
+from chorus.wire.embedding import decode_embedding
+from chorus.wire.errors import from_rpc_error
+from chorus.wire.generation import decode_generation
+
+T = TypeVar("T")
+Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages that are raw bytes
+
+# A runner gets so much less time than the caller left, so that its own word of why it was late still arrives.
+_DEADLINE_MARGIN_S = 0.05
+# After Finished only the end of the runner's stream is missing; it is awaited so that the runner does not see a
+# cancelled call, but not for long.
+_END_TIMEOUT_S = 1.0
+_LOGGED_NAME = 100
+
+_log = get_logger()
+
+
+class Requests:
+    """Generations, embeddings and token counts. One object serves all callers."""
+
+    def __init__(
+        self,
+        live: LiveDirectory,
+        placing: Placing,
+        pool: ChannelPool,
+        *,
+        admission: Admission,
+        connect_timeout_s: float,
+        metrics: GenerationMetrics,
+    ) -> None:
+        self._live = live
+        self._placing = placing
+        self._pool = pool
+        self._admission = admission
+        self._connect_timeout_s = connect_timeout_s
+        self._metrics = metrics
+
+    async def generate(self, request: coordinator_pb2.GenerateRequest, context: Context) -> None:
+        """Generates, writing the stream to `context`."""
+        began = self._live.now
+        delivered = Delivered()
+        told: dict[str, Any] = {"model": request.spec.model[:_LOGGED_NAME]}
+        timers: list[StreamTimer] = []
+
+        async def run(candidate: Candidate, number: int) -> None:
+            told.update(
+                model=candidate.model.artifact.family,
+                artifact=candidate.model.artifact.name,
+                runner_id=candidate.runner_id,
+                node_id=candidate.node_id,
+                attempts=number,
+            )
+            message = runner_pb2.GenerateRequest(spec=request.spec, attempt=max(1, request.attempt) + number - 1)
+            message.spec.model = candidate.model.artifact.name
+            if not timers:
+                timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
+            await self._stream(candidate, message, context, delivered, timers[0])
+
+        try:
+            refuse_unsupported(request)
+            needs = Needs.of_generation(decode_generation(request.spec), allow_external=request.fallback.external)
+            with self._admission.admitted(lambda: self._live.now):
+                await self._placing.attempt(needs, run, delivered=lambda: delivered.started)
+        except ChorusError as error:
+            self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
+            raise
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: nobody reads what is written
+            self._log_end("request.cancelled", began, delivered, told)
+            raise
+        else:
+            self._log_end("request.finished", began, delivered, told, ttft_s=timers[0].time_to_first_token)
+        finally:
+            for timer in timers:
+                timer.close(prompt_tokens=delivered.prompt_tokens)
+
+    async def embed(self, request: coordinator_pb2.EmbedRequest, context: Context) -> bytes:
+        """The bytes of an EmbedResponse."""
+        needs = Needs.of_embedding(decode_embedding(request.spec))
+
+        async def run(candidate: Candidate, _number: int) -> bytes:
+            message = runner_pb2.EmbedRequest(spec=request.spec)
+            message.spec.model = candidate.model.artifact.name
+            return await self._single(candidate, lambda channel: channel.embed, message, context)
+
+        with self._admission.admitted(lambda: self._live.now):
+            return await self._placing.attempt(needs, run)
+
+    async def count_tokens(self, request: coordinator_pb2.CountTokensRequest, context: Context) -> bytes:
+        """The bytes of a CountTokensResponse."""
+        needs = Needs.of_token_count(decode_generation(request.spec))
+
+        async def run(candidate: Candidate, _number: int) -> bytes:
+            message = runner_pb2.CountTokensRequest(spec=request.spec)
+            message.spec.model = candidate.model.artifact.name
+            return await self._single(candidate, lambda channel: channel.count_tokens, message, context)
+
+        with self._admission.admitted(lambda: self._live.now):
+            return await self._placing.attempt(needs, run)
+
+    # --- one attempt ------------------------------------------------------------------------------------------------
+
+    async def _stream(
+        self,
+        candidate: Candidate,
+        message: runner_pb2.GenerateRequest,
+        context: Context,
+        delivered: Delivered,
+        timer: StreamTimer,
+    ) -> None:
+        with self._channel(candidate) as channel:
+            await self._connected(channel, context)
+            call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
+            try:
+                messages: AsyncIterator[bytes] = aiter(call)
+                await relay(
+                    messages,
+                    context.write,
+                    delivered,
+                    runner_id=candidate.runner_id,
+                    timer=timer,
+                    clock=lambda: self._live.now,
+                )
+                await _await_end(messages)
+            except grpc.RpcError as error:
+                raise _of_runner(error, candidate) from error
+            except asyncio.CancelledError:
+                if _is_being_cancelled():
+                    raise
+                raise _broken_off(candidate) from None
+            finally:
+                # Whatever ended this attempt: an abandoned call would go on decoding for nobody.
+                call.cancel()
+
+    async def _single(
+        self,
+        candidate: Candidate,
+        method: Callable[[RunnerChannel], Any],
+        message: Any,
+        context: Context,
+    ) -> bytes:
+        with self._channel(candidate) as channel:
+            await self._connected(channel, context)
+            call = method(channel)(message, timeout=_time_left(context), metadata=outgoing_metadata())
+            try:
+                answer: bytes = await call
+            except grpc.RpcError as error:
+                raise _of_runner(error, candidate) from error
+            except asyncio.CancelledError:
+                if _is_being_cancelled():
+                    raise
+                raise _broken_off(candidate) from None
+            finally:
+                call.cancel()
+            return answer
+
+    @contextmanager
+    def _channel(self, candidate: Candidate) -> Iterator[RunnerChannel]:
+        channel = self._pool.get(candidate.runner_id)
+        if channel is None:
+            raise UnavailableError(f"there is no connection to the runner {candidate.runner_id}")
+        with channel.used():
+            yield channel
+
+    async def _connected(self, channel: RunnerChannel, context: Context) -> None:
+        left_s = _time_left(context)
+        await channel.connected(self._connect_timeout_s if left_s is None else min(left_s, self._connect_timeout_s))
+
+    def _log_end(
+        self, event: str, began: float, delivered: Delivered, told: dict[str, Any], **more: str | float | None
+    ) -> None:
+        _log.info(
+            event,
+            **told,
+            seconds=round(self._live.now - began, 6),
+            prompt_tokens=delivered.prompt_tokens,
+            output_tokens=delivered.output_tokens,
+            **more,
+        )
+
+
+def refuse_unsupported(request: coordinator_pb2.GenerateRequest) -> None:
+    """Raises UnsupportedFeatureError for what is in the protos and not in this version: never ignored."""
+    ensemble = request.ensemble
+    if ensemble.strategy not in (ensemble_pb2.STRATEGY_UNSPECIFIED, ensemble_pb2.STRATEGY_ROUTE):
+        raise UnsupportedFeatureError(
+            f"this coordinator does not have the ensemble strategy {_named(ensemble_pb2.Strategy, ensemble.strategy)}; "
+            "it has route",
+            metadata={"feature": "ensemble"},
+        )
+    if ensemble.members:
+        raise UnsupportedFeatureError(
+            "name the model in the request itself; this coordinator takes no ensemble members",
+            metadata={"feature": "ensemble"},
+        )
+    mode = request.cache.mode
+    if mode not in (coordinator_pb2.CACHE_MODE_UNSPECIFIED, coordinator_pb2.CACHE_MODE_OFF):
+        raise UnsupportedFeatureError(
+            f"this coordinator keeps no answers, so it has no cache mode {_named(coordinator_pb2.CacheMode, mode)}; "
+            "set it to off",
+            metadata={"feature": "cache"},
+        )
+
+
+def _named(enum: Any, value: int) -> str:
+    """The name of an enum's value; of one that this version does not know, its number."""
+    return str(enum.Name(value)) if value in enum.values() else str(value)
+
+
+def _time_left(context: Context) -> float | None:
+    """Seconds that a runner gets; None where the caller set no deadline. Raises DeadlineExceededError after it."""
+    left: float | None = context.time_remaining()
+    if left is None:
+        return None
+    left -= min(_DEADLINE_MARGIN_S, left / 10)
+    if left <= 0:
+        raise DeadlineExceededError("the request's deadline has passed")
+    return left
+
+
+async def _await_end(messages: AsyncIterator[bytes]) -> None:
+    """Reads to the end of a stream whose answer is complete; how it ends matters no more."""
+    try:
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            async for _ in messages:
+                pass
+    except (grpc.RpcError, TimeoutError):
+        return
+
+
+def _of_runner(error: grpc.RpcError, candidate: Candidate) -> ChorusError:
+    """A runner's error as one of this request. What is between coordinator and runner is no fault of the caller's."""
+    failure = from_rpc_error(error, peer=f"the runner {candidate.runner_id}")
+    if isinstance(failure, UnauthenticatedError | PermissionDeniedError):
+        return UnavailableError(f"the runner {candidate.runner_id} refuses this coordinator: {failure.message}")
+    if isinstance(failure, CancelledError):
+        return _broken_off(candidate)
+    return failure
+
+
+def _broken_off(candidate: Candidate) -> UnavailableError:
+    return UnavailableError(f"the call to the runner {candidate.runner_id} was broken off")
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,135 @@
+"""One coordinator in one event loop: its registries, its channels, its server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry
+
+import chorus
+from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
+from chorus.config import ChorusConfig
+from chorus.coordinator.admission import Admission
+from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.live import LiveDirectory
+from chorus.coordinator.placing import Placing
+from chorus.coordinator.registries import Registries
+from chorus.coordinator.requests import Requests
+from chorus.coordinator.servicer import CoordinatorServicer
+from chorus.coordinator.watching import Watching
+from chorus.core.errors import ChorusError, InternalError
+from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, new_registry
+from chorus.transport import Service, TlsIdentity, build_server
+from chorus.transport.process import HostedService
+
+_DESCRIPTOR = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"]
+
+
+class CoordinatorService(HostedService):
+    """A coordinator; made, started and stopped on one event loop. Raises ConfigError for addresses that cannot be."""
+
+    def __init__(
+        self,
+        config: ChorusConfig,
+        *,
+        identity: TlsIdentity | None,
+        metrics: CollectorRegistry | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        settings, insecure = config.coordinator, config.mesh.insecure_loopback
+        metrics = metrics if metrics is not None else new_registry(service="coordinator", version=chorus.__version__)
+        generations = GenerationMetrics(metrics)
+        clock = asyncio.get_running_loop().time
+        self.live = LiveDirectory(clock)
+        self._pool = ChannelPool(self.live, identity=identity, insecure_loopback=insecure)
+        self.live.on_change(self._pool.follow)
+        self._placing = Placing(
+            self.live,
+            default_model=settings.default_model,
+            max_attempts=settings.max_attempts,
+            metrics=generations,
+            rng=rng,
+        )
+        self._registries = Registries(
+            settings.registries, directory=self.live, identity=identity, insecure_loopback=insecure
+        )
+        self._watching = Watching(self.live, epoch=time.time_ns())
+        self._admission = Admission(settings.max_requests)
+        requests = Requests(
+            self.live,
+            self._placing,
+            self._pool,
+            admission=self._admission,
+            connect_timeout_s=settings.connect_timeout_s,
+            metrics=generations,
+        )
+        servicer = CoordinatorServicer(
+            live=self.live,
+            placing=self._placing,
+            requests=requests,
+            registries=self._registries,
+            watching=self._watching,
+        )
+        self._server = build_server(
+            identity=identity,
+            listen=[str(settings.listen)],
+            services=[Service(_DESCRIPTOR, coordinator_pb2_grpc.add_CoordinatorServicer_to_server, servicer)],
+            health_listen=str(settings.health_listen) if settings.health_listen is not None else None,
+            admin_listen=str(settings.admin_listen) if settings.admin_listen is not None else None,
+            observer=RpcMetrics(metrics),
+            insecure_loopback=insecure,
+        )
+        self._watch: asyncio.Task[None] | None = None
+        self._ready: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it serves, as `host:port`; known once started."""
+        return self._server.addresses[0]
+
+    @property
+    def side_addresses(self) -> Mapping[str, str]:
+        """Its other listeners by kind."""
+        sides = {"health": self._server.health_address, "admin": self._server.admin_address}
+        return {kind: address for kind, address in sides.items() if address is not None}
+
+    async def start(self) -> None:
+        """Serves at once; healthy as soon as some registry has told of the mesh."""
+        await self._server.start()
+        self._watch = asyncio.create_task(self._registries.run())
+        self._ready = asyncio.create_task(self._say_healthy())
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes nothing new, lets requests finish within `grace_s` seconds, and ends."""
+        if self._ready is not None:
+            self._ready.cancel()
+        self._watching.close()
+        await self._server.stop(max(grace_s, _ENDING_S))
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
+        await self._pool.close()
+
+    async def wait_failed(self) -> ChorusError:
+        """Returns once the registries cannot be watched any more, which is a wrong configuration or a defect."""
+        assert self._watch is not None, "start() comes first"
+        await asyncio.wait({self._watch})
+        error: BaseException | None = None if self._watch.cancelled() else self._watch.exception()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, ChorusError):
+            return error
+        failure = InternalError("the registries are watched no more")
+        failure.__cause__ = error
+        return failure
+
+    async def _say_healthy(self) -> None:
+        await self.live.wait_until(lambda _: bool(self.live.registries()))
+        self._server.health.set_serving(True)
+
+
+_ENDING_S = 0.5
+"""What ending the watches may take before their connections are cut."""

@@ -1,0 +1,77 @@
+"""The Coordinator's RPCs: wire in, one call, wire out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from chorus.api.coordinator.v1 import coordinator_pb2 as pb
+from chorus.api.coordinator.v1 import coordinator_pb2_grpc
+from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
+from chorus.coordinator.live import LiveDirectory
+from chorus.coordinator.placing import Placing
+from chorus.coordinator.registries import Registries
+from chorus.coordinator.requests import Requests
+from chorus.coordinator.watching import Watching
+from chorus.core.fleet.listing import list_nodes
+from chorus.core.placement import Needs
+from chorus.wire.directory import decode_filter, encode_directory_event
+from chorus.wire.generation import decode_generation
+
+
+class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
+    """Every RPC of the Coordinator; errors are ChorusErrors, which the interceptor turns into statuses."""
+
+    def __init__(
+        self,
+        *,
+        live: LiveDirectory,
+        placing: Placing,
+        requests: Requests,
+        registries: Registries,
+        watching: Watching,
+    ) -> None:
+        self._live = live
+        self._placing = placing
+        self._requests = requests
+        self._registries = registries
+        self._watching = watching
+
+    # Those that pass a runner's bytes on are of other types than the generated base class thinks.
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]
+        """Generates. It writes by itself: a runner's messages are passed on as bytes."""
+        await self._requests.generate(request, context)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> bytes:  # type: ignore[override]
+        """Turns texts into vectors."""
+        return await self._requests.embed(request, context)
+
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> bytes:  # type: ignore[override]
+        """Counts a prompt's tokens."""
+        return await self._requests.count_tokens(request, context)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        """Lists the mesh's models."""
+        return encode_models(self._live.directory, self._placing.default_model())
+
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
+        """Lists nodes, a page at a time."""
+        directory = self._live.directory
+        page = list_nodes(
+            directory.leased(self._live.now),
+            condition=decode_filter(request.filter) if request.HasField("filter") else None,
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return encode_nodes(page, directory, epoch=self._watching.epoch, registries=self._registries.health())
+
+    async def WatchNodes(self, request: pb.WatchNodesRequest, context: Any) -> AsyncIterator[pb.WatchNodesResponse]:
+        """Streams the directory."""
+        async for event in self._watching.events(without_load=request.without_load):
+            yield pb.WatchNodesResponse(event=encode_directory_event(event))
+
+    async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
+        """Explains where a generation would go."""
+        needs = self._placing.resolved(Needs.of_generation(decode_generation(request.spec)))
+        return encode_explanation(needs, self._placing.explain(needs))
