@@ -13,11 +13,12 @@ from filelock import FileLock, Timeout
 
 from chorus.config import LoadedConfig
 from chorus.core.errors import ConfigError
-from chorus.core.identity import Role
+from chorus.core.identity import Role, SpiffeId
 from chorus.core.resilience.restarts import RestartPolicy
 from chorus.hardware.cpu import read_cpu
 from chorus.local.certificates import CLIENT_NAME, ensure_authority, ensure_leaves
 from chorus.local.home import MeshHome
+from chorus.local.models import WatchPull, ensure_models
 from chorus.local.plan import LOOPBACK, MeshPlan, UpOptions, make_plan
 from chorus.local.ports import check_free
 from chorus.local.state import MeshState
@@ -64,21 +65,26 @@ def locked(home: MeshHome) -> Iterator[None]:
         lock.release()
 
 
-def prepare(options: UpOptions, base: LoadedConfig) -> Prepared:
-    """Makes what the mesh needs besides its models: the plan, free ports, certificates. Call it with the lock held.
+def prepare(options: UpOptions, base: LoadedConfig, watch_pull: WatchPull) -> Prepared:
+    """Makes what the mesh needs: the plan, free ports, certificates, models. Call it with the lock held.
 
-    Raises ConfigError where a port is taken or the configuration cannot be, CertificateError.
+    `watch_pull` shows the progress of each model to fetch. Raises ConfigError where a port is taken or the
+    configuration cannot be, CertificateError, and as `ensure_models`.
     """
     # With the lock in hand, whatever the state file tells of is what a supervisor that was killed has left.
     left_over = stop_mesh(options.home, timeout_s=_LEFT_OVER_S).left_over
     plan = make_plan(options, base, physical_cores=read_cpu().physical_cores, host_label=host_label())
     check_free(plan.listen_host, plan.ports)
     check_free(LOOPBACK, plan.metrics_ports)
-    if plan.insecure:
-        return Prepared(plan, issued=0, left_over=left_over)
-    authority = ensure_authority(plan.certs_dir, trust_domain=plan.trust_domain)
-    issued = ensure_leaves(plan.certs_dir, authority, plan.certificates())
-    return Prepared(plan.with_trust_domain(authority.trust_domain), issued=len(issued), left_over=left_over)
+    issued: list[SpiffeId] = []
+    if not plan.insecure:
+        authority = ensure_authority(plan.certs_dir, trust_domain=plan.trust_domain)
+        issued = ensure_leaves(plan.certs_dir, authority, plan.certificates())
+        plan = plan.with_trust_domain(authority.trust_domain)
+    if plan.needs_model_files:
+        stored = ensure_models(plan.models, base.config.runner, watch_pull)
+        plan = plan.with_models([model.artifact.name for model in stored])
+    return Prepared(plan, issued=len(issued), left_over=left_over)
 
 
 async def supervise(plan: MeshPlan, report: Report, first_answer: FirstAnswer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,18 @@ class MeshPlan:
             client=_changed(self.client, "mesh", trust_domain=trust_domain),
         )
 
+    def with_models(self, names: Sequence[str]) -> MeshPlan:
+        """Returns the plan with these models in every runner; the first answers requests that name none."""
+
+        def changed(process: ProcessPlan) -> ProcessPlan:
+            if process.role is Role.RUNNER:
+                return replace(process, config=_changed(process.config, "runner", models=tuple(names)))
+            if process.role is Role.COORDINATOR and process.config.coordinator.default_model is None and names:
+                return replace(process, config=_changed(process.config, "coordinator", default_model=names[0]))
+            return process
+
+        return replace(self, processes=tuple(map(changed, self.processes)))
+
 
 def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, host_label: str) -> MeshPlan:
     """Returns the plan: what the user configured, with names, addresses and paths that `up` owns put in.
@@ -174,16 +186,13 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
         process(f"{prefix}{index + 1}", Role.RUNNER, ports.runner(index), **runner_common)
         for index in range(options.runners)
     ]
-    default_model = config.coordinator.default_model or next(iter(models or ()), None)
     return MeshPlan(
         options=options,
         trust_domain=config.mesh.trust_domain if "mesh.trust_domain" in base.origins else None,
         processes=(
             process(_REGISTRY, Role.REGISTRY, ports.registry),
             *runners,
-            process(
-                _COORDINATOR, Role.COORDINATOR, ports.coordinator, registries=(registry,), default_model=default_model
-            ),
+            process(_COORDINATOR, Role.COORDINATOR, ports.coordinator, registries=(registry,)),
         ),
         client=_changed(shared, "client", coordinators=(coordinator,), identity=f"{Role.CLIENT}-{CLIENT_NAME}"),
     )
