@@ -30,7 +30,7 @@ class LeaseBoard:
         ttl_s: float,
         flush_interval_s: float,
         clock: Callable[[], float],
-        metrics: LeaseMetrics | None = None,
+        metrics: LeaseMetrics,
     ) -> None:
         self.table = LeaseTable(epoch=epoch, ttl_s=ttl_s, now=clock())
         self._flush_interval_s = flush_interval_s
@@ -53,7 +53,7 @@ class LeaseBoard:
         self._nodes[runner.runner_id] = record.node.node_id
         self._heard(runner.runner_id, changed=changed)
         if before != runner.incarnation:
-            if before is None and self._metrics is not None:
+            if before is None:
                 self._metrics.registered()
             _log.info(
                 "runner.registered",
@@ -124,16 +124,14 @@ class LeaseBoard:
             return
 
     def _heard(self, runner_id: str, *, changed: bool) -> None:
-        if self._metrics is not None:
-            state = self.table.leased_record(runner_id, self.now).record.state
-            self._metrics.heard(runner_id, state, self.now)
+        state = self.table.leased_record(runner_id, self.now).record.state
+        self._metrics.heard(runner_id, state, self.now)
         if changed:
             self._wake()
 
     def _gone(self, removal: Removal) -> None:
         expired = removal.reason is RemovalReason.EXPIRED
-        if self._metrics is not None:
-            self._metrics.gone(removal.runner_id, expired=expired)
+        self._metrics.gone(removal.runner_id, expired=expired)
         tell = _log.warning if expired else _log.info
         tell(
             f"runner.{removal.reason}",

@@ -37,13 +37,14 @@ class RegistryService(HostedService):
         epoch: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        registry = metrics if metrics is not None else CollectorRegistry()
         settings = config.registry
         self.board = LeaseBoard(
             epoch=time.time_ns() if epoch is None else epoch,
             ttl_s=settings.lease_ttl_s,
             flush_interval_s=settings.watch_flush_interval_s,
             clock=clock,
-            metrics=None if metrics is None else LeaseMetrics(metrics, clock=clock),
+            metrics=LeaseMetrics(registry, clock=clock),
         )
         servicer = RegistryServicer(self.board, heartbeat_interval_s=settings.heartbeat_interval_s)
         self._server = build_server(
@@ -52,7 +53,7 @@ class RegistryService(HostedService):
             services=[Service(DESCRIPTOR, registry_pb2_grpc.add_RegistryServicer_to_server, servicer)],
             health_listen=None if settings.health_listen is None else str(settings.health_listen),
             admin_listen=None if settings.admin_listen is None else str(settings.admin_listen),
-            observer=None if metrics is None else RpcMetrics(metrics),
+            observer=RpcMetrics(registry),
             insecure_loopback=config.mesh.insecure_loopback,
         )
         self._sweeping: asyncio.Task[None] | None = None

@@ -1,0 +1,178 @@
+"""A runner that serves: an engine behind the ModelRunner service, with a lease at every registry."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry
+
+import chorus
+from chorus.api.runner.v1 import runner_pb2, runner_pb2_grpc
+from chorus.config import ChorusConfig
+from chorus.core.errors import ChorusError, InternalError
+from chorus.core.fleet.records import Runner, RunnerState
+from chorus.engine.base import Engine
+from chorus.hardware import Inventory
+from chorus.runner.presence import Presence
+from chorus.runner.registrations import Registrations
+from chorus.runner.servicer import RunnerServicer
+from chorus.runner.vitals import seconds_asleep, watch_vitals
+from chorus.runner.work import Work
+from chorus.telemetry.logs import get_logger
+from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics
+from chorus.transport import Service, TlsIdentity, build_server
+from chorus.transport.process import HostedService
+
+DESCRIPTOR = runner_pb2.DESCRIPTOR.services_by_name["ModelRunner"]
+
+_ENDING_S = 1.0
+"""What the last answers may take to reach their callers once the engine has stopped."""
+
+_log = get_logger()
+
+
+class RunnerService(HostedService):
+    """One process's runner, called `name`. Made, started and stopped on one event loop.
+
+    `models` are loaded at the start, one after the other; the runner is ready once each is loaded or has failed.
+    `wall_ms` is the wall clock in milliseconds, `asleep` how long the machine has been suspended so far, in seconds.
+    """
+
+    def __init__(
+        self,
+        config: ChorusConfig,
+        *,
+        identity: TlsIdentity | None,
+        engine: Engine,
+        inventory: Inventory,
+        name: str,
+        models: Iterable[str] = (),
+        metrics: CollectorRegistry | None = None,
+        wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        asleep: Callable[[], float] = seconds_asleep,
+    ) -> None:
+        registry = metrics if metrics is not None else CollectorRegistry()
+        settings = config.runner
+        self._settings = settings
+        self._engine = engine
+        self._inventory = inventory
+        self._models = tuple(models)
+        self._asleep = asleep
+        self._metrics = GenerationMetrics(registry)
+        self._work = Work()
+        node = inventory.node()
+        self.presence = Presence(
+            Runner(
+                runner_id=name,
+                incarnation=0,
+                node_id=node.node_id,
+                address="",
+                server_name=identity.spiffe_id.dns_name
+                if identity is not None
+                else f"{name}.runner.{config.mesh.trust_domain}",
+                version=chorus.__version__,
+                engines=(),
+                models=(),
+                labels=settings.labels,
+            ),
+            node,
+            engine,
+            wall_ms=wall_ms,
+        )
+        servicer = RunnerServicer(engine, self.presence, self._work, self._metrics, allow_load=settings.allow_load)
+        self._server = build_server(
+            identity=identity,
+            listen=[str(settings.listen)],
+            services=[Service(DESCRIPTOR, runner_pb2_grpc.add_ModelRunnerServicer_to_server, servicer)],
+            health_listen=None if settings.health_listen is None else str(settings.health_listen),
+            admin_listen=None if settings.admin_listen is None else str(settings.admin_listen),
+            observer=RpcMetrics(registry),
+            insecure_loopback=config.mesh.insecure_loopback,
+        )
+        self._registrations = Registrations(
+            settings.registries,
+            self.presence,
+            identity=identity,
+            insecure_loopback=config.mesh.insecure_loopback,
+            jitter=random.random,
+        )
+        self._essential: set[asyncio.Task[None]] = set()
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it serves, as `host:port`; known once started."""
+        return self._server.addresses[0]
+
+    @property
+    def side_addresses(self) -> Mapping[str, str]:
+        """Its health and admin listeners, where it has them."""
+        sides = {"health": self._server.health_address, "admin": self._server.admin_address}
+        return {kind: address for kind, address in sides.items() if address is not None}
+
+    async def start(self) -> None:
+        """Serves and registers, while the models still load. Raises ConfigError, or what the engine raises."""
+        await self._engine.start()
+        self._engine.on_change(self.presence.models_changed)
+        await self._server.start()
+        self.presence.set_address(self._settings.dial_address(self._server.port).authority)
+        vitals = watch_vitals(
+            self.presence,
+            self._inventory,
+            load_report=self._engine.load_report,
+            metrics=self._metrics,
+            asleep=self._asleep,
+        )
+        self._essential = {
+            asyncio.create_task(self._registrations.run(), name="registrations"),
+            asyncio.create_task(vitals, name="vitals"),
+        }
+        self._loading = asyncio.create_task(self._load_models(), name="load-models")
+
+    async def stop(self, grace_s: float) -> None:
+        """Drains: tells everybody, lets running requests finish within `grace_s`, and leaves. May be called again."""
+        self._work.drain()
+        self._server.drain()
+        self.presence.set_state(RunnerState.DRAINING)
+        await _cancel({self._loading} if self._loading is not None else set())
+        if not await self._work.finished(grace_s):
+            _log.warning("runner.cut_off", running=self._work.count, after_s=grace_s)
+        await _cancel(self._essential)
+        await self._registrations.close(goodbye=True)
+        # What still runs is ended by the engine, so that its callers learn that another runner would take it.
+        await self._engine.stop()
+        await self._work.finished(_ENDING_S)
+        await self._server.stop(_ENDING_S)
+        self._inventory.close()
+
+    async def wait_failed(self) -> ChorusError:
+        """Returns once a newer process of this runner has taken its place, or something broke."""
+        done, _ = await asyncio.wait(self._essential, return_when=asyncio.FIRST_COMPLETED)
+        error = next(iter(done)).exception()
+        if isinstance(error, ChorusError):
+            return error
+        _log.error("runner.broken", exc_info=error)
+        return InternalError(f"a part of the runner ended: {error!r}")
+
+    async def _load_models(self) -> None:
+        for model in self._models:
+            started = time.monotonic()
+            try:
+                status = await self._engine.load(model)
+            except ChorusError as error:
+                _log.error("model.load_failed", model=model, reason=error.reason, why=error.message)
+            else:
+                seconds = round(time.monotonic() - started, 3)
+                _log.info("model.loaded", model=status.artifact.name, sha256=status.artifact.sha256, after_s=seconds)
+        self.presence.set_state(RunnerState.READY)
+        self._server.health.set_serving(True)
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

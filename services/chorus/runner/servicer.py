@@ -1,0 +1,128 @@
+"""The ModelRunner service: messages in, one call of the engine, messages out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from chorus.api.runner.v1 import runner_pb2 as pb
+from chorus.api.runner.v1 import runner_pb2_grpc
+from chorus.core.errors import PermissionDeniedError
+from chorus.core.fleet.records import ModelStatus
+from chorus.engine.base import Engine
+from chorus.runner.generating import measured
+from chorus.runner.loading import load_and_tell
+from chorus.runner.presence import Presence
+from chorus.runner.work import Work
+from chorus.telemetry import context as request_context
+from chorus.telemetry.metrics import GenerationMetrics
+from chorus.wire.embedding import decode_embedding, encode_embedding_result, encode_token_count
+from chorus.wire.events import Origin, encode_event, encode_progress
+from chorus.wire.generation import decode_generation
+from chorus.wire.resources import RUNNER_STATES, encode_load, encode_model_status, encode_node, encode_runner
+
+
+class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
+    """What a runner answers. Every error that the engine raises is the caller's to see."""
+
+    def __init__(
+        self, engine: Engine, presence: Presence, work: Work, metrics: GenerationMetrics, *, allow_load: bool
+    ) -> None:
+        self._engine = engine
+        self._presence = presence
+        self._work = work
+        self._metrics = metrics
+        self._allow_load = allow_load
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        """Generates. A caller that goes away closes the generator, and that the engine's, which frees the slot."""
+        with self._work.begun():
+            generation = decode_generation(request.spec)
+            origin = self._origin(request.attempt)
+            events = measured(self._engine.generate(generation), self._metrics, time.monotonic)
+            async with aclosing(events):
+                async for event in events:
+                    yield pb.GenerateResponse(event=encode_event(event, origin))
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        """Turns texts into vectors."""
+        with self._work.begun():
+            artifact, embeddings = await self._engine.embed(decode_embedding(request.spec))
+        presence = self._presence
+        result = encode_embedding_result(artifact, embeddings, node_id=presence.node_id, runner_id=presence.runner_id)
+        return pb.EmbedResponse(result=result)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Turns text into token ids."""
+        with self._work.begun():
+            artifact, token_ids = await self._engine.tokenize(
+                request.model, request.text, add_special=request.add_special, parse_special=request.parse_special
+            )
+        return pb.TokenizeResponse(token_ids=token_ids, artifact_sha256=artifact.sha256)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+        """Turns token ids into text."""
+        with self._work.begun():
+            text = await self._engine.detokenize(
+                request.model, list(request.token_ids), show_special=request.show_special
+            )
+        return pb.DetokenizeResponse(text=text)
+
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
+        """Counts a prompt's tokens."""
+        with self._work.begun():
+            generation = decode_generation(request.spec)
+            status, count = await self._engine.count_tokens(generation.model, generation.prompt, generation.tools)
+        return pb.CountTokensResponse(count=encode_token_count(status, count))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        """Lists the models."""
+        return pb.ListModelsResponse(models=[encode_model_status(model) for model in self._engine.models()])
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> AsyncIterator[pb.LoadModelResponse]:
+        """Loads a model. A shutdown doesn't wait for it."""
+        self._check_loading()
+        self._work.admit()
+        context_length = request.context_length if request.HasField("context_length") else None
+        async with aclosing(load_and_tell(self._engine, request.model, context_length)) as told:
+            async for event in told:
+                if isinstance(event, ModelStatus):
+                    yield pb.LoadModelResponse(loaded=encode_model_status(event))
+                else:
+                    yield pb.LoadModelResponse(progress=encode_progress(event))
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
+        """Unloads a model."""
+        self._check_loading()
+        self._work.admit()
+        return pb.UnloadModelResponse(
+            model=encode_model_status(await self._engine.unload(request.model, wait=request.wait))
+        )
+
+    async def GetNode(self, request: pb.GetNodeRequest, context: Any) -> pb.GetNodeResponse:
+        """Tells what this runner is."""
+        presence = self._presence
+        return pb.GetNodeResponse(
+            node=encode_node(presence.node()),
+            runner=encode_runner(presence.runner()),
+            state=RUNNER_STATES[presence.state],
+            load=encode_load(presence.load()),
+        )
+
+    def _origin(self, attempt: int) -> Origin:
+        call, presence = request_context.current(), self._presence
+        return Origin(
+            request_id="" if call is None else call.request_id,
+            node_id=presence.node_id,
+            runner_id=presence.runner_id,
+            incarnation=presence.incarnation,
+            attempt=attempt or 1,
+        )
+
+    def _check_loading(self) -> None:
+        if not self._allow_load:
+            raise PermissionDeniedError(
+                "the owner of this runner allows nobody to load or unload models over the network (runner.allow_load)"
+            )
