@@ -13,7 +13,7 @@ _SMOOTHING = 0.1
 
 
 class Admission:
-    """A bound on requests under way. Who is refused is told when a place is likely, by how long requests took lately."""
+    """A bound on requests under way. Who is refused is told when a place is likely, going by recent ones."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -1,0 +1,50 @@
+"""The Python client: the only way in for everything above the wire.
+
+async with MeshClient.from_config(load_config()) as mesh:
+    async for event in mesh.generate("Why is the sky blue?"):
+        ...
+"""
+
+from chorus.client.answers import (
+    CandidateRunner,
+    Completion,
+    CompletionChoice,
+    EmbeddingAnswer,
+    MeshModel,
+    MeshModels,
+    MeshNodes,
+    ModelPlace,
+    PlacementExplanation,
+    RegistrySeen,
+    RejectedRunner,
+    TokenCountAnswer,
+)
+from chorus.client.mesh import MeshClient
+from chorus.client.requests import chat_request
+from chorus.client.stream import Generation
+from chorus.client.sync import SyncGeneration, SyncMeshClient
+from chorus.wire.events import AttemptChanged, ClientEvent, Origin, StartedAt
+
+__all__ = [
+    "AttemptChanged",
+    "CandidateRunner",
+    "ClientEvent",
+    "Completion",
+    "CompletionChoice",
+    "EmbeddingAnswer",
+    "Generation",
+    "MeshClient",
+    "MeshModel",
+    "MeshModels",
+    "MeshNodes",
+    "ModelPlace",
+    "Origin",
+    "PlacementExplanation",
+    "RegistrySeen",
+    "RejectedRunner",
+    "StartedAt",
+    "SyncGeneration",
+    "SyncMeshClient",
+    "TokenCountAnswer",
+    "chat_request",
+]

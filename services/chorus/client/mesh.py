@@ -1,0 +1,181 @@
+"""The asynchronous client of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from chorus.api.coordinator.v1 import coordinator_pb2 as pb
+from chorus.client.answers import (
+    Completion,
+    EmbeddingAnswer,
+    MeshModels,
+    MeshNodes,
+    PlacementExplanation,
+    TokenCountAnswer,
+    decode_registry,
+)
+from chorus.client.coordinators import Coordinators
+from chorus.client.requests import Asked, chat_request, embedding_request
+from chorus.client.stream import Generation
+from chorus.config import ChorusConfig, Endpoint
+from chorus.core.errors import UnavailableError
+from chorus.core.fleet.events import DirectoryEvent
+from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
+from chorus.core.generation import EmbeddingRequest, Finished, Requirements
+from chorus.transport import TlsIdentity
+from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
+from chorus.wire.embedding import encode_embedding
+from chorus.wire.events import ClientEvent, decode_event
+from chorus.wire.generation import encode_generation
+
+DEFAULT_TIMEOUT_S = 300.0
+
+
+class MeshClient:
+    """A client of one mesh, for one event loop; use it as `async with`, or call `aclose()`.
+
+    Every method raises ChorusErrors whose text says what to do. A coordinator that cannot be reached is passed over for
+    the next one, as long as nothing of an answer has come. `timeout_s` bounds each request, in seconds.
+    """
+
+    def __init__(
+        self,
+        coordinators: Sequence[Endpoint],
+        *,
+        identity: TlsIdentity | None,
+        insecure_loopback: bool = False,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """`identity` None is for a mesh without TLS on this machine, and needs `insecure_loopback`."""
+        self._timeout_s = timeout_s
+        self._coordinators = Coordinators(
+            coordinators, identity=identity, insecure_loopback=insecure_loopback, timeout_s=timeout_s
+        )
+
+    @classmethod
+    def from_config(cls, config: ChorusConfig) -> MeshClient:
+        """A client as the configuration says. Raises CertificateError where its certificate is missing or bad."""
+        mesh, settings = config.mesh, config.client
+        identity = None if mesh.insecure_loopback else TlsIdentity.load(mesh.certs_dir / settings.identity)
+        return cls(
+            settings.coordinators,
+            identity=identity,
+            insecure_loopback=mesh.insecure_loopback,
+            timeout_s=settings.timeout_s,
+        )
+
+    @classmethod
+    def connect(cls, *coordinators: str, certificates: Path | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> MeshClient:
+        """A client of coordinators given as `[NAME@]HOST:PORT`, showing the certificate in that folder."""
+        identity = TlsIdentity.load(Path(certificates))
+        return cls([Endpoint.parse(text) for text in coordinators], identity=identity, timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends what goes on and closes the connections."""
+        await self._coordinators.close()
+
+    # --- generating -------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        asked: Asked,
+        *,
+        model: str = "",
+        instructions: str = "",
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        requirements: Requirements | None = None,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Generates, event by event; nothing is sent before the first one is asked for. See `chat_request`."""
+        request = chat_request(
+            asked,
+            model=model,
+            instructions=instructions,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            requirements=requirements,
+        )
+        message = pb.GenerateRequest(spec=encode_generation(request), attempt=1)
+        return Generation(self._events(message, timeout_s or self._timeout_s))
+
+    async def complete(self, asked: Asked, **options: Any) -> Completion:
+        """Generates, and returns the whole; the options are those of `generate`."""
+        return await self.generate(asked, **options).completion()
+
+    async def _events(self, message: pb.GenerateRequest, timeout_s: float) -> AsyncGenerator[ClientEvent]:
+        messages = self._coordinators.stream("Generate", message, timeout_s)
+        try:
+            async for response in messages:
+                event = decode_event(response.event)
+                if event is None:
+                    continue  # of a newer coordinator
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            await messages.aclose()
+        raise UnavailableError("the coordinator's stream ended early, before the answer was complete; ask again")
+
+    # --- other questions --------------------------------------------------------------------------------------------
+
+    async def embed(self, asked: str | Sequence[str] | EmbeddingRequest, *, model: str = "") -> EmbeddingAnswer:
+        """Vectors of a text or several, in order."""
+        request = pb.EmbedRequest(spec=encode_embedding(embedding_request(asked, model)))
+        answer: pb.EmbedResponse = await self._coordinators.single("Embed", request)
+        return EmbeddingAnswer.decode(answer.result)
+
+    async def count_tokens(self, asked: Asked, *, model: str = "") -> TokenCountAnswer:
+        """How many tokens a prompt has, after the model's template."""
+        request = pb.CountTokensRequest(spec=encode_generation(chat_request(asked, model=model)))
+        answer: pb.CountTokensResponse = await self._coordinators.single("CountTokens", request)
+        return TokenCountAnswer.decode(answer.count)
+
+    async def list_models(self) -> MeshModels:
+        """The models of the mesh, and where they are."""
+        answer: pb.ListModelsResponse = await self._coordinators.single("ListModels", pb.ListModelsRequest())
+        return MeshModels.decode(answer)
+
+    async def list_nodes(self, condition: NodeFilter | None = None) -> MeshNodes:
+        """Every node with those of its runners that match, and how the registries stand."""
+        nodes: list[NodeEntry] = []
+        request = pb.ListNodesRequest(
+            page_size=MAX_PAGE_SIZE, filter=encode_filter(condition) if condition is not None else None
+        )
+        while True:
+            answer: pb.ListNodesResponse = await self._coordinators.single("ListNodes", request)
+            nodes.extend(decode_node_entry(entry) for entry in answer.nodes)
+            if not answer.next_page_token:
+                registries = tuple(decode_registry(registry) for registry in answer.registries)
+                return MeshNodes(tuple(nodes), registries, answer.synced)
+            request.page_token = answer.next_page_token
+
+    async def watch_nodes(self, *, without_load: bool = False) -> AsyncGenerator[DirectoryEvent]:
+        """The directory as a coordinator sees it: a snapshot, then changes, and a bookmark at least every second.
+
+        It ends with an error when the coordinator goes; watch again then, which starts with a snapshot.
+        """
+        messages = self._coordinators.stream("WatchNodes", pb.WatchNodesRequest(without_load=without_load), None)
+        try:
+            async for message in messages:
+                yield decode_directory_event(message.event)
+        finally:
+            await messages.aclose()
+
+    async def explain_placement(self, asked: Asked, *, model: str = "") -> PlacementExplanation:
+        """Where a generation would go now, and why not elsewhere. Nothing is run."""
+        request = pb.ExplainPlacementRequest(spec=encode_generation(chat_request(asked, model=model)))
+        return PlacementExplanation.decode(await self._coordinators.single("ExplainPlacement", request))

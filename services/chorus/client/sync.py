@@ -1,0 +1,135 @@
+"""The client for code without an event loop: the same methods, run on a loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from chorus.client.answers import (
+    Completion,
+    EmbeddingAnswer,
+    MeshModels,
+    MeshNodes,
+    PlacementExplanation,
+    TokenCountAnswer,
+)
+from chorus.client.mesh import MeshClient
+from chorus.client.requests import Asked
+from chorus.client.stream import Generation
+from chorus.config import ChorusConfig
+from chorus.core.fleet.listing import NodeFilter
+from chorus.core.generation import EmbeddingRequest
+from chorus.wire.events import ClientEvent
+
+T = TypeVar("T")
+
+
+class SyncGeneration:
+    """Events as `Generation` has them, for a plain `for`. Leaving its `with` block ends the generation."""
+
+    def __init__(self, client: SyncMeshClient, generation: Generation) -> None:
+        self._client = client
+        self._generation = generation
+
+    def __iter__(self) -> Iterator[ClientEvent]:
+        return self
+
+    def __next__(self) -> ClientEvent:
+        event = self._client.run(_next(self._generation))
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the generation."""
+        self._client.run(self._generation.aclose())
+
+
+class SyncMeshClient:
+    """`MeshClient` without `await`; use it as `with`, or call `close()`. Threads may share it."""
+
+    def __init__(self, config: ChorusConfig) -> None:
+        """A client as the configuration says. Raises as `MeshClient.from_config`."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="chorus-client", daemon=True)
+        self._thread.start()
+        try:
+            self._client = self.run(_make(config))
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what goes on and closes the connections. May be called again."""
+        if not self._loop.is_closed():
+            self.run(self._client.aclose())
+            self._end_loop()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the client's loop, and returns or raises what it does."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # the waiting thread was interrupted
+            raise
+
+    def generate(self, asked: Asked, **options: Any) -> SyncGeneration:
+        """Generates, event by event; the options are those of `MeshClient.generate`."""
+        return SyncGeneration(self, self._client.generate(asked, **options))
+
+    def complete(self, asked: Asked, **options: Any) -> Completion:
+        """Generates, and returns the whole."""
+        return self.run(self._client.complete(asked, **options))
+
+    def embed(self, asked: str | Sequence[str] | EmbeddingRequest, *, model: str = "") -> EmbeddingAnswer:
+        """Vectors of a text or several, in order."""
+        return self.run(self._client.embed(asked, model=model))
+
+    def count_tokens(self, asked: Asked, *, model: str = "") -> TokenCountAnswer:
+        """How many tokens a prompt has."""
+        return self.run(self._client.count_tokens(asked, model=model))
+
+    def list_models(self) -> MeshModels:
+        """The models of the mesh, and where they are."""
+        return self.run(self._client.list_models())
+
+    def list_nodes(self, condition: NodeFilter | None = None) -> MeshNodes:
+        """Every node with those of its runners that match."""
+        return self.run(self._client.list_nodes(condition))
+
+    def explain_placement(self, asked: Asked, *, model: str = "") -> PlacementExplanation:
+        """Where a generation would go now, and why not elsewhere."""
+        return self.run(self._client.explain_placement(asked, model=model))
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _make(config: ChorusConfig) -> MeshClient:
+    return MeshClient.from_config(config)
+
+
+async def _next(generation: Generation) -> ClientEvent | None:
+    return await anext(generation, None)
