@@ -62,9 +62,9 @@ def main(arguments: list[str], *, root: str) -> int:
     began = time.monotonic()
     setup = Setup(Path(root), options)
     try:
-        if not options.fresh:
-            setup.go_on_with_its_python()
         with _one_at_a_time(setup.root):
+            if not options.fresh:
+                setup.go_on_with_its_python()  # lets the lock go, and takes it again
             changed = setup.run()
     except SetupError as error:
         for line in error.tail:
@@ -74,6 +74,10 @@ def main(arguments: list[str], *, root: str) -> int:
             print(error.advice)
         if error.tail and setup.log.exists():
             print(f"Everything that was printed: {setup.log.relative_to(setup.root)}")
+        return 1
+    except OSError as error:
+        print(f"\nSetup stopped: {error}.")
+        print("Wheels are kept below $XDG_CACHE_HOME (else ~/.cache), everything else below the checkout.")
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted; the steps that were done are kept. Run it again to go on.")
