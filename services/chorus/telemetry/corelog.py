@@ -32,7 +32,7 @@ _NO_TLS_1_2 = "ECDHE-PSK-AES128-CBC-SHA"
 # Fatal records are left out: the process dies with them, so they belong on standard error.
 _START = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ")
 # A status is written with the places that it came from, which spreads its record over several lines.
-_CONTINUATION = re.compile(rb"=== Source Location Trace: ===|src/core/\S+:\d+|\s*shutdown=.*|")
+_CONTINUATION = re.compile(rb"=== Source Location Trace.*|src/core/\S+:\d+\s*|\s*shutdown=.*|")
 _RECORD = re.compile(r"(?P<severity>[IWE])\d{4} [\d:.]+ +\d+ (?P<source>[\w./-]+):\d+\] (?P<text>.*)", re.DOTALL)
 _HANDSHAKE = re.compile(r"CallNextHandshakerLocked: error=(?P<error>.*?)(?:\n| shutdown=|$)")
 _ARGUMENTS = re.compile(r"\s*shutdown=\w+ index=\d+, args=\{endpoint=\S+, args=\{(?P<arguments>.*)")

@@ -2,6 +2,7 @@
 
 from chorus.telemetry.context import outgoing_metadata
 from chorus.transport.access import access_table
+from chorus.transport.calls import cancelled_after, responses
 from chorus.transport.channel import open_channel, open_sync_channel
 from chorus.transport.health import Health
 from chorus.transport.interceptor import CallObserver, MeshInterceptor
@@ -18,8 +19,10 @@ __all__ = [
     "TlsIdentity",
     "access_table",
     "build_server",
+    "cancelled_after",
     "current_caller",
     "open_channel",
     "open_sync_channel",
     "outgoing_metadata",
+    "responses",
 ]

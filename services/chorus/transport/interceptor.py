@@ -40,6 +40,7 @@ Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages th
 Body = Callable[[Any, Context], Awaitable[Any]]
 
 _log = get_logger()
+_now = time.time
 
 
 class CallObserver(Protocol):
@@ -155,7 +156,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             return
         caller: SpiffeId | None = None
         try:
-            caller = authenticate(context, self._trust_domain, time.time())
+            caller = authenticate(context, self._trust_domain, _now())
             set_caller(caller)
             if known:
                 authorize(self._access, method, caller)

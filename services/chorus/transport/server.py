@@ -6,6 +6,8 @@ cannot share one.
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -189,9 +191,28 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
         else:
             port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        hint = f"does another process listen on port {wanted}?" if wanted else "is it an address of this machine?"
-        raise ConfigError(f"cannot listen on {address}: {hint} ({error})") from error
+        raise ConfigError(f"cannot listen on {address}: {_why_not(host, wanted)}") from error
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _why_not(host: str, port: int) -> str:
+    """Returns why the address cannot be bound, which gRPC keeps to itself."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"another process listens on port {port} already"
+        if error.errno == errno.EADDRNOTAVAIL:
+            return f"{host} is not an address of this machine"
+        if error.errno == errno.EACCES:
+            return f"this user may not listen on port {port}; ports from 1024 are free to everybody"
+        return error.strerror or str(error)
+    return "the port is taken, or was until a moment ago"
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:

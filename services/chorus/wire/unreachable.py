@@ -8,6 +8,7 @@ from chorus.telemetry.handshakes import handshake_failure
 _CAUSES: tuple[tuple[str, str], ...] = (
     ("Connection refused", "nothing listens there; is it running, and is the port right?"),
     ("No route to host", "there is no route to it; is it on this network, and does a firewall let the port through?"),
+    ("Cancelling all calls", "it was stopped while the call ran"),
     ("Network is unreachable", "this machine has no network that leads there"),
     ("DNS resolution failed", "its name cannot be resolved"),
     ("Domain name not found", "its name cannot be resolved"),
