@@ -1,0 +1,243 @@
+"""Runners and their registries: leases kept, lost, found again and given back, and nobody vanishing meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chorus.config import ChorusConfig, Endpoint
+from chorus.core.errors import StaleIncarnationError
+from chorus.core.fleet.events import BookmarkEvent, DeltaEvent, RemovalReason, SnapshotEvent
+from chorus.core.fleet.records import ModelState, RunnerRecord, RunnerState
+from chorus.hardware import Inventory
+from chorus.registry.service import RegistryService
+from chorus.runner import registrations
+from chorus.runner.service import RunnerService
+from chorus.testing.engine_fake import FakeEngine, FakeModel
+from chorus.transport.resolve import resolve
+from tests.mesh.local_mesh import FAST_REGISTRY, LocalMesh, Seen
+
+LONG_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+async def _bounded() -> AsyncIterator[None]:
+    async with asyncio.timeout(LONG_S):
+        yield
+
+
+def ready(record: RunnerRecord) -> bool:
+    return record.state is RunnerState.READY
+
+
+def of(registry: RegistryService, name: str = "registry") -> str:
+    """The registry as a runner has it configured."""
+    return f"{name}@{registry.address}"
+
+
+async def test_a_runner_is_starting_then_ready_with_its_models_and_load(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry()
+    engine = FakeEngine([FakeModel(loaded=False)], load_delay_s=0.2)
+    runner = await local_mesh.runner(of(registry), engine=engine, models=("fake-1b",), labels={"room": "attic"})
+    first = await local_mesh.record(registry, "r1", lambda record: True)
+    assert first.state is RunnerState.STARTING
+    record = await local_mesh.record(
+        registry, "r1", lambda record: ready(record) and record.runner.models[0].state is ModelState.LOADED
+    )
+    assert record.runner.incarnation == runner.presence.incarnation
+    assert record.runner.address == runner.address
+    assert record.runner.labels == {"room": "attic"}
+    record = await local_mesh.record(registry, "r1", lambda record: bool(record.load.models))
+    assert record.load.models[0].slots_total == 8
+    assert record.load.memory_available_bytes > 0
+
+
+async def test_heartbeats_keep_a_lease_for_longer_than_its_ttl(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry(lease_ttl_s=0.5, heartbeat_interval_s=0.05)
+    await local_mesh.runner(of(registry))
+    ages: list[float] = []
+    async for event in local_mesh.watch(registry, without_load=True):
+        if isinstance(event, DeltaEvent):
+            assert not event.removals
+        # The lease began before the watch did: when the registry is synced and then some, it has been renewed.
+        ages += [leased.lease_age_s for leased in registry.board.table.leased(registry.board.now)]
+        if isinstance(event, BookmarkEvent) and event.synced and len(ages) > 2:
+            break
+    assert ages[-1] < 0.5
+
+
+async def test_a_runner_that_stops_gives_its_lease_back(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry(lease_ttl_s=60.0)
+    runner = await local_mesh.runner(of(registry))
+    await local_mesh.record(registry, "r1", ready)
+    events = local_mesh.watch(registry)
+    assert isinstance(await anext(events), SnapshotEvent)
+    await runner.stop(0.0)
+    seen = [change async for change in until_removed(events)]
+    assert seen[-1].removals[0].reason is RemovalReason.DEREGISTERED
+
+
+async def until_removed(events: Any) -> AsyncIterator[DeltaEvent]:
+    async for event in events:
+        if isinstance(event, DeltaEvent):
+            yield event
+            if event.removals:
+                return
+
+
+async def test_a_draining_runner_says_so_at_once(local_mesh: LocalMesh) -> None:
+    # With an interval far longer than the test may take, only a heartbeat out of turn can tell.
+    registry = await local_mesh.registry(lease_ttl_s=600.0, heartbeat_interval_s=250.0)
+    runner = await local_mesh.runner(of(registry))
+    await local_mesh.record(registry, "r1", ready)
+    runner.presence.set_state(RunnerState.DRAINING)
+    await local_mesh.record(registry, "r1", lambda record: record.state is RunnerState.DRAINING)
+
+
+async def test_a_change_of_models_is_registered_at_once(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry(lease_ttl_s=600.0, heartbeat_interval_s=250.0)
+    engine = FakeEngine()
+    await local_mesh.runner(of(registry), engine=engine)
+    await local_mesh.record(registry, "r1", lambda record: record.runner.models[0].state is ModelState.LOADED)
+    await engine.unload("fake-1b")
+    await local_mesh.record(registry, "r1", lambda record: record.runner.models[0].state is ModelState.AVAILABLE)
+
+
+async def test_a_registry_that_is_restarted_loses_nobody(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry()
+    address = registry.address
+    await local_mesh.runner(f"registry@{address}", name="r1")
+    await local_mesh.runner(f"registry@{address}", name="r2")
+    seen = Seen()
+    async for event in local_mesh.watch(registry):
+        if len(seen.apply("a", event).entries) == 2 and event.synced:
+            break
+    seen.history.clear()
+    await registry.stop()
+    seen.lost("a")
+    again = await local_mesh.registry(listen=address)
+    assert again.board.table.epoch > registry.board.table.epoch
+    first = None
+    async for event in local_mesh.watch(again):
+        first = first or event
+        seen.apply("a", event)
+        if event.synced:
+            break
+    assert isinstance(first, SnapshotEvent)
+    assert not first.synced
+    assert all(set(directory.entries) == {"r1", "r2"} for directory in seen.history)
+    assert seen.merger.directory.synced
+
+
+async def test_a_registry_that_comes_late_is_found(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry()
+    address = registry.address
+    await registry.stop()
+    await local_mesh.runner(f"registry@{address}")
+    late = await local_mesh.registry(listen=address)
+    await local_mesh.record(late, "r1", ready)
+
+
+async def test_a_registry_that_hangs_does_not_hold_up_another(local_mesh: LocalMesh) -> None:
+    never = asyncio.Event()
+    dialled = asyncio.Event()
+
+    async def hang(_reader: object, writer: asyncio.StreamWriter) -> None:
+        dialled.set()
+        await never.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as mute:
+        port = mute.sockets[0].getsockname()[1]
+        other = await local_mesh.registry("b")
+        await local_mesh.runner(f"mute@127.0.0.1:{port}", of(other, "b"))
+        await dialled.wait()
+        heartbeats = 0
+        async for event in local_mesh.watch(other):
+            if isinstance(event, DeltaEvent):
+                assert not event.removals
+                heartbeats += 1
+            if heartbeats == 20:  # two TTLs
+                break
+        never.set()
+
+
+async def test_an_older_process_learns_that_its_time_is_over(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry()
+    older = await local_mesh.runner(of(registry), service={"wall_ms": lambda: 1000})
+    await local_mesh.record(registry, "r1", ready)
+    newer = await local_mesh.runner(of(registry), service={"wall_ms": lambda: 2000})
+    error = await older.wait_failed()
+    assert isinstance(error, StaleIncarnationError)
+    assert "2000" in error.message
+    await older.stop(0.0)
+    record = await local_mesh.record(registry, "r1", ready)
+    assert (record.runner.incarnation, record.runner.address) == (2000, newer.address)
+
+
+async def test_a_machine_that_slept_comes_back_as_a_new_incarnation(local_mesh: LocalMesh) -> None:
+    registry = await local_mesh.registry()
+    asleep_s = [5.0]
+    await local_mesh.runner(of(registry), service={"asleep": lambda: asleep_s[0], "wall_ms": lambda: 1000})
+    await local_mesh.record(registry, "r1", ready)
+    asleep_s[0] = 3605.0
+    record = await local_mesh.record(registry, "r1", lambda record: record.runner.incarnation > 1000)
+    assert record.runner.incarnation == 1001, "greater than before even though the clock didn't move"
+
+
+async def test_every_address_of_a_name_gets_a_lease(local_mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = await local_mesh.registry(), await local_mesh.registry()
+    known = {first.address}
+
+    async def resolve(endpoint: Endpoint) -> frozenset[Endpoint]:
+        if not known:
+            raise OSError("no such name")
+        return frozenset(replace(Endpoint.parse(address), name=endpoint.name) for address in known)
+
+    monkeypatch.setattr(registrations, "resolve", resolve)
+    monkeypatch.setattr(registrations, "_RESOLVE_INTERVAL_S", 0.02)
+    await local_mesh.runner("registry@headless:7101")
+    await local_mesh.record(first, "r1", ready)
+    known.add(second.address)
+    await local_mesh.record(second, "r1", ready)
+    known.clear()  # a resolver that is down changes nothing
+    await local_mesh.record(first, "r1", ready)
+    known.add(second.address)
+    await first.stop()  # and is not looked for any more, since no name leads there
+    await local_mesh.record(second, "r1", ready)
+
+
+async def test_a_name_of_both_kinds_is_dialled_once() -> None:
+    assert await resolve(Endpoint("127.0.0.1", 1, "a")) == {Endpoint("127.0.0.1", 1, "a")}
+    assert await resolve(Endpoint("localhost", 1, "a")) == {Endpoint("127.0.0.1", 1, "a")}
+
+
+async def test_a_mesh_without_tls_works_on_loopback() -> None:
+    mesh = {"insecure_loopback": True}
+    registry = RegistryService(
+        ChorusConfig.model_validate({"mesh": mesh, "registry": {"listen": "127.0.0.1:0", **FAST_REGISTRY}}),
+        identity=None,
+    )
+    await registry.start()
+    runner = RunnerService(
+        ChorusConfig.model_validate(
+            {"mesh": mesh, "runner": {"listen": "127.0.0.1:0", "registries": [registry.address]}}
+        ),
+        identity=None,
+        engine=FakeEngine(),
+        inventory=Inventory("test-node"),
+        name="r1",
+    )
+    await runner.start()
+    events = registry.board.watch(without_load=True)
+    async for event in events:
+        if isinstance(event, DeltaEvent) and ready(event.upserts[0].record):
+            break
+    await events.aclose()
+    await runner.stop(0.0)
+    assert len(registry.board.table) == 0
+    await registry.stop()
