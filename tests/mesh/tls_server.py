@@ -6,7 +6,7 @@ serves. It ends when its standard input does.
 
 # The order matters here as in a service's main: gRPC's core reads its environment when grpc is imported.
 # ruff: noqa: E402
-from chorus.telemetry.corelog import capture_core_log, prepare_core
+from chorus.telemetry.corelog import core_log_events, prepare_core
 
 assert prepare_core(), "grpc was imported too early"
 
@@ -29,8 +29,5 @@ async def serve(directory: Path) -> None:
     await server.stop(0)
 
 
-with configure_logging(service="registry", level="debug", format="json"):
-    core = capture_core_log()
+with configure_logging(service="registry", level="debug", format="json"), core_log_events():
     asyncio.run(serve(Path(sys.argv[1])))
-    if core is not None:
-        core.close()

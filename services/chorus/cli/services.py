@@ -9,24 +9,31 @@ import typer
 from chorus.cli.options import configured
 from chorus.config import ChorusConfig
 from chorus.local.lifeline import follow_supervisor
+from chorus.telemetry.corelog import prepare_core
+
+
+def _prepare() -> None:
+    """What comes before anything imports gRPC."""
+    follow_supervisor(os.environ)
+    prepare_core()
 
 
 def _run_registry(config: ChorusConfig) -> None:
-    follow_supervisor(os.environ)
+    _prepare()
     from chorus.registry.main import run
 
     raise typer.Exit(run(config))
 
 
 def _run_runner(config: ChorusConfig) -> None:
-    follow_supervisor(os.environ)
+    _prepare()
     from chorus.runner.main import run
 
     raise typer.Exit(run(config))
 
 
 def _run_coordinator(config: ChorusConfig) -> None:
-    follow_supervisor(os.environ)
+    _prepare()
     from chorus.coordinator.main import run
 
     raise typer.Exit(run(config))

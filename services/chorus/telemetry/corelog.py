@@ -1,9 +1,8 @@
 """What gRPC's core writes about itself, as events of our log: above all, whom TLS refused and why.
 
 The core tells of a failed handshake on file descriptor 2 alone, and of the peer only while its `handshaker` trace is
-on. So a service's main calls `prepare_core()` before anything imports grpc, which reads its environment once, at
-import, and `capture_core_log()` once its logging is set up. Without the first the second still tells of refusals, but
-not of whom.
+on. It reads its environment once, when grpc is imported. So a service's main calls `prepare_core()` before that, and
+puts what it does under `core_log_events()` once its logging is set up.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import atexit
 import os
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
@@ -41,6 +41,8 @@ _LOCAL = re.compile(r"grpc\.internal\.endpoint_local_address=(?:ipv[46]:)?([^,}]
 _DIALLED = "grpc.server_uri="  # among the arguments of our own dials only
 _SEVERITIES = {"I": "debug", "W": "warning", "E": "error"}
 
+_divided: NativeStderr | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -62,37 +64,42 @@ class Remark:
     text: str
 
 
-def prepare_core(environ: MutableMapping[str, str] | None = None) -> bool:
-    """Sets what the core reads from the environment; returns whether that is in time: grpc is not imported yet.
+def prepare_core() -> bool:
+    """Gets the core's log within reach, and TLS 1.2 out of it; returns whether that worked. Call it first of all, once.
 
-    It turns TLS 1.2 off for all of this process's gRPC, and makes the core tell whom a handshake failed with. What is
-    set already stays. For service processes, not for libraries: it holds for every user of grpc in the process, and the
-    trace fills standard error unless `capture_core_log` takes it. Given another mapping, it prepares that one, for a
-    process to be started.
+    It sets what the core reads from the environment (what is set there already stays): the trace that names peers, and
+    ciphers that no TLS 1.2 connection can have. For service processes, not for libraries: it holds for every user of
+    grpc in the process. Once grpc is imported it is too late, and nothing is done; nor on Windows, which cannot fork.
     """
-    target = os.environ if environ is None else environ
-    traces = [name for name in target.get(_TRACE, "").split(",") if name]
+    global _divided
+    if _divided is not None or "grpc._cython.cygrpc" in sys.modules:
+        return False
+    os.environ.setdefault(_CIPHERS, _NO_TLS_1_2)
+    _divided = divide_stderr(is_core_line)
+    if _divided is None:
+        return False
+    # Only now: undivided, the trace would fill standard error.
+    traces = [name for name in os.environ.get(_TRACE, "").split(",") if name]
     if _HANDSHAKER not in traces:
-        target[_TRACE] = ",".join([*traces, _HANDSHAKER])
-    target.setdefault(_CIPHERS, _NO_TLS_1_2)
-    return "grpc._cython.cygrpc" not in sys.modules
+        os.environ[_TRACE] = ",".join([*traces, _HANDSHAKER])
+    atexit.register(_divided.close)
+    return True
 
 
-def capture_core_log(*, traced: bool | None = None) -> NativeStderr | None:
-    """Turns what the core writes into events, until `close()` or the end of the process. Call it once, early.
+@contextmanager
+def core_log_events() -> Iterator[None]:
+    """Logs what the core says while the block runs, if `prepare_core()` could prepare for it.
 
-    `traced` says whether the core will tell of peers, because `prepare_core()` came in time; by default the environment
-    is believed. Events: `handshake.refused` (reason, why, peer, local, dialled), `grpc.core` for the rest. What other
-    native code writes goes to standard error as before. Returns None where descriptor 2 cannot be divided (Windows).
+    Events: `handshake.refused` (reason, why, peer, local, dialled) and `grpc.core` for the rest.
     """
-    if traced is None:
-        traced = _HANDSHAKER in os.environ.get(_TRACE, "").split(",")
-    divided = divide_stderr(is_core_line)
-    if divided is None:
-        return None
-    divided.read_lines(CoreLogReader(get_logger(), traced=traced).feed)
-    atexit.register(divided.close)
-    return divided
+    if _divided is None:
+        yield
+        return
+    _divided.read_lines(CoreLogReader(get_logger()).feed)
+    try:
+        yield
+    finally:
+        _divided.close()
 
 
 def is_core_line(line: bytes, previous: bool) -> bool:
@@ -103,9 +110,8 @@ def is_core_line(line: bytes, previous: bool) -> bool:
 class CoreLogReader:
     """Puts lines together to records, and logs what they tell."""
 
-    def __init__(self, log: FilteringBoundLogger, *, traced: bool) -> None:
+    def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        self._traced = traced
         self._failed: str | None = None  # the error of a handshake whose arguments are still to come
 
     def feed(self, line: str) -> None:
@@ -144,13 +150,8 @@ class CoreLogReader:
                 return self._refusal(error["error"], arguments["arguments"])
             self._failed = error["error"]
             return None
-        if source.endswith("channel_trace.h"):
-            return None
-        if source.endswith("ssl_transport_security.cc"):
-            failure = handshake_failure(text)
-            if self._traced or failure is None:
-                return None  # the trace tells the same once more, with the peer
-            return Refusal(failure, detail=text)
+        if source.endswith(("channel_trace.h", "ssl_transport_security.cc")):
+            return None  # the same once more, without the peer
         return Remark(_SEVERITIES[record["severity"]], source, text)
 
     def _refusal(self, error: str, arguments: str) -> Refusal | None:

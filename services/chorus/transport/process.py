@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from chorus.config import ListenAddress, LogSettings, MeshSettings
 from chorus.core.errors import CertificateError, ChorusError, ConfigError
 from chorus.core.identity import Role, SpiffeId
+from chorus.telemetry.corelog import core_log_events
 from chorus.telemetry.logs import configure_logging, get_logger
 from chorus.telemetry.metrics_server import MetricsServer
 from chorus.transport.tls import TlsIdentity
@@ -93,7 +94,7 @@ def run_service(
     standard error, and an event in the log where that is another place.
     """
     try:
-        with configure_logging(service=name, **dict(log)):
+        with configure_logging(service=name, **dict(log)), core_log_events():
             try:
                 return asyncio.run(_run(name, build, metrics, metrics_listen, grace_s))
             except ChorusError as error:
