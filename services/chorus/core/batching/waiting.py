@@ -67,14 +67,18 @@ class WaitingRoom(Generic[T]):
     def add(self, item: T, priority: Priority) -> int:
         """Lets `item` wait; returns how many are before it. Raises `OverloadedError` when the room is full."""
         if len(self._entries) >= self.capacity:
-            raise OverloadedError(
-                f"{len(self._entries)} requests wait already, which is as many as this engine lets wait",
-                metadata={"queued": str(len(self._entries))},
-                retry_after_s=self.rate.wait_s(1) or _UNKNOWN_WAIT_S,
-            )
+            raise self.refusal(len(self._entries))
         entry = (_RANK[priority], next(self._arrivals), item)
         insort(self._entries, entry, key=_order)
         return self._entries.index(entry)
+
+    def refusal(self, waiting: int) -> OverloadedError:
+        """The error for a request that finds `waiting` others waiting and no place left."""
+        return OverloadedError(
+            f"{waiting} requests wait already, which is as many as this engine lets wait",
+            metadata={"queued": str(waiting)},
+            retry_after_s=self.rate.wait_s(1) or _UNKNOWN_WAIT_S,
+        )
 
     def first(self) -> T | None:
         """Whoever is next, still waiting."""

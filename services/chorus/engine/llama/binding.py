@@ -1,0 +1,264 @@
+"""Where Python meets llama.cpp: the library, weights and vocabulary. (`context` has the rest; nothing else calls C.)
+
+llama.cpp answers a wrong argument with an assertion that ends the process, so everything it would assert is checked
+in these two modules before the call, and raised as `EngineError`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chorus.core.errors import ConfigError, EngineError
+from chorus.engine.llama import log
+
+_WORDPIECE = 3
+_TOKEN_CONTROL = (1 << 0) | (1 << 3)  # unknown and control tokens: those whose text ordinary text must not become
+_LARGEST_TEXT = 1 << 28
+
+
+@functools.cache
+def library() -> Any:
+    """llama_cpp's C functions, loaded on first use. Raises `ConfigError` where package or library is missing."""
+    try:
+        functions = importlib.import_module("llama_cpp.llama_cpp")
+    except ImportError as error:
+        raise ConfigError(
+            f"this machine cannot run models itself: llama-cpp-python is not installed ({error}); install it with "
+            "pip install 'chorus-mesh[llama]', or point the runner at a server such as Ollama"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"llama-cpp-python is installed but its library does not load: {error}; it was probably built for another "
+            "machine or driver, reinstall it with pip install --force-reinstall --no-cache-dir 'chorus-mesh[llama]'"
+        ) from error
+    log.attach(functions)
+    functions.llama_backend_init()
+    return functions
+
+
+def version() -> str:
+    """The version of llama.cpp's library."""
+    return bytes(library().llama_version()).decode("ascii", "replace")
+
+
+def backends() -> tuple[str, ...]:
+    """The compute backends of this build, such as `("cpu", "cuda")`."""
+    library()
+    ggml = importlib.import_module("llama_cpp._ggml").libggml
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_reg_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_reg_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_reg_name.argtypes = [ctypes.c_void_p]
+    names = (ggml.ggml_backend_reg_name(ggml.ggml_backend_reg_get(i)) for i in range(ggml.ggml_backend_reg_count()))
+    return tuple(sorted({name.decode("ascii", "replace").lower() for name in names if name}))
+
+
+def supports_gpu_offload() -> bool:
+    """Whether this build can put layers on a graphics device that it sees."""
+    return bool(library().llama_supports_gpu_offload())
+
+
+class Model:
+    """Weights and vocabulary, or the vocabulary alone."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        gpu_layers: int = 0,
+        lock_memory: bool = False,
+        vocabulary_only: bool = False,
+        progress: Callable[[float], bool] | None = None,
+    ) -> None:
+        """Loads a file; takes as long as that takes. `progress` gets 0..1 and returns False to break the load off.
+
+        Raises `EngineError` with llama.cpp's own last words when it refuses the file or was broken off.
+        """
+        self._lib = library()
+        self._lock = threading.Lock()  # tokenizing in one thread must not meet closing in another
+        params = self._lib.llama_model_default_params()
+        params.vocab_only = vocabulary_only
+        params.n_gpu_layers = gpu_layers
+        if lock_memory:
+            params.load_mode = self._lib.LLAMA_LOAD_MODE_MMAP_MLOCK
+
+        def report(fraction: float, _: object) -> bool:
+            return progress is None or progress(fraction)
+
+        callback = self._lib.llama_progress_callback(report)
+        params.progress_callback = callback
+        with log.last_errors() as errors:
+            self._handle: int | None = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self._handle:
+            raise EngineError(f"llama.cpp cannot load {path.name}: {'; '.join(errors) or 'no reason given'}")
+        vocab = self._lib.llama_model_get_vocab(self._handle)
+        if not vocab or not self._lib.llama_vocab_type(vocab):
+            self.close()
+            raise EngineError(f"{path.name} holds no vocabulary")
+        self._vocab: int = vocab
+        self.vocabulary_size = int(self._lib.llama_vocab_n_tokens(vocab))
+        self.architecture = self.metadata("general.architecture") or ""
+        self.trained_context = int(self.metadata(f"{self.architecture}.context_length") or 0)
+        self.embedding_size = int(self._lib.llama_model_n_embd_out(self._handle))
+        self.bos = int(self._lib.llama_vocab_bos(vocab))
+        self.eos = int(self._lib.llama_vocab_eos(vocab))
+        self.adds_bos = bool(self._lib.llama_vocab_get_add_bos(vocab)) and self.bos >= 0
+        self._pieces: list[bytes | None] = [None] * self.vocabulary_size
+        self._can_add_special = self._find_can_add_special()
+
+    @property
+    def handle(self) -> int:
+        """The C pointer. Raises `EngineError` once closed."""
+        if not self._handle:
+            raise EngineError("the model has been unloaded")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees the weights; every context of this model must be closed before. May be called twice."""
+        with self._lock:
+            if self._handle:
+                self._lib.llama_model_free(self._handle)
+                self._handle = None
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text, or None; arrays cannot be read."""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            needed = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
+            if needed < 0:
+                return None
+            if needed < size:
+                return buffer.raw[:needed].decode("utf-8", "replace")
+            size = needed + 1
+
+    def chat_template(self) -> str | None:
+        """The model's default chat template, where it has one."""
+        template = self._lib.llama_model_chat_template(self.handle, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a decoder that goes on with text, rather than one that only embeds it."""
+        pooled = self.metadata(f"{self.architecture}.pooling_type") not in (None, "0", "4294967295")
+        lib, handle = self._lib, self.handle
+        special = lib.llama_model_has_encoder(handle) or lib.llama_model_is_diffusion(handle)
+        return self.causal and not pooled and not special and bool(lib.llama_model_has_decoder(handle))
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it; if not, a text must be read in one piece."""
+        return self.metadata(f"{self.architecture}.attention.causal") != "false"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether vectors can be taken from it (not from encoder-decoder models)."""
+        return not self._lib.llama_model_has_encoder(self.handle)
+
+    @property
+    def copies_prefixes(self) -> bool:
+        """Whether part of a sequence may be copied to another: not where memory is a state or a sliding window."""
+        lib, handle = self._lib, self.handle
+        stateful = lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
+        return not stateful and not lib.llama_model_n_swa(handle)
+
+    # --- vocabulary -------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. `add_special` adds what the model wants around it, `parse_special` reads special tokens.
+
+        Raises `UnicodeEncodeError` for half a surrogate pair, `EngineError` for text that is too large. Thread-safe
+        while the model is open.
+        """
+        data = text.encode()
+        if len(data) > _LARGEST_TEXT:
+            raise EngineError(f"a text of {len(data)} bytes is too large to tokenize")
+        add_special = add_special and self._can_add_special
+        room = len(data) + 16
+        while True:
+            ids = np.empty(room, dtype=np.int32)
+            pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            with self._lock:
+                count = self._lib.llama_tokenize(
+                    self._vocab_of_open(), data, len(data), pointer, room, add_special, parse_special
+                )
+            if count >= 0:
+                found: list[int] = ids[:count].tolist()
+                return found
+            if -count <= room:
+                raise EngineError("llama.cpp cannot tokenize this text")
+            room = -count
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes of a token as part of an answer; none for special tokens. The id must be in the vocabulary."""
+        piece = self._pieces[token_id]
+        if piece is None:
+            piece = self._pieces[token_id] = self.piece_of(token_id, show_special=False)
+        return piece
+
+    def piece_of(self, token_id: int, *, show_special: bool) -> bytes:
+        """The bytes of a token, special ones in writing if `show_special`."""
+        self.check_ids((token_id,))
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            with self._lock:
+                count = self._lib.llama_token_to_piece(self._vocab_of_open(), token_id, buffer, size, 0, show_special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def detokenize(self, token_ids: Sequence[int], *, show_special: bool) -> str:
+        """The text of tokens; bytes that are no UTF-8 become U+FFFD. Thread-safe while the model is open."""
+        self.check_ids(token_ids)
+        ids = (ctypes.c_int32 * len(token_ids))(*token_ids)
+        room = 16 + 8 * len(token_ids)
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            with self._lock:
+                count = self._lib.llama_detokenize(
+                    self._vocab_of_open(), ids, len(token_ids), buffer, room, False, show_special
+                )
+            if count >= 0:
+                return buffer.raw[:count].decode("utf-8", "replace")
+            room = -count
+
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens with which the model ends its text."""
+        vocab, is_end = self._vocab_of_open(), self._lib.llama_vocab_is_eog
+        return frozenset(token_id for token_id in range(self.vocabulary_size) if is_end(vocab, token_id))
+
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that `parse_special` reads as control tokens."""
+        vocab, attributes = self._vocab_of_open(), self._lib.llama_vocab_get_attr
+        found = (token_id for token_id in range(self.vocabulary_size) if attributes(vocab, token_id) & _TOKEN_CONTROL)
+        texts = (self.piece_of(token_id, show_special=True).decode("utf-8", "replace") for token_id in found)
+        return tuple(text for text in texts if text)
+
+    def check_ids(self, token_ids: Sequence[int]) -> None:
+        """Raises `EngineError` unless every id is in the vocabulary."""
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocabulary_size:
+                raise EngineError(f"token {token_id} is not in the vocabulary of {self.vocabulary_size}")
+
+    def _vocab_of_open(self) -> int:
+        _ = self.handle
+        return self._vocab
+
+    def _find_can_add_special(self) -> bool:
+        """Whether the special tokens that tokenizing would add all exist; llama.cpp asserts it."""
+        lib, vocab = self._lib, self._vocab
+        if lib.llama_vocab_type(vocab) == _WORDPIECE:
+            return self.bos >= 0 and int(lib.llama_vocab_sep(vocab)) >= 0
+        bos_missing = bool(lib.llama_vocab_get_add_bos(vocab)) and self.bos < 0
+        eos_missing = bool(lib.llama_vocab_get_add_eos(vocab)) and self.eos < 0
+        return not bos_missing and not eos_missing

@@ -1,0 +1,189 @@
+"""KV memory and compute buffers of llama.cpp: filling a batch, decoding it, reading logits and vectors.
+
+A context belongs to one thread. Everything that llama.cpp would abort on is checked before the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chorus.core.errors import EngineError
+from chorus.engine.llama import log
+from chorus.engine.llama.binding import Model, library
+
+FloatArray = npt.NDArray[np.float32]
+
+POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST = 0, 1, 2, 3
+MAX_SEQUENCES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """What a context is made with. `outputs` is how many positions of one batch may have logits."""
+
+    cells: int
+    batch_tokens: int
+    micro_batch_tokens: int
+    sequences: int
+    outputs: int
+    threads: int
+    threads_batch: int
+    flash_attention: bool = True
+    embeddings: bool = False
+    pooling: int = -1  # the model's own
+
+
+class Context:
+    """KV memory and compute buffers of one model, with the one batch that is filled again for every step.
+
+    Fill `token_ids`, `positions`, `sequence_ids` and `wants_output` up to a count, then `decode(count)`.
+    """
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        """Raises `EngineError` with llama.cpp's own last words when it cannot allocate what is asked."""
+        self._lib = library()
+        self._model = model
+        if not (1 <= params.sequences <= MAX_SEQUENCES and params.batch_tokens >= 1 and params.cells >= 1):
+            raise EngineError(f"no context has {params.sequences} sequences and {params.cells} cells")
+        outputs = max(params.outputs, params.sequences)
+        self._handle: int | None = self._create(model, params, outputs)
+        if not self._handle:
+            raise EngineError("llama.cpp cannot create a context: " + ("; ".join(self._errors) or "no reason given"))
+        self.cells = int(self._lib.llama_n_ctx(self._handle))
+        self.batch_tokens = int(self._lib.llama_n_batch(self._handle))
+        self.sequences = params.sequences
+        self.outputs = self.batch_tokens if params.embeddings else outputs
+        self._memory: int | None = self._lib.llama_get_memory(self._handle)
+        self.pooling = int(self._lib.llama_pooling_type(self._handle))
+        size = self.batch_tokens
+        self.token_ids = np.zeros(size, dtype=np.int32)
+        self.positions = np.zeros(size, dtype=np.int32)
+        self.sequence_ids = np.zeros(size, dtype=np.int32)
+        self.wants_output = np.zeros(size, dtype=np.int8)
+        self._counts = np.ones(size, dtype=np.int32)
+        row = ctypes.POINTER(ctypes.c_int32)
+        base = self.sequence_ids.ctypes.data
+        self._rows = (row * size)(*(ctypes.cast(base + 4 * place, row) for place in range(size)))
+        self._batch = self._lib.llama_batch(
+            n_tokens=0,
+            token=self.token_ids.ctypes.data_as(row),
+            embd=None,
+            pos=self.positions.ctypes.data_as(row),
+            n_seq_id=self._counts.ctypes.data_as(row),
+            seq_id=self._rows,
+            logits=self.wants_output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def _create(self, model: Model, params: ContextParams, outputs: int) -> int | None:
+        c = self._lib.llama_context_default_params()
+        c.n_ctx = params.cells
+        c.n_batch = params.batch_tokens
+        c.n_ubatch = params.micro_batch_tokens
+        c.n_seq_max = params.sequences
+        c.n_outputs_max = 0 if params.embeddings else outputs
+        c.n_threads = params.threads
+        c.n_threads_batch = params.threads_batch
+        lib = self._lib
+        c.flash_attn_type = (
+            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if params.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        c.kv_unified = True
+        c.embeddings = params.embeddings
+        c.pooling_type = params.pooling
+        c.no_perf = True
+        with log.last_errors() as self._errors:
+            handle: int | None = lib.llama_init_from_model(model.handle, c)
+        return handle
+
+    @property
+    def handle(self) -> int:
+        """The C pointer. Raises `EngineError` once closed."""
+        if not self._handle:
+            raise EngineError("the context has been closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees memory and buffers, before the model's. May be called twice."""
+        if self._handle:
+            self._lib.llama_free(self._handle)
+            self._handle = None
+
+    def decode(self, count: int) -> int:
+        """Runs the first `count` entries of the batch; returns llama.cpp's code, 0 for success.
+
+        Raises `EngineError`, without calling, for what llama.cpp would abort on.
+        """
+        if not 1 <= count <= self.batch_tokens:
+            raise EngineError(f"a batch of {count} tokens, where 1 to {self.batch_tokens} are allowed")
+        ids, sequences = self.token_ids[:count], self.sequence_ids[:count]
+        if int(ids.min()) < 0 or int(ids.max()) >= self._model.vocabulary_size:
+            raise EngineError("a token id outside of the vocabulary")
+        if int(sequences.min()) < 0 or int(sequences.max()) >= self.sequences or int(self.positions[:count].min()) < 0:
+            raise EngineError("a sequence id or position out of range")
+        if int(np.count_nonzero(self.wants_output[:count])) > self.outputs:
+            raise EngineError(f"more than {self.outputs} outputs in one batch")
+        self._batch.n_tokens = count
+        return int(self._lib.llama_decode(self.handle, self._batch))
+
+    def logits(self, rows: int) -> FloatArray:
+        """The logits of the last batch's outputs, in batch order: shape (rows, vocabulary). A view of C's memory."""
+        return self._view(self._lib.llama_get_logits(self.handle), rows, self._model.vocabulary_size)
+
+    def embeddings(self, rows: int) -> FloatArray:
+        """The vectors of the last batch's tokens, unpooled, in batch order: shape (rows, size). A view."""
+        return self._view(self._lib.llama_get_embeddings(self.handle), rows, self._model.embedding_size)
+
+    def pooled(self, sequence: int) -> FloatArray:
+        """The pooled vector of one sequence of the last batch, shape (size,). A view."""
+        self._check_sequence(sequence)
+        return self._view(
+            self._lib.llama_get_embeddings_seq(self.handle, sequence), 1, self._model.embedding_size
+        ).reshape(-1)
+
+    def remove(self, sequence: int) -> None:
+        """Forgets a whole sequence."""
+        self._check_sequence(sequence)
+        if self._memory:
+            self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Lets `target`, which must be empty, share the first `count` tokens of `source`."""
+        self._check_sequence(source)
+        self._check_sequence(target)
+        if source == target or self.last_position(target) >= 0 or count > self.last_position(source) + 1:
+            raise EngineError(f"cannot copy {count} tokens of sequence {source} to {target}")
+        self._lib.llama_memory_seq_cp(self._memory, source, target, 0, count)
+
+    def last_position(self, sequence: int) -> int:
+        """The last position of a sequence in memory, -1 if it is empty."""
+        self._check_sequence(sequence)
+        return int(self._lib.llama_memory_seq_pos_max(self._memory, sequence)) if self._memory else -1
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether tokens stay in memory from one batch to the next (not in encoders)."""
+        return bool(self._memory)
+
+    def _check_sequence(self, sequence: int) -> None:
+        _ = self.handle
+        if not 0 <= sequence < self.sequences:
+            raise EngineError(f"no sequence {sequence} among {self.sequences}")
+
+    @staticmethod
+    def _view(pointer: Any, rows: int, columns: int) -> FloatArray:
+        if not pointer:
+            raise EngineError("llama.cpp kept no output of the last batch")
+        address = ctypes.addressof(pointer.contents)
+        buffer = _float_buffer(rows * columns).from_address(address)
+        return np.frombuffer(buffer, dtype=np.float32).reshape(rows, columns)
+
+
+@functools.lru_cache(maxsize=512)
+def _float_buffer(count: int) -> Any:
+    return ctypes.c_float * count

@@ -1,0 +1,314 @@
+"""The engine that runs GGUF models in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from chorus.core.errors import (
+    DrainingError,
+    InvalidRequestError,
+    PromptTooLongError,
+    UnsupportedFeatureError,
+)
+from chorus.core.fleet.records import Artifact, EngineInfo, EngineKind, Feature, ModelLoad, ModelState, ModelStatus
+from chorus.core.generation import (
+    Embedding,
+    EmbeddingRequest,
+    Event,
+    GenerationRequest,
+    Prompt,
+    Tool,
+    ToolChoice,
+)
+from chorus.engine.base import ProgressCallback
+from chorus.engine.llama import binding
+from chorus.engine.llama.host import Host
+from chorus.engine.llama.job import Job
+from chorus.engine.llama.settings import LlamaSettings, ModelSource
+from chorus.engine.llama.worker import Cancel, Embed, Submit
+from chorus.engine.selection import require_features, select_model
+
+T = TypeVar("T")
+_NAME = "llama.cpp"
+
+
+class LlamaEngine:
+    """Implements `chorus.engine.base.Engine` with llama.cpp in this process.
+
+    Each loaded model has an owner thread (see `worker`) in which its streams are decoded together. Prompts are rendered
+    and tokenized in a thread of their own, and weights read in another, so neither stalls a stream.
+    """
+
+    def __init__(self, sources: Sequence[ModelSource], settings: LlamaSettings | None = None) -> None:
+        """Raises `ConfigError` where llama-cpp-python is missing or two sources have one name."""
+        self._settings = settings or LlamaSettings()
+        self._info = EngineInfo(
+            name=_NAME, version=binding.version(), kind=EngineKind.LOCAL, backends=binding.backends()
+        )
+        self._sources = tuple(sources)
+        self._hosts: dict[str, Host] = {}
+        self._callbacks: list[Callable[[], None]] = []
+        self._loader: ThreadPoolExecutor | None = None
+        self._text: ThreadPoolExecutor | None = None
+        self._stopped = True
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    async def start(self) -> None:
+        """Reads what each file says of itself; one that cannot be read is a failed model, not an error."""
+        if not self._stopped:
+            return
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="llama-load")
+        self._text = ThreadPoolExecutor(1, thread_name_prefix="llama-text")
+        self._hosts = {
+            source.artifact.name: Host(
+                source, self._settings, engine=_NAME, loader=self._loader, changed=self._on_changed
+            )
+            for source in self._sources
+        }
+        self._stopped = False
+        loop = asyncio.get_running_loop()
+        for host in self._hosts.values():
+            await loop.run_in_executor(self._loader, host.probe)
+        self._on_changed()
+
+    async def stop(self) -> None:
+        """Ends every generation, unloads every model and joins every thread. May be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await asyncio.gather(*(host.unload(wait=False) for host in self._hosts.values()))
+        for pool in (self._loader, self._text):
+            if pool is not None:
+                pool.shutdown(wait=True)  # both are idle or about to be: every load was broken off
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Every model, loaded or not, as it stands now."""
+        return tuple(host.status for host in self._hosts.values())
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` on the event loop whenever what `models()` says has changed."""
+        self._callbacks.append(callback)
+
+    def load_report(self) -> tuple[ModelLoad, ...]:
+        """The load of each loaded model, as of its last step."""
+        reports = (host.load_report for host in self._hosts.values())
+        return tuple(report for report in reports if report is not None)
+
+    async def load(
+        self, model: str, progress: ProgressCallback | None = None, *, context_length: int | None = None
+    ) -> ModelStatus:
+        """Loads a model; calls for the same one at the same time share one load."""
+        if context_length is not None and context_length < 8:
+            raise InvalidRequestError("context_length", "must be at least 8")
+        host = self._host(model)
+        await host.load(progress, context_length)
+        return host.status
+
+    async def unload(self, model: str, *, wait: bool = False) -> ModelStatus:
+        """Unloads a model; its generations end with `DrainingError` unless `wait`."""
+        host = self._host(model)
+        await host.unload(wait=wait)
+        return host.status
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Generates, as `Engine.generate` says. The steps of sampling are those of `sampling`."""
+        arrived = time.monotonic()
+        host = self._host(request.model, request.needed_features(), request.requirements.artifact_sha256)
+        _check(request)
+        host.enter()
+        job: Job | None = None
+        try:
+            async for progress in self._loaded(host):
+                yield progress
+            load_s = time.monotonic() - arrived
+            if not host.facts.generates:
+                raise UnsupportedFeatureError(
+                    f"{host.name} makes vectors of text and cannot generate", metadata={"feature": "generate"}
+                )
+            tools = request.tools if request.tool_choice is not ToolChoice.NONE else ()
+            prompt = await self._in_text_thread(host.reader.read, request.prompt, tools)
+            self._check_ids(host, request, len(prompt))
+            job = Job(
+                request,
+                model=host.model,
+                artifact=host.artifact,
+                prompt=prompt,
+                seed=secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed,
+                context_length=host.context_length,
+                end_tokens=host.end_tokens,
+                arrived=arrived,
+                load_s=load_s,
+            )
+            host.worker.send(Submit(job))
+            async for event in job.stream.read():
+                yield event
+        finally:
+            if job is not None and not job.stream.ended:
+                with contextlib.suppress(DrainingError):
+                    host.worker.send(Cancel(job))
+            host.leave()
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[Artifact, Sequence[Embedding]]:
+        """The vectors of the inputs, pooled as the model wants (its mean where it does not say)."""
+        host = self._host(request.model, {Feature.EMBED}, request.requirements.artifact_sha256)
+        if request.truncate not in (None, "start", "end"):
+            raise InvalidRequestError("truncate", f"{request.truncate!r} is neither start nor end")
+        host.enter()
+        try:
+            await host.load(None, None)
+            prepared = [await self._in_text_thread(_embedding_input, host, item, request.truncate)
+                        for item in request.inputs]  # fmt: skip
+            loop = asyncio.get_running_loop()
+            embeddings = []
+            for token_ids, truncated in prepared:
+                result: asyncio.Future[list[float]] = loop.create_future()
+                host.worker.send(Embed(token_ids, request.normalize, result))
+                embeddings.append(Embedding(tuple(await result), len(token_ids), truncated))
+            return host.artifact, embeddings
+        finally:
+            host.leave()
+
+    async def tokenize(
+        self, model: str, text: str, *, add_special: bool, parse_special: bool
+    ) -> tuple[Artifact, list[int]]:
+        """Token ids of `text`, with the artifact whose vocabulary they are of."""
+        host = self._host(model, {Feature.TOKENIZE})
+        await host.load(None, None)
+        try:
+            ids = await self._in_text_thread(
+                lambda: host.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+            )
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError("text", "holds half a surrogate pair, which is no Unicode text") from error
+        return host.artifact, ids
+
+    async def detokenize(self, model: str, token_ids: Sequence[int], *, show_special: bool) -> str:
+        """Text of `token_ids`. Raises `InvalidRequestError` for an id outside of the vocabulary."""
+        host = self._host(model, {Feature.TOKENIZE})
+        await host.load(None, None)
+        _check_vocabulary(host, "token_ids", token_ids)
+        return await self._in_text_thread(lambda: host.model.detokenize(token_ids, show_special=show_special))
+
+    async def count_tokens(self, model: str, prompt: Prompt, tools: Sequence[Tool]) -> tuple[ModelStatus, int]:
+        """How many tokens a prompt has after the model's template, with the model that would read it."""
+        request = GenerationRequest(model, prompt, tuple(tools))
+        host = self._host(model, request.needed_features())
+        await host.load(None, None)
+        ids = await self._in_text_thread(host.reader.read, prompt, tools)
+        return host.status, len(ids)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _host(self, name: str, features: frozenset[Feature] | set[Feature] = frozenset(), sha256: str = "") -> Host:
+        if self._stopped:
+            raise DrainingError("the engine is shutting down")
+        status = select_model(self.models(), name, sha256=sha256, features=features)
+        host = self._hosts[status.artifact.name]
+        if host.facts.features:  # else its file cannot be read, which loading it will say
+            require_features(status, features)
+        return host
+
+    async def _loaded(self, host: Host) -> AsyncIterator[Event]:
+        if host.state is not ModelState.LOADED:
+            async for progress in host.loading():
+                yield progress
+
+    async def _in_text_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        if self._text is None or self._stopped:
+            raise DrainingError("the engine is shutting down")
+        return await asyncio.get_running_loop().run_in_executor(self._text, lambda: call(*arguments))
+
+    def _on_changed(self) -> None:
+        for callback in list(self._callbacks):
+            callback()
+
+    @staticmethod
+    def _check_ids(host: Host, request: GenerationRequest, prompt_tokens: int) -> None:
+        for delivered in request.resume:
+            _check_vocabulary(host, "resume", delivered.token_ids)
+        _check_vocabulary(host, "logit_bias", request.sampling.logit_bias)
+        longest = prompt_tokens + max((len(delivered.token_ids) for delivered in request.resume), default=0)
+        if prompt_tokens >= host.context_length or longest > host.context_length:
+            raise PromptTooLongError(longest, host.context_length, model=host.name)
+
+
+def _check(request: GenerationRequest) -> None:
+    """What no engine may be given; a caller past the wire's own checks gets these as errors, not as crashes."""
+    if request.tools and request.tool_choice is ToolChoice.REQUIRED:
+        raise UnsupportedFeatureError(
+            "this engine cannot force a model to call a tool", metadata={"feature": Feature.TOOLS.value}
+        )
+    if not 1 <= request.choice_count <= 128:
+        raise InvalidRequestError("choice_count", "must be 1 to 128")
+    for delivered in request.resume:
+        if not 0 <= delivered.choice < request.choice_count:
+            raise InvalidRequestError("resume", f"choice {delivered.choice} is not one of {request.choice_count}")
+        if delivered.text and not delivered.token_ids:
+            raise UnsupportedFeatureError(
+                "this engine resumes from token ids, not from text", metadata={"feature": Feature.RESUME.value}
+            )
+    for field, count in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+        if count is not None and not 0 <= count <= 20:
+            raise InvalidRequestError(field, "must be 0 to 20")
+    if request.stop.max_tokens is not None and request.stop.max_tokens < 0:
+        raise InvalidRequestError("max_tokens", "cannot be negative")
+    sampling = request.sampling
+    if sampling.seed is not None and not 0 <= sampling.seed < 2**64:
+        raise InvalidRequestError("seed", "must fit 64 bits")
+    numbers = (
+        sampling.temperature,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.typical_p,
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        *sampling.logit_bias.values(),
+    )
+    if not all(abs(number) < 1e6 for number in numbers):
+        raise InvalidRequestError("sampling", "holds a number that is not finite or out of all bounds")
+    if sampling.top_k < 0 or sampling.penalty_window < 0 or sampling.repetition_penalty <= 0 or sampling.top_p <= 0:
+        raise InvalidRequestError("sampling", "holds a number out of its range")
+
+
+def _check_vocabulary(host: Host, field: str, token_ids: Iterable[int]) -> None:
+    size = host.model.vocabulary_size
+    for token_id in token_ids:
+        if not 0 <= token_id < size:
+            raise InvalidRequestError(field, f"{token_id} is not in the vocabulary of {host.name}")
+
+
+def _embedding_input(host: Host, item: str | tuple[int, ...], truncate: str | None) -> tuple[list[int], bool]:
+    """The token ids of a text to embed, and whether it was cut."""
+    if isinstance(item, str):
+        try:
+            ids = host.model.tokenize(item, add_special=True, parse_special=False)
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError("inputs", "holds half a surrogate pair, which is no Unicode text") from error
+    else:
+        _check_vocabulary(host, "inputs", item)
+        ids = list(item)
+    if not ids:
+        raise InvalidRequestError("inputs", "holds a text without tokens")
+    longest = host.embedding_length
+    if len(ids) <= longest:
+        return ids, False
+    if truncate is None:
+        raise PromptTooLongError(len(ids), longest, model=host.name)
+    return (ids[-longest:] if truncate == "start" else ids[:longest]), True

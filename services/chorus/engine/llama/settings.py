@@ -1,0 +1,72 @@
+"""What the llama.cpp engine is told: which files it has, and how it may use the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from chorus.core.errors import ConfigError
+from chorus.core.fleet.records import Artifact
+from chorus.engine.llama.context import MAX_SEQUENCES
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model file, checked already by whoever found it.
+
+    `chat_template` overrides the file's own. `required_bytes` is an estimate of the memory that weights, KV memory and
+    buffers take with the engine's settings; with it, a load that cannot fit is refused before it begins.
+    """
+
+    artifact: Artifact
+    path: Path
+    chat_template: str | None = None
+    required_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSettings:
+    """How each model is run.
+
+    `slots` streams decode at a time and `max_queue` requests wait. A single request may use `context_length` tokens,
+    prompt and answer together (the model's own limit where that is less); `kv_tokens` is what all of them may use
+    together, by default all slots in full. `prefill_tokens` is how much of other prompts is read in a step while
+    streams run. `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
+    """
+
+    slots: int = 4
+    context_length: int = 4096
+    kv_tokens: int | None = None
+    max_queue: int = 64
+    threads: int | None = None
+    gpu_layers: int = -1
+    batch_tokens: int = 512
+    prefill_tokens: int = 256
+    flash_attention: bool = True
+    lock_memory: bool = False
+    memory_reserve_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for what llama.cpp cannot do."""
+        wrong = {
+            "slots": not 1 <= self.slots <= MAX_SEQUENCES,
+            "context_length": self.context_length < 8,
+            "kv_tokens": self.kv_tokens is not None and self.kv_tokens < 8,
+            "max_queue": self.max_queue < 0,
+            "threads": self.threads is not None and self.threads < 1,
+            "batch_tokens": self.batch_tokens < self.slots,
+            "prefill_tokens": self.prefill_tokens < 1,
+        }
+        for key, is_wrong in wrong.items():
+            if is_wrong:
+                raise ConfigError(f"engine setting {key} cannot be {getattr(self, key)}", metadata={"key": key})
+
+    def thread_count(self) -> int:
+        """Threads to decode with."""
+        if self.threads is not None:
+            return self.threads
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
