@@ -26,7 +26,7 @@ from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.spiffe import check_trust_domain
 from chorus.identity.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
 from chorus.identity.policy import Policy
-from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, date_problem
 
 CA_KEY = "ca.key"
 
@@ -122,6 +122,11 @@ class CertificateAuthority:
         return cls(certificate, key, authority_trust_domain(certificate))
 
     @property
+    def not_after(self) -> datetime:
+        """When the authority, and with it every certificate that it signed, ends."""
+        return self.certificate.not_valid_after_utc
+
+    @property
     def certificate_pem(self) -> bytes:
         """The authority's certificate."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
@@ -158,10 +163,10 @@ class CertificateAuthority:
             raise InvalidRequestError(
                 "trust_domain", f"{identity} is not of this authority's trust domain, {self.trust_domain}"
             )
-        authority_end = self.certificate.not_valid_after_utc
-        if now >= authority_end:
-            raise CertificateError(f"the authority expired on {authority_end:%Y-%m-%d}; `chorus certs init --force`")
-        not_after = min(now + (lifetime if lifetime is not None else policy.lifetimes[identity.role]), authority_end)
+        if problem := date_problem(self.certificate, now):
+            raise CertificateError(f"the authority {problem}".replace("certs issue", "certs init"))
+        wanted = lifetime if lifetime is not None else policy.lifetimes[identity.role]
+        not_after = min(now + wanted, self.not_after)
         key = ec.generate_private_key(ec.SECP256R1())
         purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if identity.role.serves:
