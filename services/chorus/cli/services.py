@@ -29,6 +29,10 @@ def _run_runner(config: ChorusConfig) -> None:
     _prepare()
     from chorus.runner.main import run
 
+    if config.runner.engine == "fake":
+        from chorus.testing.service import make_fake_engine
+
+        raise typer.Exit(run(config, make_engine=make_fake_engine))
     raise typer.Exit(run(config))
 
 

@@ -97,7 +97,7 @@ class RunnerService(HostedService):
             self.presence,
             identity=identity,
             insecure_loopback=config.mesh.insecure_loopback,
-            jitter=random.random,
+            jitter=random.Random().random,  # the global generator belongs to whoever embeds this
         )
         self._essential: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Task[None] | None = None

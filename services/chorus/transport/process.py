@@ -11,9 +11,9 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 
@@ -61,6 +61,10 @@ class HostedService(ABC):
         return await never
 
 
+Build: TypeAlias = Callable[[CollectorRegistry], HostedService | Awaitable[HostedService]]
+"""Makes a service on the event loop; what it measures goes to the registry."""
+
+
 def load_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentity | None:
     """Returns who the process is that serves as `name`, or None for a mesh without TLS on loopback.
 
@@ -81,7 +85,7 @@ def load_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentity | No
 
 def run_service(
     name: str,
-    build: Callable[[CollectorRegistry], HostedService],
+    build: Build,
     *,
     log: LogSettings,
     metrics: CollectorRegistry,
@@ -90,8 +94,8 @@ def run_service(
 ) -> int:
     """Runs a service until SIGTERM, SIGINT or its failure, and returns the exit code of its process.
 
-    `build` makes the service on the event loop; what it measures goes to `metrics`. Whatever goes wrong is one line on
-    standard error, and an event in the log where that is another place.
+    Call it on the main thread, before there are others, and `prepare_core()` before grpc is imported. Whatever goes
+    wrong is one line on standard error, and an event in the log where that is another place.
     """
     try:
         with configure_logging(service=name, **dict(log)), core_log_events():
@@ -119,7 +123,7 @@ def _tell(name: str, message: str, code: int) -> int:
 
 async def _run(
     name: str,
-    build: Callable[[CollectorRegistry], HostedService],
+    build: Build,
     metrics: CollectorRegistry,
     metrics_listen: ListenAddress | None,
     grace_s: float,
@@ -128,8 +132,8 @@ async def _run(
     asked = _catch_signals()
     with ExitStack() as stack:
         metrics_address = _serve_metrics(name, metrics, metrics_listen, stack)
-        service = build(metrics)
-        if await _start(service, asked):
+        service = await _start(build, metrics, asked)
+        if service is not None:
             side = {f"{kind}_address": address for kind, address in service.side_addresses.items()}
             if metrics_address is not None:
                 side["metrics_address"] = metrics_address
@@ -139,23 +143,29 @@ async def _run(
     return 0
 
 
-async def _start(service: HostedService, asked: asyncio.Event) -> bool:
-    """Starts the service; returns whether it runs, which it does not if it was asked to stop meanwhile."""
-    starting = asyncio.ensure_future(service.start())
+async def _start(build: Build, metrics: CollectorRegistry, asked: asyncio.Event) -> HostedService | None:
+    """Makes and starts the service; returns None where the process is asked to stop before that is done."""
+    made: list[HostedService] = []
+
+    async def make_and_start() -> HostedService:
+        built = build(metrics)
+        service = built if isinstance(built, HostedService) else await built
+        made.append(service)
+        await service.start()
+        return service
+
+    starting = asyncio.ensure_future(make_and_start())
     waiting = asyncio.ensure_future(asked.wait())
-    try:
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done() and starting.exception() is None:
-            return True
-    finally:
-        waiting.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-    await _stop(service, 0.0)
-    if not starting.cancelled():
-        starting.result()
-    return False
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+    if not starting.cancelled() and starting.exception() is None:
+        return starting.result()
+    for service in made:
+        await _stop(service, 0.0)
+    return None if starting.cancelled() else starting.result()
 
 
 async def _serve(service: HostedService, asked: asyncio.Event, grace_s: float) -> None:

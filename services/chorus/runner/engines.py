@@ -1,0 +1,76 @@
+"""What engine a runner hosts, by its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from chorus.config import RunnerSettings
+from chorus.core.errors import UnknownModelError
+from chorus.core.fitting.memory import LoadPlan
+from chorus.engine.base import Engine
+from chorus.hardware import GpuSupport
+from chorus.models import DEFAULT_MODEL, ModelStore, StoredArtifact, estimate
+from chorus.telemetry.logs import get_logger
+
+_DEFAULT_CONTEXT = 4096
+_GPU_FIX = "this build of llama.cpp cannot use it; run CHORUS_LLAMA_BACKEND=cuda make setup (or =vulkan) to build one"
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class HostedEngine:
+    """An engine, not yet started, with the models that are loaded at the start and what it can do with GPUs."""
+
+    engine: Engine
+    models: tuple[str, ...] = ()
+    gpu_support: GpuSupport | None = None
+
+
+EngineFactory: TypeAlias = Callable[[RunnerSettings], HostedEngine]
+"""Makes the engine that a runner was configured with. May take long: it is called on a thread of its own."""
+
+
+def llama_engine(settings: RunnerSettings) -> HostedEngine:
+    """llama.cpp in this process, with every sound model of the models folder. Raises ConfigError where it can't be."""
+    # Imported when used: a machine without the binding runs other engines.
+    from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, binding
+
+    context_length = settings.context_length or _DEFAULT_CONTEXT
+    store = ModelStore.open(settings.models_dir)
+    listing = store.scan()
+    for broken in listing.broken:
+        _log.warning("model.broken", path=str(broken.place), why=broken.problem)
+
+    def source(stored: StoredArtifact) -> ModelSource:
+        own_limit = stored.info.context_length or context_length
+        plan = LoadPlan(context_tokens=min(context_length, own_limit), slots=settings.slots)
+        return ModelSource(stored.artifact, stored.path, required_bytes=estimate(stored.info, plan).total_bytes)
+
+    engine = LlamaEngine(
+        [source(stored) for stored in listing.artifacts],
+        LlamaSettings(
+            slots=settings.slots,
+            context_length=context_length,
+            max_queue=settings.max_queue,
+            threads=settings.threads or None,
+            gpu_layers=settings.gpu_layers,
+        ),
+    )
+    usable = binding.supports_gpu_offload()
+    wanted = (DEFAULT_MODEL,) if settings.models is None else settings.models
+    return HostedEngine(
+        engine,
+        models=tuple(_stored_name(store, name) for name in wanted),
+        gpu_support=GpuSupport(usable=usable, fix="" if usable else _GPU_FIX),
+    )
+
+
+def _stored_name(store: ModelStore, name: str) -> str:
+    """The artifact that `name` means in the folder (`family:quantization` too), or `name` where there is none yet."""
+    try:
+        return store.find(name).artifact.name
+    except UnknownModelError:
+        return name

@@ -1,0 +1,58 @@
+"""The process `chorus runner`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+
+import platformdirs
+from prometheus_client import CollectorRegistry
+
+import chorus
+from chorus.config import ChorusConfig, RunnerSettings
+from chorus.core.identity import Role
+from chorus.hardware import Inventory, node_id
+from chorus.runner.engines import EngineFactory, llama_engine
+from chorus.runner.service import RunnerService
+from chorus.telemetry.metrics import new_registry
+from chorus.transport.process import load_identity, run_service
+
+_NOT_IN_A_LABEL = re.compile(r"[^a-z0-9-]+")
+
+
+def runner_name(settings: RunnerSettings) -> str:
+    """The runner's name: as configured, else this machine's host name as a DNS label."""
+    if settings.name is not None:
+        return settings.name
+    host = socket.gethostname().partition(".")[0].lower()
+    return _NOT_IN_A_LABEL.sub("-", host)[:63].strip("-") or "runner"
+
+
+def run(config: ChorusConfig, *, make_engine: EngineFactory = llama_engine) -> int:
+    """Runs a runner until it is asked to stop; returns the exit code of the process."""
+    settings = config.runner
+
+    async def build(metrics: CollectorRegistry) -> RunnerService:
+        name = runner_name(settings)
+        identity = load_identity(config.mesh, Role.RUNNER, name)
+        node = node_id(platformdirs.user_state_path("chorus"), override=settings.node_id)
+        hosted = await asyncio.to_thread(make_engine, settings)
+        return RunnerService(
+            config,
+            identity=identity,
+            engine=hosted.engine,
+            inventory=Inventory(node, gpu_support=hosted.gpu_support),
+            name=name,
+            models=hosted.models,
+            metrics=metrics,
+        )
+
+    return run_service(
+        "runner",
+        build,
+        log=config.log,
+        metrics=new_registry(service="runner", version=chorus.__version__),
+        metrics_listen=settings.metrics_listen,
+        grace_s=settings.drain_grace_s,
+    )
