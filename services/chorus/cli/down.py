@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from chorus.cli.connecting import AsJson, Directory
 from chorus.cli.output import err, note, print_json
-from chorus.cli.up import Directory
 from chorus.local.home import MeshHome
 from chorus.local.state import MeshState
 from chorus.local.stop import StopReport, stop_mesh
@@ -19,7 +19,7 @@ def down(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.0, help="Kill what has not ended by then.")
     ] = 90.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stop the mesh on this machine: coordinator, runners, registry. Running answers may finish first.
 

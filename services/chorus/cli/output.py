@@ -66,9 +66,9 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def print_json(value: Any) -> None:
-    """Prints one JSON document, laid out for people where a person looks on."""
-    indent = 2 if sys.stdout.isatty() else None
+def print_json(value: Any, *, lines: bool = False) -> None:
+    """Prints one JSON document, laid out for people where a person looks on; on a line of its own if `lines`."""
+    indent = 2 if sys.stdout.isatty() and not lines else None
     sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n")
     sys.stdout.flush()
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from chorus.cli.connecting import Directory
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import fail, note
 from chorus.cli.pull_progress import PullBar
@@ -20,11 +21,6 @@ from chorus.local.home import MeshHome
 from chorus.local.lan import choose_address
 from chorus.local.launch import AlreadyUpError, Prepared, locked, prepare, supervise, supervisor_arguments
 from chorus.local.plan import UpOptions
-
-Directory = Annotated[
-    Path | None,
-    typer.Option("--dir", metavar="FOLDER", help="Folder of the mesh. \\[env: CHORUS_HOME]", show_default=False),
-]
 
 
 def up(

@@ -56,7 +56,7 @@ class UpView:
         if isinstance(event, Ready):
             self.summarize(event.state)
         elif self.as_json:
-            print_json({"time": _now(), "event": type(event).__name__.lower(), **_json(event)})
+            print_json({"time": _now(), "event": type(event).__name__.lower(), **_json(event)}, lines=True)
         elif (line := self._line(event)) is not None:
             err().print(line, soft_wrap=True)
 
@@ -77,7 +77,7 @@ class UpView:
         self.end()
         self.ready = True
         if self.as_json:
-            print_json({"time": _now(), "event": "ready", "already_up": already, **asdict(state)})
+            print_json({"time": _now(), "event": "ready", "already_up": already, **asdict(state)}, lines=True)
             return
         if not already:
             err().print(f"[green]ready[/] [dim]after {time.monotonic() - self._began:.1f} s[/]")

@@ -1,0 +1,180 @@
+"""An answer as it arrives: text to standard output, what goes on meanwhile and how it went to standard error."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chorus.cli.output import err, print_json
+from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
+from chorus.core.generation import Finished, Phase, Progress, Queued, TokenDelta
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_SILENCE_S = 0.5
+_PHASES = {
+    Phase.LOADING: "loading the model",
+    Phase.PREFILL: "reading the prompt",
+    Phase.DOWNLOADING: "fetching the model",
+    Phase.VERIFYING: "checking the model's file",
+}
+# What a terminal would obey instead of showing: everything below space but tab and line feed, and the upper controls.
+_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10)}
+
+
+@dataclass
+class Answer:
+    """What has come of one generation."""
+
+    text: list[str] = field(default_factory=list)
+    started: StartedAt | None = None
+    changes: list[AttemptChanged] = field(default_factory=list)
+    finished: Finished | None = None
+    asked_at: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    elapsed_s: float = 0.0
+
+    def take(self, event: ClientEvent) -> None:
+        """Adds an event."""
+        match event:
+            case TokenDelta():
+                if self.first_token_s is None:
+                    self.first_token_s = time.monotonic() - self.asked_at
+                self.text.append(event.text)
+            case StartedAt():
+                self.started = event
+            case AttemptChanged():
+                self.changes.append(event)
+            case Finished():
+                self.finished = event
+                self.elapsed_s = time.monotonic() - self.asked_at
+
+    @property
+    def whole(self) -> str:
+        """The text so far."""
+        return "".join(self.text)
+
+    @property
+    def runner_id(self) -> str:
+        """Who answered, or took over last."""
+        if self.changes:
+            return self.changes[-1].runner_id
+        return self.started.origin.runner_id if self.started is not None else ""
+
+    @property
+    def node_id(self) -> str:
+        """Where that was."""
+        if self.changes:
+            return self.changes[-1].node_id
+        return self.started.origin.node_id if self.started is not None else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        about = asdict(self.started.started) if self.started is not None else {}
+        finished = self.finished
+        return {
+            "text": self.whole,
+            "finish_reason": finished.choices[0].reason if finished is not None and finished.choices else None,
+            **about,
+            "node_id": self.node_id,
+            "runner_id": self.runner_id,
+            "request_id": self.started.origin.request_id if self.started is not None else None,
+            "attempts": self.changes[-1].attempt if self.changes else 1,
+            "usage": asdict(finished.usage) if finished is not None else None,
+            "timings": asdict(finished.timings) if finished is not None else None,
+            "time_to_first_token_s": self.first_token_s,
+            "elapsed_s": self.elapsed_s,
+        }
+
+    def stats(self) -> str:
+        """One line on who answered, and how fast."""
+        parts = [f"{self.runner_id} on {self.node_id}"]
+        if self.started is not None:
+            parts.append(self.started.started.artifact)
+        if self.finished is not None:
+            usage = self.finished.usage
+            parts.append(f"{usage.prompt_tokens} + {usage.completion_tokens} tokens")
+        if self.first_token_s is not None:
+            parts.append(f"first after {self.first_token_s:.2f} s")
+        if self.finished is not None and self.finished.timings.tokens_per_second:
+            parts.append(f"{self.finished.timings.tokens_per_second:.1f} tokens/s")
+        return "  ".join(parts)
+
+
+async def stream_text(generation: Generation, answer: Answer | None = None) -> Answer:
+    """Prints the answer as it comes; what is slow before it is told on a terminal after half a second.
+
+    Where it is broken off, what has come until then is in `answer`.
+    """
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    to_terminal = sys.stdout.isatty()
+    answer, waiting = answer or Answer(), _Waiting()
+    try:
+        async with generation:
+            async for event in generation:
+                answer.take(event)
+                if isinstance(event, TokenDelta):
+                    waiting.end()
+                    if event.text:
+                        sys.stdout.write(event.text.translate(_CONTROLS) if to_terminal else event.text)
+                        sys.stdout.flush()
+                elif isinstance(event, AttemptChanged):
+                    waiting.end()
+                    err().print(f"\n[yellow]{event.runner_id} goes on: {event.reason}[/]")
+                else:
+                    waiting.hears(event)
+    finally:
+        waiting.end()
+        if answer.text and not answer.whole.endswith("\n"):
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+    return answer
+
+
+async def stream_events(generation: Generation) -> Answer:
+    """Prints every event as a line of JSON."""
+    answer = Answer()
+    async with generation:
+        async for event in generation:
+            answer.take(event)
+            print_json({"event": type(event).__name__, **asdict(event)}, lines=True)
+    return answer
+
+
+class _Waiting:
+    """Says on a terminal what goes on, once silence has lasted."""
+
+    def __init__(self) -> None:
+        self._words = "waiting for a runner"
+        self._status: Status | None = None
+        self._timer = asyncio.get_running_loop().call_later(_SILENCE_S, self._begin) if err().is_terminal else None
+
+    def hears(self, event: ClientEvent) -> None:
+        """Something that comes before the first token."""
+        match event:
+            case Queued(position=position):
+                self._words = f"queued behind {position}" if position else "queued, next in line"
+            case Progress(phase=phase, done=done, total=total):
+                share = f" ({min(done / total, 1):.0%})" if total else ""
+                self._words = _PHASES[phase] + share
+            case StartedAt():
+                self._words = f"{event.origin.runner_id} begins"
+        if self._status is not None:
+            self._status.update(self._words)
+
+    def end(self) -> None:
+        """The wait is over; may be called again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _begin(self) -> None:
+        self._status = err().status(self._words, spinner="dots")
+        self._status.start()

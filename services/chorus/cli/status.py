@@ -1,0 +1,214 @@
+"""`chorus status`: nodes, runners, models and load."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from chorus.cli.connecting import AsJson, Directory, connected
+from chorus.cli.options import ConfigFile
+from chorus.cli.output import EXIT_DEGRADED, console, print_json
+from chorus.client import MeshClient
+from chorus.core.errors import UnavailableError
+from chorus.core.fitting.suggest import describe_bytes
+from chorus.core.fleet.events import LeasedRecord
+from chorus.core.fleet.listing import NodeEntry
+from chorus.core.fleet.records import ModelState, ModelStatus, RunnerState
+from chorus.local.home import MeshHome
+from chorus.local.overview import Overview
+from chorus.local.state import MeshState
+
+_REFRESH_S = 0.25
+_AGAIN_S = 1.0
+_TIMEOUT_S = 10.0
+_STATE_STYLES = {RunnerState.READY: "green", RunnerState.STARTING: "yellow", RunnerState.DRAINING: "yellow"}
+_MODEL_STYLES = {ModelState.LOADED: "", ModelState.LOADING: "yellow", ModelState.FAILED: "red"}
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, live. Ctrl-C leaves.")] = False,
+    as_json: AsJson = False,
+    directory: Directory = None,
+    config: ConfigFile = None,
+) -> None:
+    """Show nodes, runners, models and load, as the coordinator sees them.
+
+    Exit codes: 0 all is well, 1 the mesh cannot be reached, 3 it works in part (what is wrong is listed).
+    """
+    home = MeshHome.find(directory)
+    if watch:
+        asyncio.run(_watch(home, directory, config, as_json))
+        return
+
+    async def look(mesh: MeshClient) -> Overview:
+        return await _look(mesh, home)
+
+    overview = asyncio.run(connected(look, directory=directory, file=config, timeout_s=_TIMEOUT_S))
+    if as_json:
+        print_json(_json(overview))
+    else:
+        console().print(_render(overview))
+    if overview.problems():
+        raise typer.Exit(EXIT_DEGRADED)
+
+
+async def _look(mesh: MeshClient, home: MeshHome) -> Overview:
+    return Overview(await mesh.list_nodes(), MeshState.read(home.state_file))
+
+
+async def _watch(home: MeshHome, directory: Path | None, config: Path | None, as_json: bool) -> None:
+    """Follows the directory: every event of it, a bookmark included, is a reason to look again."""
+    with Live(console=console(), auto_refresh=False, screen=False, transient=False) as live:
+
+        def show(content: RenderableType) -> None:
+            live.update(content, refresh=True)
+
+        async def follow(mesh: MeshClient) -> None:
+            shown_at = 0.0
+            async for _ in mesh.watch_nodes():
+                await asyncio.sleep(max(0.0, shown_at + _REFRESH_S - time.monotonic()))
+                shown_at = time.monotonic()
+                overview = await _look(mesh, home)
+                if as_json:
+                    print_json(_json(overview), lines=True)
+                else:
+                    show(_render(overview))
+
+        while True:
+            try:
+                await connected(follow, directory=directory, file=config)
+            except UnavailableError as error:
+                if as_json:
+                    print_json({"error": error.message}, lines=True)
+                else:
+                    show(Text(error.message, style="red"))
+            await asyncio.sleep(_AGAIN_S)
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def _render(overview: Overview) -> Group:
+    parts: list[RenderableType] = []
+    for entry in overview.seen.nodes:
+        parts += [_node_line(entry), _runners(entry), Text()]
+    parts.append(_registries(overview))
+    problems = overview.problems()
+    parts += [Text(f"! {problem}", style="yellow") for problem in problems]
+    return Group(*parts)
+
+
+def _node_line(entry: NodeEntry) -> Text:
+    node = entry.node
+    facts = [
+        f"{node.cpu.model}, {node.cpu.physical_cores} cores",
+        f"{describe_bytes(node.memory_available_bytes)} of {describe_bytes(node.memory_total_bytes)} free",
+    ]
+    for gpu in node.gpus:
+        use = f"{describe_bytes(gpu.memory_free_bytes)} of {describe_bytes(gpu.memory_total_bytes)} free"
+        facts.append(f"{gpu.name} ({use})" if gpu.usable else f"{gpu.name} (unused: {gpu.problem})")
+    return Text.assemble((node.hostname or node.node_id, "bold"), f"  {node.node_id}", ("  " + "  ".join(facts), "dim"))
+
+
+def _runners(entry: NodeEntry) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column, justify in (
+        ("  runner", "left"),
+        ("state", "left"),
+        ("lease", "right"),
+        ("model", "left"),
+        ("", "left"),
+        ("busy", "right"),
+        ("queued", "right"),
+        ("context", "right"),
+        ("tokens/s", "right"),
+        ("address", "left"),
+    ):
+        table.add_column(column, justify=justify, no_wrap=column != "")  # type: ignore[arg-type]
+    for leased in entry.runners:
+        for row in _rows(leased):
+            table.add_row(*row)
+    return table
+
+
+def _rows(leased: LeasedRecord) -> Iterator[tuple[RenderableType, ...]]:
+    record = leased.record
+    loads = {load.model: load for load in record.load.models}
+    head: tuple[RenderableType, ...] = (
+        f"  {record.runner.runner_id}",
+        Text(record.state, style=_STATE_STYLES[record.state]),
+        f"{leased.lease_age_s:.1f} s",
+    )
+    for model in record.runner.models or (None,):
+        if model is None:
+            yield (*head, Text("no model", style="dim"), "", "", "", "", "", record.runner.address)
+            return
+        load = loads.get(model.artifact.name)
+        yield (
+            *head,
+            model.artifact.name,
+            _model_state(model),
+            f"{load.slots_used}/{load.slots_total}" if load is not None else "",
+            str(load.queued) if load is not None else "",
+            str(model.context_length or ""),
+            f"{load.tokens_per_second:.1f}" if load is not None and load.tokens_per_second else "",
+            record.runner.address if head[0] else "",
+        )
+        head = ("", "", "")
+
+
+def _model_state(model: ModelStatus) -> Text:
+    words = f"{model.state}: {model.error}" if model.error else str(model.state)
+    return Text(words, style=_MODEL_STYLES.get(model.state, "dim"))
+
+
+def _registries(overview: Overview) -> Text:
+    line = Text("registries", style="dim")
+    for registry in overview.seen.registries:
+        if not registry.connected:
+            line.append(f"  {registry.address} not connected", style="red")
+        elif not registry.synced:
+            line.append(f"  {registry.address} has just started", style="yellow")
+        else:
+            line.append(f"  {registry.address} connected", style="not dim")
+    return line
+
+
+# --- for programs ---------------------------------------------------------------------------------------------------
+
+
+def _json(overview: Overview) -> dict[str, Any]:
+    return {
+        "nodes": [
+            {**asdict(entry.node), "runners": [_runner_json(leased) for leased in entry.runners]}
+            for entry in overview.seen.nodes
+        ],
+        "registries": [asdict(registry) for registry in overview.seen.registries],
+        "synced": overview.seen.synced,
+        "local": asdict(overview.local) if overview.local is not None else None,
+        "problems": overview.problems(),
+    }
+
+
+def _runner_json(leased: LeasedRecord) -> dict[str, Any]:
+    record = leased.record
+    runner = asdict(record.runner)
+    for model in runner["models"]:
+        model["features"] = sorted(model["features"])
+    return {
+        **runner,
+        "state": record.state,
+        "load": asdict(record.load),
+        "sequence": record.sequence,
+        "lease_age_s": leased.lease_age_s,
+    }
