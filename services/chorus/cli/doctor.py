@@ -1,0 +1,50 @@
+"""`chorus doctor`: what is wrong on this machine, and what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+import typer
+from rich.text import Text
+
+from chorus.cli.connecting import AsJson, Directory
+from chorus.cli.options import ConfigFile
+from chorus.cli.output import EXIT_FAILED, console, print_json
+from chorus.config import load_with_origins
+from chorus.local.connect import client_config
+from chorus.local.doctor import Finding, Level, examine
+from chorus.local.home import MeshHome
+
+_STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+
+
+def doctor(directory: Directory = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Find out what is wrong on this machine, and what to do: clock, certificates, llama.cpp, GPU, memory, disk, mesh.
+
+    Exit codes: 0 nothing that Chorus needs is broken, 1 something is.
+    """
+    home = MeshHome.find(directory)
+    configured = "client.coordinators" in load_with_origins(file=config).origins
+    findings: list[Finding] = []
+    for finding in examine(client_config(home, file=config), home, coordinator_configured=configured):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    counts = Counter(finding.level for finding in findings)
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings], **{level: counts[level] for level in Level}})
+    else:
+        console().print(Text(f"\n{counts[Level.OK]} ok, {counts[Level.WARN]} to look at, {counts[Level.FAIL]} broken"))
+    if counts[Level.FAIL]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _show(finding: Finding) -> None:
+    console().print(
+        Text.assemble(
+            (f"{finding.level:<5}", _STYLES[finding.level]), (f"{finding.check:<13}", "bold"), finding.message
+        )
+    )
+    if finding.advice:
+        console().print(Text(f"{'':<18}{finding.advice}", style="dim" if finding.level is Level.OK else "cyan"))
