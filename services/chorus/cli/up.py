@@ -15,7 +15,6 @@ from chorus.cli.pull_progress import PullBar
 from chorus.cli.up_view import UpView
 from chorus.config import LoadedConfig, load_with_origins
 from chorus.core.resilience.restarts import ProcessPhase
-from chorus.local.answer import first_answer
 from chorus.local.background import start_in_background, start_what_is_down
 from chorus.local.home import MeshHome
 from chorus.local.lan import choose_address
@@ -82,7 +81,7 @@ def _in_foreground(options: UpOptions, base: LoadedConfig, view: UpView) -> None
         prepared = _prepare(options, base, view)
         view.begin([process.name for process in prepared.plan.processes])
         try:
-            asyncio.run(supervise(prepared.plan, view.see, first_answer(prepared.plan.client)))
+            asyncio.run(supervise(prepared.plan, view.see))
         finally:
             view.end()
     if not view.as_json:

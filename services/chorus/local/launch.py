@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -16,6 +17,7 @@ from chorus.core.errors import ConfigError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.resilience.restarts import RestartPolicy
 from chorus.hardware.cpu import read_cpu
+from chorus.local.answer import first_answer
 from chorus.local.certificates import CLIENT_NAME, ensure_authority, ensure_leaves
 from chorus.local.home import MeshHome
 from chorus.local.models import WatchPull, ensure_models
@@ -28,6 +30,8 @@ from chorus.transport.process import load_identity
 
 _NOT_A_LABEL = re.compile(r"[^a-z0-9]+")
 _LEFT_OVER_S = 5.0
+
+_Result = TypeVar("_Result")
 
 
 class AlreadyUpError(ConfigError):
@@ -87,22 +91,46 @@ def prepare(options: UpOptions, base: LoadedConfig, watch_pull: WatchPull) -> Pr
     return Prepared(plan, issued=len(issued), left_over=left_over)
 
 
-async def supervise(plan: MeshPlan, report: Report, first_answer: FirstAnswer) -> None:
+async def supervise(plan: MeshPlan, report: Report) -> None:
     """Runs the mesh until it is asked to stop. Call it with the lock held, on the main thread. Raises as `run`."""
-    supervisor = Supervisor(
-        plan,
-        identity=load_identity(plan.client.mesh, Role.CLIENT, CLIENT_NAME),
-        policy=RestartPolicy(supervised=plan.options.supervised),
-        report=report,
-        first_answer=first_answer,
-    )
+    await _supervisor(plan, report, first_answer(plan.client)).run()
+
+
+async def while_up(plan: MeshPlan, report: Report, work: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Runs the mesh for as long as `work` takes, which is called once the mesh answers; returns its result.
+
+    Call it with the lock held, on the main thread. Raises what `work` raises, KeyboardInterrupt where somebody stopped
+    the mesh before it was done, and as `Supervisor.run`.
+    """
+    results: list[_Result] = []
+
+    async def answer_and_work() -> tuple[str, ...]:
+        models = await first_answer(plan.client)()
+        results.append(await work())
+        supervisor.stop()
+        return models
+
+    supervisor = _supervisor(plan, report, answer_and_work)
     await supervisor.run()
+    if not results:
+        raise KeyboardInterrupt
+    return results[0]
 
 
 def host_label() -> str:
     """This machine's name as a DNS label."""
     name = _NOT_A_LABEL.sub("-", socket.gethostname().partition(".")[0].lower()).strip("-")
     return name[:48].strip("-") or "host"
+
+
+def _supervisor(plan: MeshPlan, report: Report, answer: FirstAnswer) -> Supervisor:
+    return Supervisor(
+        plan,
+        identity=load_identity(plan.client.mesh, Role.CLIENT, CLIENT_NAME),
+        policy=RestartPolicy(supervised=plan.options.supervised),
+        report=report,
+        first_answer=answer,
+    )
 
 
 def supervisor_arguments(options: UpOptions, config_file: Path | None) -> list[str]:
