@@ -1,0 +1,36 @@
+"""Models: the catalog, the folder on disk, downloads, and what a file tells of the model in it."""
+
+from chorus.models.catalog import DEFAULT_MODEL, Catalog, CatalogArtifact, CatalogFamily, resolve_default
+from chorus.models.gguf import GgufInfo, artifact_of, inspect
+from chorus.models.memory import DEFAULT_PLAN, candidate_of, estimate, shape_of
+from chorus.models.progress import ProgressCallback, PullPhase, PullProgress
+from chorus.models.pull import PullOptions, pull, pull_artifact
+from chorus.models.sources.offer import ImportMode
+from chorus.models.store import BrokenFile, Listing, ModelStore, StoredArtifact, default_models_dir
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DEFAULT_PLAN",
+    "BrokenFile",
+    "Catalog",
+    "CatalogArtifact",
+    "CatalogFamily",
+    "GgufInfo",
+    "ImportMode",
+    "Listing",
+    "ModelStore",
+    "ProgressCallback",
+    "PullOptions",
+    "PullPhase",
+    "PullProgress",
+    "StoredArtifact",
+    "artifact_of",
+    "candidate_of",
+    "default_models_dir",
+    "estimate",
+    "inspect",
+    "pull",
+    "pull_artifact",
+    "resolve_default",
+    "shape_of",
+]
