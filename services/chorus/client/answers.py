@@ -102,7 +102,7 @@ class MeshModel:
 
 @dataclass(frozen=True, slots=True)
 class MeshModels:
-    """Every artifact of the mesh, by family and name. `default_model` answers requests that name none; "" if none does."""
+    """Every artifact of the mesh, by family and name; `default_model` answers requests that name none (or "")."""
 
     models: tuple[MeshModel, ...]
     default_model: str

@@ -11,7 +11,7 @@ import grpc.aio
 
 from chorus.api.coordinator.v1 import coordinator_pb2_grpc
 from chorus.config import Endpoint
-from chorus.core.errors import ChorusError, ConfigError, DrainingError, UnavailableError
+from chorus.core.errors import ChorusError, ConfigError, DeadlineExceededError, DrainingError, UnavailableError
 from chorus.core.identity import Role, SpiffeId
 from chorus.telemetry import context
 from chorus.transport import TlsIdentity, open_channel
@@ -42,17 +42,15 @@ class Coordinators:
         self._last_good = 0
         self._closed = False
 
-    async def single(self, name: str, request: Any, timeout_s: float | None = None) -> Any:
+    async def single(self, name: str, request: Any) -> Any:
         """The answer of a unary RPC. Raises ChorusErrors, UnavailableError where no coordinator can be reached."""
         metadata = self._metadata()
         problems: list[ChorusError] = []
         for index in self._order():
             try:
-                answer = await self._method(index, name)(
-                    request, timeout=timeout_s or self._timeout_s, metadata=metadata
-                )
+                answer = await self._method(index, name)(request, timeout=self._timeout_s, metadata=metadata)
             except grpc.RpcError as error:
-                problems.append(self._error(index, error))
+                problems.append(self._error(index, error, self._timeout_s))
                 if not _may_try_next(problems[-1]):
                     raise problems[-1] from error
             else:
@@ -76,7 +74,7 @@ class Coordinators:
                         begun, self._last_good = True, index
                     yield message
             except grpc.RpcError as error:
-                problems.append(self._error(index, error))
+                problems.append(self._error(index, error, timeout_s))
                 if begun or not _may_try_next(problems[-1]):
                     raise problems[-1] from error
             else:
@@ -121,8 +119,14 @@ class Coordinators:
         with context.bound(context.current() or context.new_context()):
             return context.outgoing_metadata()
 
-    def _error(self, index: int, error: grpc.RpcError) -> ChorusError:
-        return from_rpc_error(error, peer=f"the coordinator {self._coordinators[index].endpoint}")
+    def _error(self, index: int, error: grpc.RpcError, timeout_s: float | None) -> ChorusError:
+        failure = from_rpc_error(error, peer=f"the coordinator {self._coordinators[index].endpoint}")
+        if isinstance(failure, DeadlineExceededError) and timeout_s is not None and "grpc_code" in failure.metadata:
+            return DeadlineExceededError(
+                f"it took longer than the {timeout_s:g} s that it was given; client.timeout_s gives it more",
+                metadata=failure.metadata,
+            )
+        return failure
 
     def _nobody(self, problems: list[ChorusError]) -> ChorusError:
         if len(problems) == 1 and isinstance(problems[0], DrainingError):

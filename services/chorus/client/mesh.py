@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ from chorus.client.coordinators import Coordinators
 from chorus.client.requests import Asked, chat_request, embedding_request
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
-from chorus.core.errors import UnavailableError
+from chorus.core.errors import ChorusError, UnavailableError
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
 from chorus.core.generation import EmbeddingRequest, Finished, Requirements
@@ -32,6 +33,7 @@ from chorus.wire.events import ClientEvent, decode_event
 from chorus.wire.generation import encode_generation
 
 DEFAULT_TIMEOUT_S = 300.0
+_END_TIMEOUT_S = 1.0
 
 
 class MeshClient:
@@ -121,11 +123,13 @@ class MeshClient:
         try:
             async for response in messages:
                 event = decode_event(response.event)
-                if event is None:
-                    continue  # of a newer coordinator
-                yield event
                 if isinstance(event, Finished):
+                    # To its very end, or the coordinator would see a call that was cancelled.
+                    await _read_to_end(messages)
+                    yield event
                     return
+                if event is not None:  # None: of a newer coordinator
+                    yield event
         finally:
             await messages.aclose()
         raise UnavailableError("the coordinator's stream ended early, before the answer was complete; ask again")
@@ -179,3 +183,13 @@ class MeshClient:
         """Where a generation would go now, and why not elsewhere. Nothing is run."""
         request = pb.ExplainPlacementRequest(spec=encode_generation(chat_request(asked, model=model)))
         return PlacementExplanation.decode(await self._coordinators.single("ExplainPlacement", request))
+
+
+async def _read_to_end(messages: AsyncIterator[Any]) -> None:
+    """Reads what comes after the answer, which is nothing; how the stream ends matters no more."""
+    try:
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            async for _ in messages:
+                pass
+    except (ChorusError, TimeoutError):
+        return

@@ -164,13 +164,17 @@ class Registries:
     async def run(self) -> None:
         """Watches until it is cancelled. Raises ConfigError where an endpoint may not be dialled at all."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                for endpoint in self._endpoints:
-                    await self._look_up(endpoint)
-                await self._follow(group)
-                if all(endpoint.ip is not None for endpoint in self._endpoints):
-                    return  # addresses don't change; the group waits for the watches
-                await asyncio.sleep(_RESOLVE_INTERVAL_S)
+            for endpoint in self._endpoints:
+                group.create_task(self._keep_up(endpoint, group))
+
+    async def _keep_up(self, endpoint: Endpoint, group: asyncio.TaskGroup) -> None:
+        """Follows the addresses of one name; a name that takes long to look up holds nobody else up."""
+        while True:
+            await self._look_up(endpoint)
+            self._follow(group)
+            if endpoint.ip is not None:
+                return  # an address doesn't change
+            await asyncio.sleep(_RESOLVE_INTERVAL_S)
 
     async def _look_up(self, endpoint: Endpoint) -> None:
         """Finds the addresses of a name. Where that fails, those that it had stay: a resolver that is down must not end
@@ -187,7 +191,7 @@ class Registries:
         else:
             self._unresolved.pop(endpoint, None)
 
-    async def _follow(self, group: asyncio.TaskGroup) -> None:
+    def _follow(self, group: asyncio.TaskGroup) -> None:
         """Begins the watches of new addresses, and ends those of addresses that no name has any more."""
         wanted = {address for addresses in self._addresses.values() for address in addresses}
         for address in wanted - self._watches.keys():
@@ -199,9 +203,7 @@ class Registries:
             )
             self._watches[address] = (watch, group.create_task(watch.run()))
         for address in self._watches.keys() - wanted:
-            _, task = self._watches.pop(address)
-            task.cancel()
-            await asyncio.wait({task})
+            self._watches.pop(address)[1].cancel()
 
 
 async def _resolve(endpoint: Endpoint) -> set[Endpoint]:

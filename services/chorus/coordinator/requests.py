@@ -97,7 +97,7 @@ class Requests:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
             raise
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: nobody reads what is written
-            self._log_end("request.cancelled", began, delivered, told)
+            self._log_end("request.finished" if delivered.finished else "request.cancelled", began, delivered, told)
             raise
         else:
             self._log_end("request.finished", began, delivered, told, ttft_s=timers[0].time_to_first_token)

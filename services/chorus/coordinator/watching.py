@@ -18,7 +18,7 @@ from chorus.core.fleet.events import (
     RemovalReason,
     SnapshotEvent,
 )
-from chorus.core.fleet.records import Load
+from chorus.core.fleet.records import Load, RunnerRecord
 
 BOOKMARK_INTERVAL_S = 0.8
 """Watchers may count on something every second; the rest is for the way."""
@@ -52,7 +52,13 @@ def event_between(
 def _only_load_changed(before: DirectoryEntry | None, after: DirectoryEntry) -> bool:
     if before is None:
         return False
-    return replace(before.record, load=Load(), sequence=0) == replace(after.record, load=Load(), sequence=0)
+    return _lasting(before.record) == _lasting(after.record)
+
+
+def _lasting(record: RunnerRecord) -> RunnerRecord:
+    """A record without what every heartbeat changes, the free memory and the GPUs of its machine included."""
+    node = replace(record.node, memory_available_bytes=0, gpus=())
+    return replace(record, node=node, load=Load(), sequence=0)
 
 
 class Watching:

@@ -16,7 +16,7 @@ MAX_STEPS = 256
 
 
 class InFlight:
-    """Counts for every runner. `unreported` is what placement takes as a situation's `in_flight`; it changes in place."""
+    """Counts for every runner. `unreported`, which changes in place, is what placement takes as `in_flight`."""
 
     def __init__(self) -> None:
         self._steps: dict[str, deque[tuple[float, int]]] = {}

@@ -1,0 +1,230 @@
+"""Passing a runner's stream on: byte for byte, held back only where another runner may still take over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
+from chorus.api.inference.v1 import generation_pb2 as pb
+from chorus.api.runner.v1 import runner_pb2
+from chorus.coordinator.relay import Delivered, relay
+from chorus.coordinator.requests import refuse_unsupported
+from chorus.core.errors import RunnersUnavailableError, UnavailableError, UnsupportedFeatureError
+from chorus.core.generation import GenerationRequest, TextPrompt
+from chorus.core.identity import Role
+from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
+from chorus.testing.certificates import MeshCertificates
+from chorus.testing.mesh import InProcessMesh
+from chorus.transport import open_channel
+from chorus.wire.generation import encode_generation
+from tests.mesh.scripted_runner import ScriptedRunner
+
+# Field 900 of the event, field 901 of the message: what a runner of a later version might say.
+_UNKNOWN_IN_EVENT = b"\xa2\x38\x05later"
+_UNKNOWN_IN_MESSAGE = b"\xaa\x38\x03new"
+
+
+def wire(event: pb.GenerationEvent, *, later: bool = False) -> bytes:
+    """A runner's message, with fields that nobody knows where `later`."""
+    if not later:
+        return runner_pb2.GenerateResponse(event=event).SerializeToString()
+    body = event.SerializeToString() + _UNKNOWN_IN_EVENT
+    return b"\x0a" + bytes((len(body),)) + body + _UNKNOWN_IN_MESSAGE
+
+
+QUEUED = pb.GenerationEvent(queued=pb.Queued(position=1))
+PROGRESS = pb.GenerationEvent(progress=pb.Progress(phase=pb.PHASE_PREFILL, done=1, total=2))
+STARTED = pb.GenerationEvent(started=pb.Started(runner_id="r", prompt_token_count=7))
+SCORED = pb.GenerationEvent(prompt_scored=pb.PromptScored())
+DELTA = pb.GenerationEvent(delta=pb.TokenDelta(token_ids=[1, 2], text="ab"))
+TEXT = pb.GenerationEvent(delta=pb.TokenDelta(text="no ids"))
+FINISHED = pb.GenerationEvent(finished=pb.Finished(usage=pb.Usage(prompt_token_count=8, cached_token_count=3)))
+NOTHING = pb.GenerationEvent()
+
+
+async def run(messages: Sequence[bytes], delivered: Delivered | None = None) -> tuple[list[bytes], Delivered]:
+    written: list[bytes] = []
+    delivered = delivered if delivered is not None else Delivered()
+
+    async def stream() -> AsyncIterator[bytes]:
+        for message in messages:
+            yield message
+
+    async def write(message: bytes) -> None:
+        written.append(message)
+
+    timer = StreamTimer(GenerationMetrics(CollectorRegistry()).model("m"), 0.0)
+    try:
+        await relay(stream(), write, delivered, runner_id="r", timer=timer, clock=lambda: 1.0)
+    except UnavailableError:
+        written.append(b"ended early")
+    return written, delivered
+
+
+async def test_a_whole_stream_passes_unchanged_and_is_counted() -> None:
+    messages = [wire(event) for event in (QUEUED, PROGRESS, STARTED, SCORED, DELTA, TEXT, FINISHED)]
+    written, delivered = await run(messages)
+    assert written == messages
+    assert delivered == Delivered(started=True, finished=True, output_tokens=3, prompt_tokens=8, cached_tokens=3)
+
+
+async def test_started_waits_for_the_first_token_and_progress_does_not() -> None:
+    for extra in (STARTED, SCORED):
+        written, delivered = await run([wire(QUEUED), wire(PROGRESS), wire(extra)])
+        assert written == [wire(QUEUED), wire(PROGRESS), b"ended early"]
+        assert not delivered.started
+
+
+async def test_an_answer_without_tokens_is_an_answer() -> None:
+    written, delivered = await run([wire(STARTED), wire(FINISHED), wire(DELTA)])
+    assert written == [wire(STARTED), wire(FINISHED)]
+    assert (delivered.started, delivered.finished) == (True, True)
+
+
+@pytest.mark.parametrize("messages", [[], [wire(STARTED), wire(DELTA)], [wire(DELTA), b"\xff\xff\xff"]])
+async def test_a_stream_without_an_end_is_no_success(messages: list[bytes]) -> None:
+    written, delivered = await run(messages)
+    assert written[-1] == b"ended early"
+    assert not delivered.finished
+
+
+@given(st.lists(st.tuples(st.sampled_from([QUEUED, PROGRESS, STARTED, SCORED, DELTA, TEXT, NOTHING]), st.booleans())))
+def test_nothing_is_changed_lost_doubled_or_reordered(script: list[tuple[pb.GenerationEvent, bool]]) -> None:
+    messages = [wire(event, later=later) for event, later in script]
+    written, delivered = asyncio.run(run([*messages, wire(FINISHED)]))
+    assert written == [*messages, wire(FINISHED)]
+    unfinished, delivered = asyncio.run(run(messages))
+    assert unfinished[:-1] == messages[: len(unfinished) - 1]
+    assert delivered.started is any(event.HasField("delta") for event, _ in script)
+
+
+# --- over TLS -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+async def _bounded() -> AsyncIterator[None]:
+    async with asyncio.timeout(30.0):
+        yield
+
+
+def scripted_mesh(certificates: MeshCertificates) -> InProcessMesh:
+    return InProcessMesh(runners=0, certificates=certificates, registry={"lease_ttl_s": 600, "heartbeat_interval_s": 1})
+
+
+async def raw_messages(mesh: InProcessMesh, **fields: Any) -> list[bytes]:
+    """The bytes of a generation's stream, as a client gets them."""
+    spec = encode_generation(GenerationRequest("", TextPrompt("hi")))
+    channel = open_channel(
+        mesh.coordinators[0].address,
+        identity=mesh.certificates.identity(Role.CLIENT, "raw"),
+        server=mesh.certificates.id(Role.COORDINATOR, "coordinator-1"),
+    )
+    async with channel:
+        generate: Any = channel.unary_stream(
+            "/chorus.api.coordinator.v1.Coordinator/Generate",
+            request_serializer=coordinator_pb2.GenerateRequest.SerializeToString,
+        )
+        metadata = (("x-request-id", "req-7"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"))
+        call = generate(coordinator_pb2.GenerateRequest(spec=spec, **fields), metadata=metadata, timeout=20)
+        return [message async for message in call]
+
+
+async def test_fields_that_the_coordinator_does_not_know_reach_the_client(certificates: MeshCertificates) -> None:
+    messages = [wire(event, later=True) for event in (STARTED, DELTA, FINISHED)]
+
+    async def script(_request: runner_pb2.GenerateRequest, context: Any) -> None:
+        for message in messages:
+            await context.write(message)
+
+    runner = ScriptedRunner(script)
+    async with scripted_mesh(certificates) as mesh:
+        await runner.join(mesh)
+        assert await raw_messages(mesh, attempt=4) == messages
+        (request,), (metadata,) = runner.requests, runner.metadata
+        assert (request.attempt, request.spec.prompt) == (4, "hi")
+        assert request.spec.model == "fake-1b.Q8_0.gguf"  # placement chose the artifact
+        assert metadata["x-request-id"] == "req-7"
+        trace = str(metadata["traceparent"]).split("-")
+        assert trace[1] == "a" * 32
+        assert trace[2] != "b" * 16
+        await runner.leave()
+
+
+async def test_a_stream_that_just_ends_is_an_error(certificates: MeshCertificates) -> None:
+    async def script(_request: runner_pb2.GenerateRequest, context: Any) -> None:
+        await context.write(wire(STARTED))
+        await context.write(wire(DELTA))
+
+    runner = ScriptedRunner(script)
+    async with scripted_mesh(certificates) as mesh:
+        await runner.join(mesh)
+        with pytest.raises(UnavailableError, match="ended early") as caught:
+            await mesh.client().complete("hi")
+        assert caught.value.metadata["runner_id"] == "scripted"
+        await runner.leave()
+
+
+async def test_an_impostor_gets_no_request(certificates: MeshCertificates) -> None:
+    async def script(_request: runner_pb2.GenerateRequest, _context: Any) -> None:
+        return
+
+    runner = ScriptedRunner(script)
+    async with scripted_mesh(certificates) as mesh:
+        # It is registered as `scripted`, and what answers at its address has the certificate of another runner.
+        await runner.join(mesh, identity="somebody-else")
+        await mesh.until(lambda directory: not directory.entries["scripted"].reachable)
+        with pytest.raises(RunnersUnavailableError, match="scripted cannot be reached"):
+            await mesh.client().complete("hi")
+        assert runner.requests == []
+        await runner.leave()
+
+
+async def test_the_upstream_call_ends_with_the_clients(certificates: MeshCertificates) -> None:
+    async def script(_request: runner_pb2.GenerateRequest, context: Any) -> None:
+        await context.write(wire(STARTED))
+        await context.write(wire(DELTA))
+        await asyncio.get_running_loop().create_future()  # hangs
+
+    runner = ScriptedRunner(script)
+    async with scripted_mesh(certificates) as mesh:
+        await runner.join(mesh)
+        async with mesh.client().generate("hi") as generation:
+            await anext(generation)
+            assert not runner.ended.is_set()
+        await runner.ended.wait()
+        await runner.leave()
+
+
+# --- what this version does not have --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"ensemble": ensemble_pb2.EnsembleSpec(strategy=ensemble_pb2.STRATEGY_VOTE)}, "STRATEGY_VOTE"),
+        ({"ensemble": ensemble_pb2.EnsembleSpec(strategy=77)}, "77"),  # type: ignore[arg-type]
+        ({"ensemble": ensemble_pb2.EnsembleSpec(members=[ensemble_pb2.Member(model="m")])}, "members"),
+        ({"cache": coordinator_pb2.CachePolicy(mode=coordinator_pb2.CACHE_MODE_EXACT)}, "CACHE_MODE_EXACT"),
+    ],
+)
+def test_what_is_not_there_is_refused_and_not_ignored(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(UnsupportedFeatureError, match=told):
+        refuse_unsupported(coordinator_pb2.GenerateRequest(**fields))
+
+
+def test_permissions_need_not_be_used() -> None:
+    refuse_unsupported(
+        coordinator_pb2.GenerateRequest(
+            ensemble=ensemble_pb2.EnsembleSpec(strategy=ensemble_pb2.STRATEGY_ROUTE),
+            cache=coordinator_pb2.CachePolicy(mode=coordinator_pb2.CACHE_MODE_OFF),
+            fallback=coordinator_pb2.Fallback(similar_model=True, cached_answer=True, external=True),
+            allow_hedging=True,
+        )
+    )
