@@ -26,7 +26,8 @@ _FIRST_INTERVAL_S = 0.5
 
 _RETRY_S = 0.25
 _GOODBYE_S = 1.0
-_MIN_DEADLINE_S = 0.2
+_HEARTBEAT_DEADLINE_S = 0.2  # at least; it may have to wait for the connection
+_REGISTER_DEADLINE_S = 2.0  # of the first, a TLS handshake over a slow network is part
 # A registry that was restarted must be found again well within its TTL.
 _RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 400))
 
@@ -110,17 +111,15 @@ class LeaseKeeper:
         presence = self._presence
         due = (presence.incarnation, presence.record_version)
         # While the registry is away a call waits for the connection, and goes out as soon as there is one.
-        options: dict[str, Any] = {
-            "timeout": max(_MIN_DEADLINE_S, 1.5 * self._interval_s),
-            "wait_for_ready": self._outage_since is not None,
-        }
+        patient = self._outage_since is not None
         try:
             if self._registered != due:
                 request = pb.RegisterRequest(record=encode_runner_record(presence.record()))
-                response = await self._stub.Register(request, **options)
+                response = await self._stub.Register(request, timeout=_REGISTER_DEADLINE_S, wait_for_ready=patient)
                 self._registered = due
             else:
-                response = await self._stub.Heartbeat(self._heartbeat(), **options)
+                deadline_s = max(_HEARTBEAT_DEADLINE_S, 1.5 * self._interval_s)
+                response = await self._stub.Heartbeat(self._heartbeat(), timeout=deadline_s, wait_for_ready=patient)
         except grpc.RpcError as error:
             raise self._said(error) from error
         self._interval_s = max(0.01, decode_duration(response.heartbeat_interval)) or _FIRST_INTERVAL_S

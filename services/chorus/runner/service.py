@@ -159,14 +159,10 @@ class RunnerService(HostedService):
 
     async def _load_models(self) -> None:
         for model in self._models:
-            started = time.monotonic()
             try:
-                status = await self._engine.load(model)
+                await self._engine.load(model)
             except ChorusError as error:
                 _log.error("model.load_failed", model=model, reason=error.reason, why=error.message)
-            else:
-                seconds = round(time.monotonic() - started, 3)
-                _log.info("model.loaded", model=status.artifact.name, sha256=status.artifact.sha256, after_s=seconds)
         self.presence.set_state(RunnerState.READY)
         self._server.health.set_serving(True)
 
