@@ -411,6 +411,14 @@ def test_a_file_that_is_not_what_the_hub_promised_is_refused(
     assert store.artifacts() == []
 
 
+def test_another_version_than_the_one_wanted_is_not_even_downloaded(
+    store: ModelStore, server: FileServer, hub: PullOptions
+) -> None:
+    with pytest.raises(DownloadError, match="another version"):
+        pull("hf:o/r/Tiny.Q8_0.gguf", store, options=PullOptions(hub_endpoint=hub.hub_endpoint, sha256="0" * 64))
+    assert {seen.method for seen in server.requests} == {"HEAD"}
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -138,6 +138,10 @@ class _Pull:
     def _from(self, source: Source, wanted: _Wanted) -> StoredArtifact:
         self._reporter.report(PullPhase.RESOLVING, message=str(source))
         offer = self._offer(source, wanted)
+        if wanted.sha256 and offer.sha256 and wanted.sha256 != offer.sha256:  # better known before 20 GB than after
+            raise DownloadError(
+                f"{source} has a file with the SHA-256 {offer.sha256}, but it should be {wanted.sha256}: another version"
+            )
         expected = wanted.sha256 or offer.sha256
         entry = wanted.entry or (self._catalog.find_digest(expected) if expected else None)
         file = entry[1].file if entry else _safe_name(offer.file)
