@@ -140,7 +140,7 @@ class _Pull:
         offer = self._offer(source, wanted)
         if wanted.sha256 and offer.sha256 and wanted.sha256 != offer.sha256:  # better known before 20 GB than after
             raise DownloadError(
-                f"{source} has a file with the SHA-256 {offer.sha256}, but it should be {wanted.sha256}: another version"
+                f"{source} has another version: its SHA-256 is {offer.sha256}, but should be {wanted.sha256}"
             )
         expected = wanted.sha256 or offer.sha256
         entry = wanted.entry or (self._catalog.find_digest(expected) if expected else None)
