@@ -93,6 +93,8 @@ class Placing:
                 raise _with_facts(attempts.refused(refused), last, attempts.count) from None
             last = candidate
             number = attempts.begin(candidate.runner_id)
+            if attempts.errors and self._metrics is not None:
+                self._metrics.retry(attempts.errors[-1].reason)
             try:
                 with self._counted(candidate.runner_id):
                     result = await run(candidate, number)
@@ -103,8 +105,6 @@ class Placing:
                 if isinstance(decision, GiveUp):
                     raise _with_facts(decision.error, candidate, attempts.count) from error
                 needs = needs.with_context(decision.context_length)
-                if self._metrics is not None:
-                    self._metrics.retry(error.reason)
                 _log.info(
                     "attempt.failed",
                     attempt=number,

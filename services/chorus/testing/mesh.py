@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prometheus_client import CollectorRegistry
+
 from chorus.client import MeshClient
 from chorus.config import ChorusConfig, Endpoint
 from chorus.coordinator.service import CoordinatorService
@@ -58,6 +60,7 @@ class InProcessMesh:
         self.registries: list[RegistryService] = []
         self.runners: list[RunnerService] = []
         self.coordinators: list[CoordinatorService] = []
+        self.coordinator_metrics: list[CollectorRegistry] = []
         self._engines = [FakeEngine() for _ in range(runners)] if isinstance(runners, int) else list(runners)
         self._counts = (registries, coordinators)
         self._registry_settings = {**QUICK_REGISTRY, **(registry or {})}
@@ -151,7 +154,11 @@ class InProcessMesh:
                 **settings,
             }
         )
-        service = CoordinatorService(config, identity=self.certificates.identity(Role.COORDINATOR, name))
+        metrics = CollectorRegistry()
+        service = CoordinatorService(
+            config, identity=self.certificates.identity(Role.COORDINATOR, name), metrics=metrics
+        )
+        self.coordinator_metrics.append(metrics)
         self._stack.push_async_callback(service.stop, 0.0)
         await service.start()
         self.coordinators.append(service)
