@@ -6,7 +6,7 @@ thread, or in another process. Every error raised is a `ChorusError`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from chorus.core.fleet.records import Artifact, EngineInfo, ModelLoad, ModelStatus
@@ -60,12 +60,12 @@ class Engine(Protocol):
         """Unloads a model; its generations end with `DrainingError` unless `wait`, which lets them finish first."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Generates. The order of events is that of inference.v1's GenerationEvent.
 
-        Closing the iterator (or cancelling the task that reads it) frees the slot within one decode step. Raises
-        `InvalidRequestError`, `PromptTooLongError`, `UnsupportedFeatureError`, `OverloadedError`, `EngineError` and
-        those of `load`, all before or instead of the next event.
+        Closing the generator (`aclose`, or cancelling the task that reads it and then closing it) frees the slot within
+        one decode step. Raises `InvalidRequestError`, `PromptTooLongError`, `UnsupportedFeatureError`,
+        `OverloadedError`, `EngineError` and those of `load`, all before or instead of the next event.
         """
         ...
 

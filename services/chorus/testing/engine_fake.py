@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -255,7 +255,7 @@ class FakeEngine:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Generates, as `Engine.generate` says."""
         host = self._host(request.model, request.needed_features(), request.requirements.artifact_sha256)
         fault = self.faults.pop(0) if self.faults else None

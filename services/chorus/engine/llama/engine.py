@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -124,7 +124,7 @@ class LlamaEngine:
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Generates, as `Engine.generate` says. The steps of sampling are those of `sampling`."""
         arrived = time.monotonic()
         host = self._host(request.model, request.needed_features(), request.requirements.artifact_sha256)

@@ -84,9 +84,16 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """No method that can make a huge text of a small one."""
-        if isinstance(obj, str) and attr in {"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs"}:
+        if isinstance(obj, str) and attr in {"center", "ljust", "rjust", "zfill", "expandtabs"}:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`str.format`, in the sandbox, unless it could pad without bounds."""
+        formatting = super().wrap_str_format(value)
+        if formatting is not None and re.search(r"\d{4}|:[^}]*\{", str(value.__self__)):
+            raise _TemplateError("formats a text too wide")
+        return formatting
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)

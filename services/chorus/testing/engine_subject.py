@@ -1,0 +1,149 @@
+"""An engine under test, and what checks of it need: asking, hearing a whole stream, and checking its order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from chorus.core.errors import (
+    ChorusError,
+)
+from chorus.core.fleet.records import ModelStatus
+from chorus.core.generation import (
+    Event,
+    Finished,
+    GenerationRequest,
+    Progress,
+    Prompt,
+    PromptScored,
+    Queued,
+    Sampling,
+    Started,
+    StopConditions,
+    TokenDelta,
+    TokenLogprob,
+)
+from chorus.engine.base import Engine
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine under test. `prompt` must draw an answer of 24 tokens or more where the end of text is ignored.
+
+    The engine has few enough slots and places in its queue that a check can fill them. `exact`: a token depends on
+    prompt and index alone, and not on what else is in the batch.
+    """
+
+    engine: Engine
+    model: str
+    prompt: Prompt
+    slots: int
+    max_queue: int
+    exact: bool
+
+
+@dataclass
+class Heard:
+    """One whole stream."""
+
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def deltas(self) -> list[TokenDelta]:
+        return [event for event in self.events if isinstance(event, TokenDelta)]
+
+    @property
+    def started(self) -> Started:
+        return next(event for event in self.events if isinstance(event, Started))
+
+    @property
+    def finished(self) -> Finished:
+        last = self.events[-1]
+        assert isinstance(last, Finished), f"the stream ended with {last}"
+        return last
+
+    def ids(self, choice: int = 0) -> list[int]:
+        return [token_id for delta in self.deltas if delta.choice == choice for token_id in delta.token_ids]
+
+    def text(self, choice: int = 0) -> str:
+        return "".join(delta.text for delta in self.deltas if delta.choice == choice)
+
+    def logprobs(self) -> list[TokenLogprob]:
+        return [logprob for delta in self.deltas for logprob in delta.logprobs]
+
+
+async def hear(engine: Engine, request: GenerationRequest) -> Heard:
+    """Reads a stream to its end and checks its order."""
+    heard = Heard()
+    async with aclosing(engine.generate(request)) as events:
+        async for event in events:
+            heard.events.append(event)
+    check_order(heard, request)
+    return heard
+
+
+def check_order(heard: Heard, request: GenerationRequest) -> None:
+    """Raises `AssertionError` unless the events came as inference.v1's GenerationEvent says."""
+    kinds = [type(event) for event in heard.events]
+    assert kinds.count(Started) == 1
+    start = kinds.index(Started)
+    assert all(kind in (Queued, Progress) for kind in kinds[:start])
+    rest = heard.events[start + 1 : -1]
+    if request.prompt_logprobs is not None:
+        assert isinstance(rest.pop(0), PromptScored)
+    assert all(isinstance(event, TokenDelta) for event in rest)
+    indexes = dict.fromkeys(range(request.choice_count), 0)
+    for delivered in request.resume:
+        indexes[delivered.choice] = len(delivered.token_ids)
+    for delta in heard.deltas:
+        assert delta.index == indexes[delta.choice], "an index was left out or came twice"
+        indexes[delta.choice] += len(delta.token_ids)
+        delta.text.encode()  # never half a surrogate pair
+        assert not delta.logprobs or len(delta.logprobs) == len(delta.token_ids)
+    outcomes = heard.finished.choices
+    assert [outcome.choice for outcome in outcomes] == list(range(request.choice_count))
+    assert {outcome.choice: outcome.token_count for outcome in outcomes} == indexes
+    assert heard.finished.usage.prompt_tokens == heard.started.prompt_tokens
+    assert heard.finished.usage.completion_tokens == sum(indexes.values())
+
+
+def ask(subject: Subject, tokens: int = 12, sampling: Sampling = GREEDY, **changes: object) -> GenerationRequest:
+    """A request for so many tokens of the subject's answer."""
+    request = GenerationRequest(
+        subject.model, subject.prompt, sampling=sampling, stop=StopConditions(max_tokens=tokens, ignore_eos=True)
+    )
+    return replace(request, **changes)  # type: ignore[arg-type]
+
+
+def status_of(subject: Subject) -> ModelStatus:
+    """The subject's model as it stands now."""
+    return next(
+        status for status in subject.engine.models() if subject.model in (status.artifact.name, status.artifact.family)
+    )
+
+
+async def expect(error: type[ChorusError], call: Awaitable[object]) -> ChorusError:
+    """Awaits a call that must raise that error, and returns it."""
+    try:
+        await call
+    except error as caught:
+        return caught
+    raise AssertionError(f"{error.__name__} was expected")
+
+
+async def assert_idle(subject: Subject) -> None:
+    """Every slot is free: a whole request goes through without waiting, and then nothing is in use."""
+    heard = await hear(subject.engine, ask(subject, 1))
+    assert not any(isinstance(event, Queued) for event in heard.events)
+    report = next(load for load in subject.engine.load_report() if load.model == status_of(subject).artifact.name)
+    assert (report.slots_used, report.queued, report.kv_used_tokens) == (0, 0, 0)
+    assert report.slots_total == subject.slots
+
+
+async def rest_of(stream: AsyncGenerator[Event, None]) -> Heard:
+    """Reads a stream to its end from wherever it stands."""
+    async with aclosing(stream):
+        return Heard([event async for event in stream])

@@ -1,0 +1,32 @@
+"""The conformance suite against the fake engine and against llama.cpp with a real model."""
+
+from __future__ import annotations
+
+import pytest
+
+from chorus.core.generation import TextPrompt
+from chorus.engine.llama import LlamaEngine
+from chorus.testing.engine_conformance import CHECKS, Check, needed_by
+from chorus.testing.engine_fake import FakeEngine, FakeModel
+from chorus.testing.engine_subject import Subject
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+
+
+@every_check
+async def test_fake(check: Check) -> None:
+    model = FakeModel(context_length=1024)
+    assert needed_by(check) <= model.features
+    engine = FakeEngine([model], slots=2, max_queue=2)
+    await engine.start()
+    await check(Subject(engine, "fake-1b", TextPrompt("Once upon a time"), slots=2, max_queue=2, exact=True))
+    await engine.stop()
+
+
+@every_check
+async def test_llama(check: Check, llama: LlamaEngine) -> None:
+    (status,) = llama.models()
+    assert needed_by(check) <= status.features
+    prompt = TextPrompt("Once upon a time")
+    await check(Subject(llama, "smollm2-135m-instruct", prompt, slots=2, max_queue=2, exact=False))

@@ -1,0 +1,169 @@
+"""Sampling against a plain reference that sorts everything, and the draws themselves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from chorus.core.errors import EngineError
+from chorus.core.generation import Sampling
+from chorus.engine.llama.context import FloatArray
+from chorus.engine.llama.sampling import Sampler, largest, log_normalizer, uniform
+
+rows = arrays.arrays(
+    np.float32, st.sampled_from([7, 64, 300, 9000]), elements=st.floats(-30, 30, width=32), fill=st.just(-3.0)
+)
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 5.0]),
+    top_k=st.sampled_from([0, 1, 3, 40, 10_000]),
+    top_p=st.sampled_from([0.1, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 1.0]),
+    typical_p=st.sampled_from([0.5, 1.0]),
+    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 1.0]),
+    frequency_penalty=st.sampled_from([0.0, -0.5]),
+    penalty_window=st.sampled_from([0, 3, 64]),
+    logit_bias=st.sampled_from([{}, {2: 100.0}, {2: -100.0, 5: 3.0}]),
+)
+
+
+def kept_by_reference(row: FloatArray, sampling: Sampling, history: list[int]) -> tuple[list[int], list[float]]:
+    """The tokens that every step keeps, likeliest first, with the weights of the draw."""
+    logits = {token_id: float(value) for token_id, value in enumerate(row)}
+    for token_id, bias in sampling.logit_bias.items():
+        logits[token_id] = -math.inf if bias <= -100 else logits[token_id] + bias
+    window = history[-sampling.penalty_window :] if sampling.penalizes else []
+    for token_id in set(window):
+        logit = logits[token_id]
+        factor = sampling.repetition_penalty
+        logit = logit / factor if logit > 0 else logit * factor
+        count = window.count(token_id)
+        logits[token_id] = logit - count * sampling.frequency_penalty - sampling.presence_penalty
+    ids = sorted(logits, key=lambda token_id: -logits[token_id])
+    if sampling.temperature == 0:
+        return ids[:1], [1.0]
+    top = logits[ids[0]]
+    if sampling.top_k:
+        ids = ids[: sampling.top_k]
+    weight = {token_id: math.exp(logits[token_id] - top) for token_id in ids}
+    if sampling.typical_p < 1:
+        total = sum(weight.values())
+        chance = {token_id: weight[token_id] / total for token_id in ids}
+        expected = -sum(p * math.log(p) for p in chance.values() if p > 0)
+        order = sorted(ids, key=lambda i: abs(-math.log(chance[i]) - expected) if chance[i] > 0 else math.inf)
+        mass, chosen = 0.0, set()
+        for token_id in order:
+            chosen.add(token_id)
+            mass += chance[token_id]
+            if mass >= sampling.typical_p:
+                break
+        ids = [token_id for token_id in ids if token_id in chosen]
+    total = sum(weight[token_id] for token_id in ids)
+    mass, count = 0.0, 0
+    for token_id in ids:
+        count += 1
+        mass += weight[token_id]
+        if mass >= sampling.top_p * total:
+            break
+    best = weight[ids[0]]
+    ids = [ids[0], *(i for i in ids[1 : count if sampling.top_p < 1 else None] if weight[i] >= sampling.min_p * best)]
+    return ids, [math.exp((logits[i] - logits[ids[0]]) / sampling.temperature) for i in ids]
+
+
+@given(rows, st.integers(1, 500))
+def test_the_largest_values_are_found_without_sorting_all(row: FloatArray, count: int) -> None:
+    count = min(count, row.size)
+    found = largest(row, count)
+    assert len(set(found.tolist())) == len(found) == count
+    assert row[found].tolist() == np.sort(row)[::-1][:count].tolist()
+
+
+@given(rows, samplings, st.lists(st.integers(0, 6), max_size=8), st.integers(0, 3))
+@settings(max_examples=400)
+def test_a_draw_is_one_that_the_reference_can_make(
+    row: FloatArray, sampling: Sampling, history: list[int], index: int
+) -> None:
+    drawn = Sampler(sampling, seed=1, choice=0, history=history).draw(row, index)
+    values = row.copy()
+    kept, _ = kept_by_reference(row, sampling, history)
+    if drawn not in kept:  # where values are equal, or sums end at the border, either side is right
+        reference = Sampler(sampling, seed=1, choice=0, history=history)
+        changed = reference._changed(row) if reference._changes_row else row
+        border = sorted(float(changed[token_id]) for token_id in kept)
+        total = np.exp(changed.astype(np.float64) - float(changed.max())).sum()
+        near = min(abs(float(changed[drawn]) - value) for value in border)
+        assert near < 1e-4 or math.exp(float(changed[drawn]) - float(changed.max())) / total < 1e-4
+    assert np.array_equal(row, values), "the logits must stay as they are"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7),
+        Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0),
+        Sampling(temperature=1.0, top_k=0, min_p=0.0, top_p=0.8),
+        Sampling(temperature=1.0, top_k=8, typical_p=0.7, top_p=1.0, min_p=0.0),
+        Sampling(temperature=1.0, presence_penalty=1.5, frequency_penalty=0.5, logit_bias={3: 2.0}),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_should(sampling: Sampling) -> None:
+    row = (np.random.default_rng(5).normal(size=2048) * 4).astype(np.float32)
+    history = [int(row.argmax()), 3, 3, 7]
+    sampler = Sampler(sampling, seed=9, choice=1, history=history)
+    count = 4000
+    drawn = np.bincount([sampler.draw(row, index) for index in range(count)], minlength=row.size) / count
+    ids, weights = kept_by_reference(row, sampling, history)
+    expected = np.zeros(row.size)
+    expected[ids] = np.array(weights) / sum(weights)
+    assert np.abs(drawn - expected).max() < 4 * 0.5 / math.sqrt(count)
+    assert not drawn[expected == 0].any()
+
+
+def test_a_draw_depends_on_seed_choice_and_index_alone() -> None:
+    row = np.zeros(1000, dtype=np.float32)
+    flat = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    one = Sampler(flat, seed=3, choice=2, history=[])
+    expected = [one.draw(row, index) for index in range(20)]
+    other = Sampler(flat, seed=3, choice=2, history=[1, 2, 3])
+    assert [other.draw(row, index) for index in reversed(range(20))] == expected[::-1]
+    for seed, choice in ((4, 2), (3, 1)):
+        different = Sampler(flat, seed=seed, choice=choice, history=[])
+        assert [different.draw(row, index) for index in range(20)] != expected
+    numbers = [uniform(1, 0, index) for index in range(2000)]
+    assert all(0 <= number < 1 for number in numbers)
+    assert abs(sum(numbers) / 2000 - 0.5) < 0.03
+    assert uniform(2**64 - 1, 2**32 - 1, 2**32 - 1) != uniform(0, 0, 0)
+
+
+def test_penalties_see_a_window_that_moves() -> None:
+    sampling = Sampling(temperature=0.0, presence_penalty=2.0, penalty_window=2)
+    row = np.array([3.0, 2.0, 1.5], dtype=np.float32)
+    sampler = Sampler(sampling, seed=0, choice=0, history=[])
+    drawn = []
+    for index in range(6):
+        drawn.append(sampler.draw(row, index))
+        sampler.accept(drawn[-1])
+    assert drawn == [0, 1, 2, 0, 1, 2]
+    resumed = Sampler(sampling, seed=0, choice=0, history=drawn[:4])
+    assert resumed.draw(row, 4) == drawn[4]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0), Sampling(top_k=0), Sampling(top_k=0, min_p=0)]
+)
+def test_a_broken_model_is_an_error(value: float, sampling: Sampling) -> None:
+    row = np.full(5000, value, dtype=np.float32)
+    with pytest.raises(EngineError, match="finite logits"):
+        Sampler(sampling, seed=0, choice=0, history=[]).draw(row, 0)
+
+
+@given(rows)
+def test_log_probabilities_sum_to_one(row: FloatArray) -> None:
+    assert np.exp(row.astype(np.float64) - log_normalizer(row)).sum() == pytest.approx(1.0, abs=1e-4)
