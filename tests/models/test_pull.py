@@ -137,8 +137,9 @@ def test_names_unfit_for_the_folder_are_made_fit(store: ModelStore, tmp_path: Pa
 
 
 def test_a_missing_file_is_told(store: ModelStore, tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.gguf", tmp_path / "folder.gguf"):
-        (tmp_path / "folder.gguf").mkdir(exist_ok=True)
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
+    for path in (tmp_path / "missing.gguf", tmp_path / "folder.gguf", tmp_path / "loop.gguf"):
         with pytest.raises(DownloadError, match=path.name):
             pull(str(path), store)
 

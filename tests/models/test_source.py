@@ -84,6 +84,7 @@ def test_names_of_the_catalog_are_no_sources(name: str) -> None:
         ("ollama:", "ollama:NAME"),
         ("ollama:../../etc/passwd", "ollama:NAME"),
         ("ollama:a/b/c/d", "ollama:NAME"),
+        ("~nobody-here/m.gguf", "nobody here"),
         ("", "source should be"),
         ("a\0b.gguf", "source should be"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -284,7 +285,7 @@ def _open(models_dir: Path | None, catalogs: list[Path] | None, config_file: Pat
     from chorus.models import Catalog, ModelStore
 
     settings = load_config(file=config_file).runner
-    own = [Path(text).expanduser() for text in settings.catalogs] + list(catalogs or ())
+    own = [Path(os.path.expanduser(text)) for text in settings.catalogs] + list(catalogs or ())  # noqa: PTH111 - never raises
     return ModelStore.open(models_dir or settings.models_dir), Catalog.load(own)
 
 

@@ -42,12 +42,14 @@ class Offer:
 def local_offer(path: Path, file: str, mode: ImportMode, *, sha256: str | None = None) -> Offer:
     """The offer of a file of this machine. Raises DownloadError where it is none."""
     try:
-        path = path.expanduser().resolve(strict=True)
+        path = path.resolve(strict=True)
         if not path.is_file():
             raise DownloadError(f"{path} is not a file")
         size = path.stat().st_size
     except OSError as error:
         raise DownloadError(f"{path} can't be read: {error.strerror or error}") from error
+    except RuntimeError:
+        raise DownloadError(f"{path} is a link that leads back to itself") from None
     return Offer(
         file,
         lambda partial, reporter: bring_in(path, partial, reporter, link=mode is ImportMode.LINK),

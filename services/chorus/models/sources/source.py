@@ -129,7 +129,10 @@ def parse_source(text: str) -> Source:
         raise _wrong(text, "a source of this kind is not known; use hf:, https://, pypi:, ollama: or a path")
     if not text.strip() or "\0" in text:
         raise _wrong(text, "a source should be hf:, https://, pypi:, ollama: or a path")
-    return PathSource(Path(text).expanduser())
+    try:
+        return PathSource(Path(text).expanduser())
+    except RuntimeError:
+        raise _wrong(text, "begins with ~ and a name, but nobody here is called so") from None
 
 
 def _hub(rest: str) -> HubSource:
