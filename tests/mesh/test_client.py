@@ -126,6 +126,17 @@ async def test_a_closed_client_says_so(certificates: MeshCertificates) -> None:
             await client.list_models()
 
 
+async def test_closing_a_client_ends_what_goes_on_as_an_error(certificates: MeshCertificates) -> None:
+    pace = ManualPace()
+    async with InProcessMesh(runners=[FakeEngine(pace=pace)], certificates=certificates) as mesh:
+        client = mesh.client()
+        streaming = asyncio.create_task(client.complete(raw()))
+        await pace.waiting(1)
+        await client.aclose()
+        with pytest.raises(UnavailableError, match="closed"):
+            await streaming
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from chorus.core.identity import Role, SpiffeId
 from chorus.telemetry import context
 from chorus.transport import TlsIdentity, open_channel
 from chorus.wire.errors import from_rpc_error
+
+_CLOSED = "this client is closed"
 
 
 @dataclass(slots=True)
@@ -53,6 +56,9 @@ class Coordinators:
                 problems.append(self._error(index, error, self._timeout_s))
                 if not _may_try_next(problems[-1]):
                     raise problems[-1] from error
+            except asyncio.CancelledError:
+                self._raise_if_closed()
+                raise
             else:
                 self._last_good = index
                 return answer
@@ -77,6 +83,9 @@ class Coordinators:
                 problems.append(self._error(index, error, timeout_s))
                 if begun or not _may_try_next(problems[-1]):
                     raise problems[-1] from error
+            except asyncio.CancelledError:
+                self._raise_if_closed()
+                raise
             else:
                 return
             finally:
@@ -97,7 +106,7 @@ class Coordinators:
 
     def _method(self, index: int, name: str) -> Callable[..., Any]:
         if self._closed:
-            raise UnavailableError("this client is closed")
+            raise UnavailableError(_CLOSED)
         coordinator = self._coordinators[index]
         if coordinator.channel is None:
             server: SpiffeId | str = ""
@@ -113,6 +122,12 @@ class Coordinators:
             coordinator.stub = coordinator_pb2_grpc.CoordinatorStub(coordinator.channel)
         method: Callable[..., Any] = getattr(coordinator.stub, name)
         return method
+
+    def _raise_if_closed(self) -> None:
+        """Where a call was cancelled because its channel was closed, its caller was not, and must not think so."""
+        task = asyncio.current_task()
+        if self._closed and (task is None or not task.cancelling()):
+            raise UnavailableError(_CLOSED) from None
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """The ids of the request that this call is part of, or of a new one."""
