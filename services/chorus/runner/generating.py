@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from chorus.core.errors import CancelledError, ChorusError
 from chorus.core.generation import Event, Finished, Started, TokenDelta
@@ -10,9 +10,9 @@ from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 
 
 async def measured(
-    events: AsyncIterator[Event], metrics: GenerationMetrics, clock: Callable[[], float]
+    events: AsyncGenerator[Event, None], metrics: GenerationMetrics, clock: Callable[[], float]
 ) -> AsyncGenerator[Event, None]:
-    """Passes an engine's events on and counts what they tell. Closing this closes the engine's iterator too, at once.
+    """Passes an engine's events on and counts what they tell. Closing this closes the engine's generator too, at once.
 
     `clock` is monotonic, in seconds.
     """
@@ -41,7 +41,4 @@ async def measured(
         metrics.attempt(outcome)
         if timer is not None:
             timer.close(prompt_tokens=prompt_tokens)
-        # The interface promises an iterator; one that is a generator holds its slot until it is closed.
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
+        await events.aclose()  # frees the slot
