@@ -63,7 +63,7 @@ def demo(
             return await stream_text(generation)
 
         def report(event: SupervisorEvent) -> None:
-            if isinstance(event, Serving | Ended):
+            if isinstance(event, Ended) or (isinstance(event, Serving) and not as_json):
                 view.see(event)
 
         try:
