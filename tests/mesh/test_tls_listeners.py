@@ -163,7 +163,7 @@ async def test_the_admin_listener_is_for_admins(role: Role) -> None:
 
 
 def test_every_option_is_one_that_the_library_knows() -> None:
-    # A misspelt option is silently ignored, and this one is misspelt all over the web: then long silences end in GOAWAY.
+    # A misspelt option is ignored in silence, and the one below is often misspelt: then long silences end in GOAWAY.
     library = Path(cygrpc.__file__).read_bytes()
     names = {name for name, _ in (*client_options(), *server_options())}
     assert "grpc.http2.min_ping_interval_without_data_ms" in names

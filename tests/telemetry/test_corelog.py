@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import CapturingLogger
 
-from chorus.telemetry.corelog import CoreLogReader, Refusal, Remark, is_core_line
+from chorus.telemetry.corelog import CONTINUATION, START, CoreLogReader, Refusal, Remark
 from chorus.telemetry.handshakes import handshake_failure
+from chorus.telemetry.stderr_divider import Divider
 
 SERVICES = Path(__file__).parents[2] / "services"
 
@@ -23,7 +28,7 @@ ARGUMENTS = (
     "grpc.internal.endpoint_local_address=ipv4:10.0.0.2:7101, grpc.internal.endpoint_peer_address=ipv4:10.0.0.9:56744, "
     "grpc.internal.server_credentials=0x55b030c09840}, read_buffer.Length()=0, exit_early=0}"
 )
-START = "I1121 07:36:03.713458   16192 handshaker.cc:155] CallNextHandshakerLocked: error="
+FIRST = "I1121 07:36:03.713458   16192 handshaker.cc:155] CallNextHandshakerLocked: error="
 EXPIRED = (
     "UNKNOWN: Ssl handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:"
     "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired: OK"
@@ -31,7 +36,7 @@ EXPIRED = (
 RECORD = [
     "I1121 07:36:03.713439   16192 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
     + EXPIRED,
-    START + EXPIRED,
+    FIRST + EXPIRED,
     "=== Source Location Trace: === ",
     "src/core/util/status_helper.cc:68",
     f" shutdown=false index=2, {ARGUMENTS}",
@@ -56,7 +61,7 @@ def test_a_refusal_is_told_once_with_its_peer() -> None:
 
 def test_a_record_on_one_line_is_told_too() -> None:
     [refusal] = parse(
-        [f"{START}UNAVAILABLE: Handshake read failed (Socket closed) shutdown=false index=2, {ARGUMENTS}"]
+        [f"{FIRST}UNAVAILABLE: Handshake read failed (Socket closed) shutdown=false index=2, {ARGUMENTS}"]
     )
     assert isinstance(refusal, Refusal)
     assert refusal.failure.reason == "PEER_CLOSED"
@@ -66,19 +71,19 @@ def test_a_record_on_one_line_is_told_too() -> None:
 def test_our_own_dials_are_told_apart() -> None:
     dialled = ARGUMENTS.replace("grpc.internal.server_credentials=0x55b030c09840", "grpc.server_uri=dns:///x:1")
     error = "UNAUTHENTICATED: Custom verification check failed with error: Hostname Verification Check failed."
-    [refusal] = parse([f"{START}{error}", f" shutdown=false index=4, {dialled}"])
+    [refusal] = parse([f"{FIRST}{error}", f" shutdown=false index=4, {dialled}"])
     assert isinstance(refusal, Refusal)
     assert refusal.dialled
     assert refusal.failure.reason == "WRONG_SERVER"
 
 
 def test_what_is_no_refusal_is_not_told_as_one() -> None:
-    assert parse([f"{START}OK shutdown=false index=1, {ARGUMENTS}"]) == []
+    assert parse([f"{FIRST}OK shutdown=false index=1, {ARGUMENTS}"]) == []
     unreachable = "UNKNOWN: Failed to connect to remote host: Connection refused"
-    assert parse([f"{START}{unreachable}", f" shutdown=false index=1, {ARGUMENTS}"]) == []
+    assert parse([f"{FIRST}{unreachable}", f" shutdown=false index=1, {ARGUMENTS}"]) == []
     # An interrupted record does not lend its error to the next.
     assert (
-        parse([START + EXPIRED, f"{START}OK shutdown=false index=1, {ARGUMENTS}", f" shutdown=x index=1, {ARGUMENTS}"])
+        parse([FIRST + EXPIRED, f"{FIRST}OK shutdown=false index=1, {ARGUMENTS}", f" shutdown=x index=1, {ARGUMENTS}"])
         == []
     )
 
@@ -111,21 +116,60 @@ def test_reasons(text: str, reason: str) -> None:
     assert failure.reason == reason
 
 
+OTHERS = [
+    "llama_model_loader: loaded meta data",
+    "GGML_ASSERT(n_tokens <= n_batch) failed",
+    "F1121 07:36:03.713439   16192 init.cc:1] Check failed",  # fatal: last words
+    "Traceback (most recent call last):",
+    "src/llama.cpp:68: oops",
+    "",
+]
+
+
+def divided(chunks: list[bytes]) -> tuple[bytes, bytes]:
+    """Returns what a divider that is fed these chunks hands over, and what it passes on."""
+    with open_pipe() as wanted, open_pipe() as rest:
+        divider = Divider(wanted[1], rest[1], re.compile(START.encode()), re.compile(CONTINUATION.encode()))
+        for chunk in chunks:
+            divider.feed(chunk)
+        divider.end()
+        return os.read(wanted[0], 1 << 20), os.read(rest[0], 1 << 20)
+
+
+@contextmanager
+def open_pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    # A byte that is read back with the rest, so that an empty pipe is not an error.
+    os.write(ends[1], b"|")
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
 def test_lines_of_the_core_are_told_from_others() -> None:
-    previous = False
-    for line in RECORD:
-        previous = is_core_line(line.encode(), previous)
-        assert previous, line
-    for line in (
-        b"llama_model_loader: loaded meta data",
-        b"GGML_ASSERT(n_tokens <= n_batch) failed",
-        b"F1121 07:36:03.713439   16192 init.cc:1] Check failed",  # fatal: last words
-        b"Traceback (most recent call last):",
-        b"src/llama.cpp:68: oops",
-    ):
-        assert not is_core_line(line, previous), line
-    assert not is_core_line(b"", False)
-    assert not is_core_line(b" shutdown=false", False)
+    lines = [*OTHERS, *RECORD, *OTHERS[:-1], RECORD[0]]
+    wanted, rest = divided([("\n".join(lines) + "\n").encode()])
+    assert wanted[1:].decode().splitlines() == [*RECORD, RECORD[0]]
+    assert rest[1:].decode().splitlines() == [*OTHERS, *OTHERS[:-1]]
+
+
+@given(st.lists(st.binary(max_size=50)))
+def test_what_is_nobodys_log_passes_unchanged(chunks: list[bytes]) -> None:
+    assert divided(chunks) == (b"|", b"|" + b"".join(chunks))
+
+
+def test_half_a_line_does_not_wait_for_its_end() -> None:
+    with open_pipe() as wanted, open_pipe() as rest:
+        divider = Divider(wanted[1], rest[1], re.compile(START.encode()), re.compile(CONTINUATION.encode()))
+        divider.feed(b"10%")
+        assert os.read(rest[0], 100) == b"|10%"
+        divider.feed(RECORD[0].encode())
+        divider.feed(b" and the rest of it\n")
+        assert os.read(wanted[0], 1000) == f"|{RECORD[0]} and the rest of it\n".encode()
 
 
 @given(st.lists(st.text(max_size=60) | st.sampled_from(RECORD)))
@@ -137,7 +181,7 @@ def test_no_line_is_too_strange(lines: list[str]) -> None:
 PROGRAM = """
 import ctypes, os, sys
 from chorus.telemetry.native_stderr import divide_stderr
-divided = divide_stderr(lambda line, previous: line.startswith(b"core "))
+divided = divide_stderr("core ", "never")
 wanted = []
 divided.read_lines(wanted.append)
 libc = ctypes.CDLL(None)

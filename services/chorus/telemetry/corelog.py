@@ -30,9 +30,9 @@ _HANDSHAKER = "handshaker"
 _NO_TLS_1_2 = "ECDHE-PSK-AES128-CBC-SHA"
 
 # Fatal records are left out: the process dies with them, so they belong on standard error.
-_START = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ")
+START = r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] "
 # A status is written with the places that it came from, which spreads its record over several lines.
-_CONTINUATION = re.compile(rb"=== Source Location Trace.*|src/core/\S+:\d+\s*|\s*shutdown=.*|")
+CONTINUATION = r"=== Source Location Trace.*|src/core/\S+:\d+\s*|\s*shutdown=.*|"
 _RECORD = re.compile(r"(?P<severity>[IWE])\d{4} [\d:.]+ +\d+ (?P<source>[\w./-]+):\d+\] (?P<text>.*)", re.DOTALL)
 _HANDSHAKE = re.compile(r"CallNextHandshakerLocked: error=(?P<error>.*?)(?:\n| shutdown=|$)")
 _ARGUMENTS = re.compile(r"\s*shutdown=\w+ index=\d+, args=\{endpoint=\S+, args=\{(?P<arguments>.*)")
@@ -69,13 +69,13 @@ def prepare_core() -> bool:
 
     It sets what the core reads from the environment (what is set there already stays): the trace that names peers, and
     ciphers that no TLS 1.2 connection can have. For service processes, not for libraries: it holds for every user of
-    grpc in the process. Once grpc is imported it is too late, and nothing is done; nor on Windows, which cannot fork.
+    grpc in the process. Once grpc is imported it is too late, and nothing is done; nor on Windows.
     """
     global _divided
     if _divided is not None or "grpc._cython.cygrpc" in sys.modules:
         return False
     os.environ.setdefault(_CIPHERS, _NO_TLS_1_2)
-    _divided = divide_stderr(is_core_line)
+    _divided = divide_stderr(START, CONTINUATION)
     if _divided is None:
         return False
     # Only now: undivided, the trace would fill standard error.
@@ -100,11 +100,6 @@ def core_log_events() -> Iterator[None]:
         yield
     finally:
         _divided.close()
-
-
-def is_core_line(line: bytes, previous: bool) -> bool:
-    """Whether a line of standard error is the core's; `previous` tells whether the one before it was."""
-    return _START.match(line) is not None or (previous and _CONTINUATION.fullmatch(line) is not None)
 
 
 class CoreLogReader:

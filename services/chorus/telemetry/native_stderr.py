@@ -1,10 +1,10 @@
 """Telling apart what native libraries write to standard error, without losing any of it.
 
 gRPC's core logs to file descriptor 2 and nowhere else. To get at its lines, descriptor 2 becomes a pipe, and a small
-child process reads it: lines that `is_wanted` are handed back to this process, all others go to the real standard
-error. It is a process and not a thread because the last words of a process that dies in native code (an assertion of
-llama.cpp, a fatal line of gRPC) are the ones that matter, and would die in the pipe with it. Python's own `sys.stderr`
-keeps writing to the real one directly.
+process of its own reads that (`stderr_divider`): wanted lines are handed back to this process, all others go to the
+real standard error. It is a process and not a thread because the last words of a process that dies in native code (an
+assertion of llama.cpp, a fatal line of gRPC) are the ones that matter, and would die in the pipe with it. Python's own
+`sys.stderr` keeps writing to the real one directly.
 """
 
 from __future__ import annotations
@@ -12,26 +12,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from typing import TextIO
 
-_CHUNK = 64 * 1024
-# A record longer than this is no log line; it is passed on in pieces rather than kept.
-_LINE_MAX = 256 * 1024
-# What a pipe takes whole or not at all (PIPE_BUF is 4096 on Linux), so that no line is torn.
-_GIVEN_MAX = 4000
-
-Wanted = Callable[[bytes, bool], bool]
-"""Whether a line (without its end) is wanted; the flag tells whether the line before it was."""
+from chorus.telemetry import stderr_divider
 
 
 class NativeStderr:
     """Descriptor 2 while it is divided. `close()` joins it again."""
 
-    def __init__(self, real: int, lines: int, child: int, python_stderr: TextIO | None) -> None:
+    def __init__(self, real: int, lines: int, child: subprocess.Popen[bytes], python_stderr: TextIO | None) -> None:
         self._real = real
         self._lines = lines
         self._child = child
@@ -40,12 +33,15 @@ class NativeStderr:
         self._closed = False
 
     def read_lines(self, handle: Callable[[str], None]) -> None:
-        """Calls `handle` for every wanted line, in a daemon thread, until closed. It must not raise."""
+        """Calls `handle` for every wanted line, those written before included, in a daemon thread, until closed.
+
+        `handle` must not raise.
+        """
         self._thread = threading.Thread(target=self._read, args=(handle,), name="native-stderr", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Gives descriptor 2 its file back, after waiting a moment for what was written. A second time does nothing."""
+        """Gives descriptor 2 its file back, after waiting a moment for what was written. Later calls do nothing."""
         if self._closed:
             return
         self._closed = True
@@ -54,25 +50,27 @@ class NativeStderr:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.flush()
             sys.stderr = self._python_stderr
-        # The child ends at the end of the pipe; a process that we started may still hold it open, so nobody waits long.
+        # The child ends at the end of the pipe; a process that we started may still hold that open, so nobody waits
+        # for long.
         if self._thread is not None:
             self._thread.join(timeout_s)
-        ended = self._thread is not None and not self._thread.is_alive()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._child, 0 if ended else os.WNOHANG)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout_s)
+        self._child.returncode = self._child.returncode or 0  # or its end would be warned of
 
     def _read(self, handle: Callable[[str], None]) -> None:
-        with os.fdopen(self._lines, "rb", buffering=_CHUNK) as lines:
+        with os.fdopen(self._lines, "rb") as lines:
             for line in lines:
                 handle(line.decode("utf-8", "replace").rstrip("\n"))
 
 
-def divide_stderr(is_wanted: Wanted) -> NativeStderr | None:
-    """Starts to divide descriptor 2; returns None where that can't be done (no fork, no standard error).
+def divide_stderr(start: str, continuation: str) -> NativeStderr | None:
+    """Starts to divide descriptor 2; returns None where that can't be done (Windows; no standard error).
 
-    Call it once, before there are other threads.
+    A line is wanted that the regular expression `start` matches at its start, or `continuation` in full right after a
+    wanted one; both are about bytes, as latin-1.
     """
-    if not hasattr(os, "fork"):
+    if os.name != "posix" or not sys.executable:
         return None
     try:
         real = os.dup(2)
@@ -81,9 +79,20 @@ def divide_stderr(is_wanted: Wanted) -> NativeStderr | None:
     sys.stderr.flush()
     pipe_out, pipe_in = os.pipe()
     lines_out, lines_in = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _run_child(pipe_out, lines_in, real, {pipe_in, lines_out}, is_wanted)
+    descriptors = (pipe_out, lines_in, real)
+    try:
+        # A session of its own: a signal for our group is not for it, which ends when we have.
+        child = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-IS", stderr_divider.__file__, *map(str, descriptors), start, continuation],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+    except OSError:
+        for descriptor in (*descriptors, pipe_in, lines_out):
+            os.close(descriptor)
+        return None
     os.close(pipe_out)
     os.close(lines_in)
     os.dup2(pipe_in, 2)
@@ -100,53 +109,3 @@ def _writes_to(stream: TextIO, descriptor: int) -> bool:
         return stream.fileno() == descriptor
     except (OSError, ValueError, io.UnsupportedOperation):
         return False  # a test's, or a notebook's
-
-
-def _run_child(source: int, wanted: int, rest: int, unused: set[int], is_wanted: Wanted) -> None:
-    """The child's whole life; never returns. Nothing of the parent's is cleaned up here: that is the parent's to do."""
-    try:
-        # Keys of the keyboard and of supervisors reach the whole group; this process ends when its parent has.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        for descriptor in unused:
-            os.close(descriptor)
-        with contextlib.suppress(OSError):
-            os.close(0)
-        # Not blocking: a parent that is slow at logging loses lines of gRPC's rather than stopping everybody's.
-        os.set_blocking(wanted, False)
-        _divide(source, wanted, rest, is_wanted)
-    finally:
-        os._exit(0)
-
-
-def _divide(source: int, wanted: int, rest: int, is_wanted: Wanted) -> None:
-    pending, was_wanted = b"", False
-    while chunk := os.read(source, _CHUNK):
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            was_wanted = is_wanted(line, was_wanted)
-            if not (was_wanted and _give(wanted, line)):
-                _write_all(rest, line + b"\n")
-        # Half a line that is nobody's log is a progress bar or a question, which must not wait for its end. A full read
-        # may have been cut anywhere, so that one waits for the next.
-        if len(pending) > _LINE_MAX or (len(chunk) < _CHUNK and pending and not is_wanted(pending, was_wanted)):
-            _write_all(rest, pending)
-            pending, was_wanted = b"", False
-    _write_all(rest, pending)
-
-
-def _give(descriptor: int, line: bytes) -> bool:
-    try:
-        os.write(descriptor, line[:_GIVEN_MAX] + b"\n")
-        return True
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # the parent is gone: whatever was not read is for the real standard error
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    with contextlib.suppress(OSError):
-        while data:
-            data = data[os.write(descriptor, data) :]
