@@ -196,7 +196,8 @@ class _Listening(Section):
         default=None, description="Address for a plaintext grpc.health.v1 server that serves nothing else (for probes)."
     )
     admin_listen: ListenAddress | None = Field(
-        default=None, description="Address for the plaintext gRPC admin server (channelz); keep it on loopback."
+        default=None,
+        description="Address for the gRPC admin server (channelz), over mutual TLS and for the admin role alone.",
     )
     metrics_listen: ListenAddress | None = Field(
         default=None, description="Address for Prometheus metrics over plain HTTP, at /metrics."
