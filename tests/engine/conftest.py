@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from chorus.core.fleet.records import Artifact, Tier
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
@@ -42,6 +44,15 @@ def smollm2(path: Path | None = None, **changes: object) -> ModelSource:
         tags=("chat",),
     )
     return ModelSource(artifact, path, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> Iterator[None]:
+    """Only warnings are logged; llama.cpp tells a hundred lines of each load."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    yield
+    structlog.configure(**before)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -61,6 +61,7 @@ class Host:
         self._model: binding.Model | None = None
         self._reader: PromptReader | None = None
         self._worker: Worker | None = None
+        self._dead: Worker | None = None  # failed by itself, and perhaps still freeing what it had
         self._loading: asyncio.Task[None] | None = None
         self._break_off = False
         self._listeners: list[ProgressCallback] = []
@@ -177,7 +178,7 @@ class Host:
 
     async def _load(self, context_length: int | None) -> None:
         loop = asyncio.get_running_loop()
-        size = self.artifact.size_bytes or self.source.path.stat().st_size
+        size = self.artifact.size_bytes
         told_at = 0.0
 
         def report(fraction: float) -> bool:
@@ -191,6 +192,7 @@ class Host:
         self._become(ModelState.LOADING)
         began = time.monotonic()
         try:
+            await self._bury()
             model, reader, end_tokens = await loop.run_in_executor(self._loader, self._open, report)
             self.facts = reader.facts
             self.end_tokens = end_tokens
@@ -202,6 +204,7 @@ class Host:
                 context_length=self.context_length,
                 embedding_length=self.embedding_length,
                 settings=self._settings,
+                failed=self._on_failed,
             )
             try:
                 await worker.ready
@@ -220,7 +223,6 @@ class Host:
         finally:
             self._loading = None
         self._model, self._reader, self._worker = model, reader, worker
-        worker.ended.add_done_callback(self._on_ended)
         _log.info("model loaded", model=self.name, seconds=round(time.monotonic() - began, 2))
         self._become(ModelState.LOADED)
         if self._break_off:
@@ -279,8 +281,8 @@ class Host:
             self._break_off = True
             await asyncio.wait([self._loading])
         if self._worker is None:
-            if self.state is not ModelState.LOADED:
-                self._become(ModelState.AVAILABLE)
+            await self._bury()
+            self._become(ModelState.AVAILABLE)
             return
         if self.closing:
             await asyncio.shield(self._worker.ended)
@@ -299,13 +301,18 @@ class Host:
         self._become(ModelState.AVAILABLE)
         _log.info("model unloaded", model=self.name)
 
-    def _on_ended(self, ended: asyncio.Future[ChorusError | None]) -> None:
-        """The thread ended: by itself, unless it was told to."""
+    def _on_failed(self, error: ChorusError) -> None:
+        """The owner thread died. Called before its streams hear of it, so that none comes back to a dead one."""
         if self.closing:
             return
-        error = ended.result()
+        self._dead = self._worker
         self._forget()
-        self._become(ModelState.FAILED, error.message if error is not None else "its engine ended")
+        self._become(ModelState.FAILED, error.message)
+
+    async def _bury(self) -> None:
+        dead, self._dead = self._dead, None
+        if dead is not None:
+            await dead.stop()
 
     def _forget(self) -> None:
         self._model = self._reader = self._worker = None

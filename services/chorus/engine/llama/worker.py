@@ -66,13 +66,24 @@ class Worker:
     """One model in memory. Made and called on the event loop; `load` may be read from any thread."""
 
     def __init__(
-        self, model: Model, *, name: str, context_length: int, embedding_length: int, settings: LlamaSettings
+        self,
+        model: Model,
+        *,
+        name: str,
+        context_length: int,
+        embedding_length: int,
+        settings: LlamaSettings,
+        failed: Callable[[ChorusError], None],
     ) -> None:
-        """Takes the model over, and closes it at the end whatever happens."""
+        """Takes the model over, and closes it at the end whatever happens.
+
+        `failed` is called on the event loop if the thread dies after it was ready.
+        """
         self._model = model
         self._name = name
         self._settings = settings
         self._embedding_length = embedding_length
+        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._outbox: list[tuple[Callable[[Any], None], Any]] = []
@@ -108,7 +119,7 @@ class Worker:
         )
         self.load = self._load_report()
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        self.ended: asyncio.Future[ChorusError | None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name=f"llama-{name}", daemon=True)
         self._thread.start()
 
@@ -129,7 +140,7 @@ class Worker:
         try:
             if self._generates:
                 self._context = Context(self._model, self._params)
-            self._post(self._settle_ready, None)
+            self._post(self.ready.set_result, None)
             self._hand_over()
             while self._take_commands():
                 self._step()
@@ -142,15 +153,16 @@ class Worker:
             failure = EngineError(f"the engine of {self._name} failed: {type(error).__name__}")
         try:
             if failure is not None:
-                self._post(self._settle_ready, failure)
+                self._post(self._settle_failed, failure)
                 self._end_all(failure)
+                self._hand_over()
             if self._embedder is not None:
                 self._embedder.close()
             if self._context is not None:
                 self._context.close()
             self._model.close()
         finally:
-            self._post(self._settle_ended, failure)
+            self._post(self.ended.set_result, None)
             self._hand_over()
 
     def _take_commands(self) -> bool:
@@ -401,15 +413,11 @@ class Worker:
         except RuntimeError:  # the event loop is closed: nobody reads any more
             self._commands.put(Stop())
 
-    def _settle_ready(self, error: ChorusError | None) -> None:
-        if not self.ready.done():
-            if error is None:
-                self.ready.set_result(None)
-            else:
-                self.ready.set_exception(error)
-
-    def _settle_ended(self, error: ChorusError | None) -> None:
-        self.ended.set_result(error)
+    def _settle_failed(self, error: ChorusError) -> None:
+        if self.ready.done():
+            self._failed(error)
+        else:
+            self.ready.set_exception(error)
 
 
 def _deliver(outbox: list[tuple[Callable[[Any], None], Any]]) -> None:
