@@ -72,7 +72,7 @@ class MeshClient:
     @classmethod
     def connect(cls, *coordinators: str, certificates: Path | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> MeshClient:
         """A client of coordinators given as `[NAME@]HOST:PORT`, showing the certificate in that folder."""
-        identity = TlsIdentity.load(Path(certificates))
+        identity = TlsIdentity.load(Path(certificates).expanduser())
         return cls([Endpoint.parse(text) for text in coordinators], identity=identity, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
