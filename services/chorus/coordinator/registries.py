@@ -7,7 +7,6 @@ balanced channel would mix them, so the name is resolved here, and every address
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from chorus.core.identity import Role, SpiffeId
 from chorus.telemetry import context
 from chorus.telemetry.logs import get_logger
 from chorus.transport.channel import open_channel
+from chorus.transport.resolve import resolve
 from chorus.transport.tls import TlsIdentity
 from chorus.wire.directory import decode_directory_event
 from chorus.wire.errors import from_rpc_error
@@ -151,7 +151,7 @@ class Registries:
         self._directory = directory
         self._identity = identity
         self._insecure_loopback = insecure_loopback
-        self._addresses: dict[Endpoint, set[Endpoint]] = {}  # of each configured name
+        self._addresses: dict[Endpoint, frozenset[Endpoint]] = {}  # of each configured name
         self._unresolved: dict[Endpoint, str] = {}
         self._watches: dict[Endpoint, tuple[RegistryWatch, asyncio.Task[None]]] = {}
 
@@ -180,7 +180,7 @@ class Registries:
         """Finds the addresses of a name. Where that fails, those that it had stay: a resolver that is down must not end
         what works."""
         try:
-            self._addresses[endpoint] = await _resolve(endpoint)
+            self._addresses[endpoint] = await resolve(endpoint)
         except OSError as error:
             if endpoint in self._addresses:
                 return
@@ -204,15 +204,3 @@ class Registries:
             self._watches[address] = (watch, group.create_task(watch.run()))
         for address in self._watches.keys() - wanted:
             self._watches.pop(address)[1].cancel()
-
-
-async def _resolve(endpoint: Endpoint) -> set[Endpoint]:
-    """Every address of an endpoint; of a host with both kinds those of IPv4, or each replica would be watched twice."""
-    if endpoint.ip is not None:
-        return {endpoint}
-    found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    families = {family for family, *_ in found}
-    wanted = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
-    return {
-        Endpoint(str(address[0]), endpoint.port, endpoint.name) for family, *_, address in found if family == wanted
-    }
