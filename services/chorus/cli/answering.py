@@ -8,7 +8,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chorus.cli.output import err, print_json
+from chorus.cli.output import console, err, print_json
+from chorus.cli.wrapping import WordWrap
 from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
 from chorus.core.generation import Finished, Phase, Progress, Queued, TokenDelta
 
@@ -22,8 +23,9 @@ _PHASES = {
     Phase.DOWNLOADING: "fetching the model",
     Phase.VERIFYING: "checking the model's file",
 }
-# What a terminal would obey instead of showing: everything below space but tab and line feed, and the upper controls.
-_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10)}
+# What a terminal would obey instead of showing: everything below space but the line feed, and the upper controls.
+_FOR_TERMINAL: dict[int, str | None] = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160)))
+_FOR_TERMINAL[9] = "    "
 
 
 @dataclass
@@ -92,14 +94,14 @@ class Answer:
 
     def stats(self) -> str:
         """One line on who answered, and how fast."""
-        parts = [f"{self.runner_id} on {self.node_id}"]
+        parts = [f"{self.node_id}/{self.runner_id}"]
         if self.started is not None:
             parts.append(self.started.started.artifact)
         if self.finished is not None:
             usage = self.finished.usage
-            parts.append(f"{usage.prompt_tokens} + {usage.completion_tokens} tokens")
+            parts.append(f"{usage.prompt_tokens} in, {usage.completion_tokens} out")
         if self.first_token_s is not None:
-            parts.append(f"first after {self.first_token_s:.2f} s")
+            parts.append(f"{self.first_token_s:.2f} s to first token")
         if self.finished is not None and self.finished.timings.tokens_per_second:
             parts.append(f"{self.finished.timings.tokens_per_second:.1f} tokens/s")
         return "  ".join(parts)
@@ -111,7 +113,7 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
     Where it is broken off, what has come until then is in `answer`.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    to_terminal = sys.stdout.isatty()
+    wrap = WordWrap(console().width) if sys.stdout.isatty() else None
     answer, waiting = answer or Answer(), _Waiting()
     try:
         async with generation:
@@ -120,7 +122,7 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
                 if isinstance(event, TokenDelta):
                     waiting.end()
                     if event.text:
-                        sys.stdout.write(event.text.translate(_CONTROLS) if to_terminal else event.text)
+                        sys.stdout.write(wrap.feed(event.text.translate(_FOR_TERMINAL)) if wrap else event.text)
                         sys.stdout.flush()
                 elif isinstance(event, AttemptChanged):
                     waiting.end()
@@ -129,7 +131,7 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
                     waiting.hears(event)
     finally:
         waiting.end()
-        if answer.text and not answer.whole.endswith("\n"):
+        if answer.whole and not answer.whole.endswith("\n"):
             sys.stdout.write("\n")
         sys.stdout.flush()
     return answer

@@ -27,8 +27,8 @@ from chorus.local.demo import MeshFacts, prepare_demo, run_demo
 from chorus.local.events import Ended, Serving, SupervisorEvent
 from chorus.local.home import MeshHome
 
-_QUESTION = "Why is the sky blue?"
-_MAX_TOKENS = 96
+_QUESTION = "Why do people sing together? Answer in two sentences."
+_MAX_TOKENS = 120
 
 
 def demo(
@@ -51,7 +51,7 @@ def demo(
 
         async def ask(mesh: MeshClient) -> Answer:
             view.end()
-            generation = mesh.generate(prompt, max_tokens=_MAX_TOKENS)
+            generation = mesh.generate(prompt, max_tokens=_MAX_TOKENS, temperature=0)
             if as_json:
                 answer = Answer()
                 async with generation:
@@ -92,9 +92,13 @@ def _show(answer: Answer, facts: MeshFacts) -> None:
         table.add_row(
             "speed", f"{first}, then {timings.tokens_per_second:.1f} tokens/s ({usage.completion_tokens} tokens)"
         )
-    for role, seen in facts.tls.items():
-        strangers = "refuses who has no certificate" if seen.refuses_strangers else "TAKES ANYBODY"
-        table.add_row("TLS" if role is Role.REGISTRY else "", f"{seen.peer}  {seen.version} {seen.cipher}, {strangers}")
+    for label, seen in zip(("TLS", *[""] * len(facts.tls)), facts.tls.values(), strict=False):
+        table.add_row(label, f"{seen.peer}  {seen.version}")
+    ciphers = sorted({seen.cipher for seen in facts.tls.values()})
+    strangers = all(seen.refuses_strangers for seen in facts.tls.values())
+    table.add_row(
+        "", f"{', '.join(ciphers)}; {'nobody is' if strangers else 'ANYBODY IS'} let in without a certificate"
+    )
     err().print()
     console().print(table)
 
@@ -115,7 +119,7 @@ def _show_next(settings: ChorusConfig) -> None:
     err().print("\n[dim]next[/]")
     for command, about in (
         ("chorus up -d", "a mesh that stays"),
-        (f'chorus ask "{_QUESTION}"', ""),
+        ('chorus ask "Why is the sky blue?"', ""),
         ("chorus status --watch", ""),
         (grpcurl, ""),
     ):

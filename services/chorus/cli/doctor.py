@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from chorus.cli.connecting import AsJson, Directory
@@ -41,10 +42,12 @@ def doctor(directory: Directory = None, config: ConfigFile = None, as_json: AsJs
 
 
 def _show(finding: Finding) -> None:
-    console().print(
-        Text.assemble(
-            (f"{finding.level:<5}", _STYLES[finding.level]), (f"{finding.check:<13}", "bold"), finding.message
-        )
-    )
+    """One finding, its words in a column of their own however narrow the terminal is."""
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_column(width=4)
+    line.add_column(width=12)
+    line.add_column(overflow="fold")
+    line.add_row(Text(finding.level, style=_STYLES[finding.level]), Text(finding.check, style="bold"), finding.message)
     if finding.advice:
-        console().print(Text(f"{'':<18}{finding.advice}", style="dim" if finding.level is Level.OK else "cyan"))
+        line.add_row("", "", Text(finding.advice, style="dim" if finding.level is Level.OK else "cyan"))
+    console().print(line)

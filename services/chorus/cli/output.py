@@ -88,9 +88,10 @@ def show_error(message: str, hint: str = "") -> None:
     """Prints an error as every command does: `error: ...`, and a hint on a line of its own."""
     from rich.text import Text
 
-    err().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    # In a log or a pipe a message stays one line.
+    err().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=not err().is_terminal)
     if hint:
-        err().print(Text.assemble(("hint: ", "bold cyan"), hint), soft_wrap=True)
+        err().print(Text.assemble(("hint: ", "bold cyan"), hint), soft_wrap=not err().is_terminal)
 
 
 def hint_for(error: ChorusError) -> str:

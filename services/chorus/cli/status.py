@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -31,8 +31,9 @@ from chorus.local.state import MeshState
 _REFRESH_S = 0.25
 _AGAIN_S = 1.0
 _TIMEOUT_S = 10.0
+_ROOMY_WIDTH = 120
 _STATE_STYLES = {RunnerState.READY: "green", RunnerState.STARTING: "yellow", RunnerState.DRAINING: "yellow"}
-_MODEL_STYLES = {ModelState.LOADED: "", ModelState.LOADING: "yellow", ModelState.FAILED: "red"}
+_MODEL_STYLES = {ModelState.LOADING: "yellow", ModelState.FAILED: "red"}
 
 
 def status(
@@ -122,54 +123,46 @@ def _node_line(entry: NodeEntry) -> Text:
 
 def _runners(entry: NodeEntry) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column, justify in (
-        ("  runner", "left"),
-        ("state", "left"),
-        ("lease", "right"),
-        ("model", "left"),
-        ("", "left"),
-        ("busy", "right"),
-        ("queued", "right"),
-        ("context", "right"),
-        ("tokens/s", "right"),
-        ("address", "left"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=column != "")  # type: ignore[arg-type]
+    roomy = console().width >= _ROOMY_WIDTH
+    for column in ("  runner", "state", ">lease", "model", ">busy", ">queued", ">context", ">tokens/s", "address"):
+        if roomy or column != "address":
+            justify: JustifyMethod = "right" if column.startswith(">") else "left"
+            table.add_column(column.removeprefix(">"), justify=justify, no_wrap=column != "model")
     for leased in entry.runners:
         for row in _rows(leased):
-            table.add_row(*row)
+            table.add_row(*row[: len(table.columns)])
     return table
 
 
 def _rows(leased: LeasedRecord) -> Iterator[tuple[RenderableType, ...]]:
+    """A row for each model of a runner; the runner itself is told in the first."""
     record = leased.record
     loads = {load.model: load for load in record.load.models}
-    head: tuple[RenderableType, ...] = (
-        f"  {record.runner.runner_id}",
-        Text(record.state, style=_STATE_STYLES[record.state]),
-        f"{leased.lease_age_s:.1f} s",
-    )
-    for model in record.runner.models or (None,):
-        if model is None:
-            yield (*head, Text("no model", style="dim"), "", "", "", "", "", record.runner.address)
-            return
+    state = Text(record.state, style=_STATE_STYLES[record.state])
+    head: tuple[RenderableType, ...] = (f"  {record.runner.runner_id}", state, f"{leased.lease_age_s:.1f} s")
+    address = record.runner.address
+    if not record.runner.models:
+        yield (*head, Text("none", style="dim"), "", "", "", "", address)
+    for model in record.runner.models:
         load = loads.get(model.artifact.name)
         yield (
             *head,
-            model.artifact.name,
-            _model_state(model),
+            _model(model),
             f"{load.slots_used}/{load.slots_total}" if load is not None else "",
             str(load.queued) if load is not None else "",
             str(model.context_length or ""),
             f"{load.tokens_per_second:.1f}" if load is not None and load.tokens_per_second else "",
-            record.runner.address if head[0] else "",
+            address,
         )
-        head = ("", "", "")
+        head, address = ("", "", ""), ""
 
 
-def _model_state(model: ModelStatus) -> Text:
-    words = f"{model.state}: {model.error}" if model.error else str(model.state)
-    return Text(words, style=_MODEL_STYLES.get(model.state, "dim"))
+def _model(model: ModelStatus) -> Text:
+    name = Text(model.artifact.name, style="dim" if model.state is ModelState.AVAILABLE else "")
+    if model.state is not ModelState.LOADED:
+        words = f" {model.state}: {model.error}" if model.error else f" {model.state}"
+        name.append(words, style=_MODEL_STYLES.get(model.state, "dim"))
+    return name
 
 
 def _registries(overview: Overview) -> Text:

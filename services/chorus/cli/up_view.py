@@ -20,8 +20,6 @@ from chorus.local.home import MeshHome
 from chorus.local.lan import private_addresses
 from chorus.local.state import MeshState
 
-_PATIENCE_S = 2.0
-
 
 class UpView:
     """Tells one person (or, as JSON lines, one program) what a supervisor does."""
@@ -33,6 +31,7 @@ class UpView:
         self._waiting: dict[str, None] = {}
         self._spinner: Status | None = None
         self._began = time.monotonic()
+        self._stopping = False
         self.ready = False
 
     def begin(self, names: list[str]) -> None:
@@ -53,11 +52,13 @@ class UpView:
         """Shows an event."""
         if isinstance(event, Serving):
             self.serves(event.name)
+        line = None if self.as_json else self._line(event)
+        self._stopping = self._stopping or isinstance(event, Stopping)
         if isinstance(event, Ready):
             self.summarize(event.state)
         elif self.as_json:
             print_json({"time": _now(), "event": type(event).__name__.lower(), **_json(event)}, lines=True)
-        elif (line := self._line(event)) is not None:
+        elif line is not None:
             err().print(line, soft_wrap=True)
 
     def look(self, state: MeshState) -> None:
@@ -100,8 +101,10 @@ class UpView:
             case Ended():
                 return _ended(stamp, event)
             case Stopping(name=name, grace_s=grace_s):
-                patience = f" (running answers get up to {grace_s:.0f} s)" if grace_s > _PATIENCE_S * 5 else ""
-                return Text.assemble("stopping ", (name, "bold"), (patience, "dim"))
+                patience = (
+                    f" (running answers get up to {grace_s:.0f} s; Ctrl-C again cuts them off)" if grace_s else ""
+                )
+                return Text.assemble("stopping ", (name, "bold"), (patience if not self._stopping else "", "dim"))
             case Stopped(name=name, politely=False):
                 return Text.assemble((name, "bold"), " did not end in time and was killed")
         return None
@@ -121,12 +124,11 @@ def summary(state: MeshState, home: MeshHome) -> Group:
     facts.add_row("[dim]models[/]", ", ".join(state.models) or "none")
     facts.add_row("[dim]certificates[/]", "none: plaintext on loopback" if state.insecure_loopback else state.certs_dir)
     facts.add_row("[dim]logs[/]", str(home.log_file("*")))
-    elsewhere = f" --dir {shlex.quote(str(home.root))}" if home.chosen else ""
-    commands = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
-    commands.add_row(f'[cyan]chorus ask{elsewhere} "Why is the sky blue?"[/]')
-    commands.add_row(f"[cyan]chorus status{elsewhere} --watch[/]")
-    commands.add_row(f"[cyan]chorus down{elsewhere}[/]")
-    return Group(table, Text(), facts, *_for_other_machines(state), Text(), Text("next", style="dim"), commands)
+    # What the commands find by themselves need not be said to them.
+    elsewhere = "" if MeshHome.find() == home else f" --dir {shlex.quote(str(home.root))}"
+    commands = (f'ask{elsewhere} "Why is the sky blue?"', f"status{elsewhere} --watch", f"down{elsewhere}")
+    hints = [Text(f"  chorus {command}", style="cyan") for command in commands]
+    return Group(table, Text(), facts, *_for_other_machines(state), Text(), Text("next", style="dim"), *hints)
 
 
 def _for_other_machines(state: MeshState) -> list[RenderableType]:

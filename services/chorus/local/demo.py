@@ -15,13 +15,12 @@ from chorus.local.home import MeshHome
 from chorus.local.launch import Prepared, locked, prepare, while_up
 from chorus.local.models import WatchPull
 from chorus.local.plan import LOOPBACK, MeshPlan, UpOptions
-from chorus.local.ports import DEFAULT_BASE, find_base
+from chorus.local.ports import DEFAULT_BASE, OTHER_BASES, find_base
 from chorus.local.supervisor import Report
 from chorus.local.tls_facts import TlsFacts, look
 from chorus.models import DEFAULT_MODEL
 
 _RUNNERS = 1
-_OTHER_BASES = range(17100, 60000, 400)
 _Result = TypeVar("_Result")
 
 
@@ -43,7 +42,7 @@ def prepare_demo(folder: Path, settings: ChorusConfig, watch_pull: WatchPull) ->
         home=MeshHome(folder, chosen=True),
         runners=_RUNNERS,
         models=(DEFAULT_MODEL,),
-        port_base=find_base(LOOPBACK, _RUNNERS, (DEFAULT_BASE, *_OTHER_BASES)),
+        port_base=find_base(LOOPBACK, _RUNNERS, (DEFAULT_BASE, *OTHER_BASES)),
     )
     return prepare(options, base, watch_pull)
 

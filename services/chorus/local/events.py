@@ -45,7 +45,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A process was asked to end, and may take `grace_s` for it."""
+    """A process was asked to end; what it is answering may take `grace_s` more."""
 
     name: str
     grace_s: float

@@ -12,7 +12,7 @@ from chorus.core.errors import ConfigError
 from chorus.core.identity import Role
 from chorus.local.certificates import CLIENT_NAME, LOOPBACK_NAMES
 from chorus.local.home import MeshHome
-from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, Ports
+from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, RUNNERS_USUAL, Ports
 
 LOOPBACK = "127.0.0.1"
 _REGISTRY, _COORDINATOR = "registry", "coordinator"
@@ -23,7 +23,7 @@ class UpOptions:
     """What the person at the keyboard asked for. `lan_ip` None: this machine alone; `port_base` None: the usual one."""
 
     home: MeshHome
-    runners: int = 2
+    runners: int = RUNNERS_USUAL
     supervised: bool = True
     lan_ip: str | None = None
     models: tuple[str, ...] = ()

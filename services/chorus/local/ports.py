@@ -13,6 +13,8 @@ from chorus.core.errors import ConfigError
 DEFAULT_BASE = 7100
 HIGHEST_BASE = 65535 - 300
 RUNNERS_MAX = 48
+RUNNERS_USUAL = 2
+OTHER_BASES = range(17100, 60000, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ def check_free(host: str, ports: Mapping[str, int]) -> None:
     """Raises ConfigError naming every port that is taken, and by whom where the system tells."""
     taken = [f"port {port} ({what}) is taken{_holder(port)}" for what, port in ports.items() if not is_free(host, port)]
     if taken:
-        raise ConfigError(f"{'; '.join(taken)}. Stop what runs there, or choose other ports with --port-base")
+        raise ConfigError(
+            f"{'; '.join(taken)}. Stop what runs there, or use other ports: `chorus up --port-base {_suggestion(host)}`"
+        )
 
 
 def is_free(host: str, port: int) -> bool:
@@ -74,14 +78,27 @@ def find_base(host: str, runners: int, candidates: Iterable[int]) -> int:
     raise ConfigError("no free ports were found; choose them with --port-base")
 
 
+def _suggestion(host: str) -> str:
+    try:
+        return str(find_base(host, RUNNERS_USUAL, OTHER_BASES))
+    except ConfigError:
+        return "PORT"
+
+
 def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port
             if listens and connection.pid:
-                process = psutil.Process(connection.pid)
-                command = " ".join(process.cmdline()[:6]) or process.name()
-                return f" by process {connection.pid} ({command[:80]})"
+                return f" by process {connection.pid} ({_command(psutil.Process(connection.pid))})"
     except psutil.Error:
         pass
     return ""
+
+
+def _command(process: psutil.Process) -> str:
+    """What a process is, in a word or two; for one of a mesh, which of its services."""
+    arguments = process.cmdline()
+    if "chorus.cli.main" in arguments[:-1]:
+        return f"chorus {arguments[arguments.index('chorus.cli.main') + 1]}"
+    return process.name()

@@ -220,9 +220,9 @@ class Supervisor:
             if child is None:  # between two lives: its task sees by itself that there is no next one
                 await asyncio.wait({unit.task}, timeout=0.05)
                 continue
-            grace_s = unit.plan.drain_grace_s + _END_MARGIN_S
+            grace_s = unit.plan.drain_grace_s
             self._report(Stopping(unit.plan.name, grace_s))
-            politely = await child.stop(grace_s)
+            politely = await child.stop(grace_s + _END_MARGIN_S)
             await asyncio.wait({unit.task})
             self._report(Stopped(unit.plan.name, politely))
 
