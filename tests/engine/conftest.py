@@ -17,7 +17,7 @@ from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
 
 pytest.register_assert_rewrite("chorus.testing.engine_conformance", "chorus.testing.engine_subject")
 
-SETTINGS = LlamaSettings(slots=2, context_length=256, max_queue=2, threads=2, prefill_tokens=64)
+SETTINGS = LlamaSettings(slots=2, context_length=256, max_queue=2, threads=1, prefill_tokens=64)
 
 
 def smollm2_path() -> Path:
@@ -46,7 +46,7 @@ def smollm2(path: Path | None = None, **changes: object) -> ModelSource:
     return ModelSource(artifact, path, **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def quiet() -> Iterator[None]:
     """Only warnings are logged; llama.cpp tells a hundred lines of each load."""
     before = structlog.get_config()
