@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx
 
 from chorus.config import ChorusConfig
-from chorus.core.errors import ChorusError
+from chorus.core.errors import ChorusError, UnknownModelError
 from chorus.core.fitting.suggest import describe_bytes
 from chorus.hardware import GpuSupport, Inventory
 from chorus.local.doctor.finding import Findings, fail, ok, warn
-from chorus.models.catalog import Catalog
+from chorus.models.catalog import DEFAULT_MODEL, Catalog
 from chorus.models.memory import candidate_of
 from chorus.models.store import ModelStore
 
@@ -114,10 +114,15 @@ def check_memory(config: ChorusConfig) -> Findings:
     free, total = node.memory_available_bytes, node.memory_total_bytes
     room = f"{describe_bytes(free)} of {describe_bytes(total)} free"
     needed, unknown = 0, []
-    for name in _wanted_models(config):
+    try:
+        catalog = Catalog.load([Path(text).expanduser() for text in config.runner.catalogs])
+    except ChorusError as error:
+        yield fail("memory", str(error), "runner.catalogs names the files of catalogs")
+        return
+    for name in config.runner.models if config.runner.models is not None else (DEFAULT_MODEL,):
         try:
-            needed += candidate_of(*Catalog.load().find(name)).memory.total_bytes
-        except ChorusError:
+            needed += candidate_of(*catalog.find(name)).memory.total_bytes
+        except UnknownModelError:
             unknown.append(name)
     asked = f"the configured models need about {describe_bytes(needed)} in one runner"
     if needed > total:
@@ -191,11 +196,3 @@ def check_ollama(version: str | None) -> Findings:
         yield ok(
             "ollama", f"{version} answers on 127.0.0.1:11434", "`chorus models pull ollama:NAME` takes its models over"
         )
-
-
-def _wanted_models(config: ChorusConfig) -> tuple[str, ...]:
-    if config.runner.models is not None:
-        return config.runner.models
-    from chorus.models.catalog import resolve_default
-
-    return (resolve_default()[0].name,)
