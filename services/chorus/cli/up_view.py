@@ -143,7 +143,11 @@ def _for_other_machines(state: MeshState) -> list[RenderableType]:
         Text(),
         Text(f"for other machines of {network}, open these TCP ports of {ip}: {listed}"),
         Text(f"    sudo ufw allow from {network} to {ip} port {','.join(ports.values())} proto tcp", style="cyan"),
-        Text("and give each machine or person a certificate of their own: chorus certs issue --help", style="dim"),
+        Text(
+            "give each machine and person there a certificate of their own; a runner there then joins by:", style="dim"
+        ),
+        Text(f"    chorus certs issue --dir {shlex.quote(state.certs_dir)} --help", style="cyan"),
+        Text(f"    chorus runner --registries {state.processes[0].name}@{state.processes[0].address}", style="cyan"),
     ]
 
 

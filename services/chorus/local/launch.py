@@ -87,7 +87,7 @@ def prepare(options: UpOptions, base: LoadedConfig, watch_pull: WatchPull) -> Pr
         plan = plan.with_trust_domain(authority.trust_domain)
     if plan.needs_model_files:
         stored = ensure_models(plan.models, base.config.runner, watch_pull)
-        plan = plan.with_models([model.artifact.name for model in stored])
+        plan = plan.with_models(list(dict.fromkeys(model.artifact.name for model in stored)))
     return Prepared(plan, issued=len(issued), left_over=left_over)
 
 

@@ -152,7 +152,8 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
     shared = _changed(shared, "log", format="console" if config.log.format == "auto" else config.log.format, file=None)
     registry = Endpoint(host, ports.registry, _REGISTRY)
     coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
-    models = options.models or config.runner.models
+    # A mesh that is to answer needs a model, even where runners are configured to load none.
+    models = options.models or config.runner.models or None
     runner_common: dict[str, Any] = {
         "advertise": None,
         "registries": (registry,),

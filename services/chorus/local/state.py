@@ -67,7 +67,7 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True)
 class MeshState:
-    """A local mesh. `phase` is `starting`, `ready`, `stopping` or `failed` (with the `problem`)."""
+    """A local mesh. `phase` is `starting`, `ready` or `stopping`."""
 
     supervisor: ProcessRef
     phase: str
@@ -79,7 +79,6 @@ class MeshState:
     insecure_loopback: bool = False
     models: tuple[str, ...] = ()
     processes: tuple[ProcessState, ...] = ()
-    problem: str = ""
 
     @property
     def alive(self) -> bool:
