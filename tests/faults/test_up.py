@@ -312,3 +312,16 @@ def test_in_the_background_with_a_real_model_until_it_is_taken_down(tmp_path: Pa
     again = chorus("down", "--dir", root)
     assert again.returncode == 0
     assert "nothing is up" in again.stderr
+
+
+def test_the_demo_shows_an_answer_and_the_tls_that_it_came_over(tmp_path: Path) -> None:
+    done = chorus("demo", "--json", "echo:a whole mesh for one answer", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["text"] == "a whole mesh for one answer"
+    assert shown["runner_id"] == "runner-1"
+    assert {role: seen["peer"].split("/")[3] for role, seen in shown["tls"].items()} == {
+        role: role for role in ("registry", "runner", "coordinator")
+    }
+    assert all(seen["version"] == "TLSv1.3" and seen["refuses_strangers"] for seen in shown["tls"].values())
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chorus.core.errors import UnavailableError
 from chorus.local.connect import client_config
 from chorus.local.home import HOME_ENV, MeshHome
 from chorus.local.state import MeshState, this_process
@@ -46,10 +47,14 @@ def test_what_is_configured_wins(home: MeshHome, tmp_path: Path, monkeypatch: py
     assert [str(endpoint) for endpoint in client_config(home).client.coordinators] == ["coordinator@10.0.0.3:7301"]
 
 
-def test_without_a_mesh_the_defaults_hold(home: MeshHome) -> None:
-    assert [str(endpoint) for endpoint in client_config(home).client.coordinators] == ["coordinator@127.0.0.1:7301"]
+def test_a_named_folder_without_a_mesh_is_no_reason_to_look_elsewhere(home: MeshHome) -> None:
+    with pytest.raises(UnavailableError, match="no mesh is up in"):
+        client_config(home)
+    config = client_config(home, must_be_up=False)
+    assert [str(endpoint) for endpoint in config.client.coordinators] == ["coordinator@127.0.0.1:7301"]
     home.certs.mkdir()
-    assert client_config(home).mesh.certs_dir == home.certs
+    assert client_config(home, must_be_up=False).mesh.certs_dir == home.certs
+    assert client_config(MeshHome(home.root)).client == config.client  # the user's own folder, not named
 
 
 def test_the_folder_is_the_named_one_or_that_of_the_environment_or_the_users_own(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def doctor(directory: Directory = None, config: ConfigFile = None, as_json: AsJs
     home = MeshHome.find(directory)
     configured = "client.coordinators" in load_with_origins(file=config).origins
     findings: list[Finding] = []
-    for finding in examine(client_config(home, file=config), home, coordinator_configured=configured):
+    settings = client_config(home, file=config, must_be_up=False)
+    for finding in examine(settings, home, coordinator_configured=configured):
         findings.append(finding)
         if not as_json:
             _show(finding)

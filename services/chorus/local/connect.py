@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from chorus.config import ChorusConfig, load_with_origins
+from chorus.core.errors import UnavailableError
 from chorus.local.home import MeshHome
 from chorus.local.state import MeshState
 
 
-def client_config(home: MeshHome, *, file: Path | None = None, timeout_s: float | None = None) -> ChorusConfig:
+def client_config(
+    home: MeshHome, *, file: Path | None = None, timeout_s: float | None = None, must_be_up: bool = True
+) -> ChorusConfig:
     """Returns the configuration of a client of the mesh.
 
     What flags, environment or file say wins. Where they name no coordinator, the mesh that runs in `home` fills in
-    where it is and with which certificates it is reached. Raises ConfigError.
+    where it is and with which certificates it is reached.
+
+    Raises ConfigError, and UnavailableError where `home` was named and has no mesh (unless it need not be up): somebody
+    who names a folder does not mean whatever else may run on this machine.
     """
     flags: dict[str, object] = {"client.timeout_s": timeout_s}
     loaded = load_with_origins(file=file, flags=flags)
     state = MeshState.read(home.state_file)
+    if state is None and "client.coordinators" not in loaded.origins and home.chosen and must_be_up:
+        raise UnavailableError(f"no mesh is up in {home.root}; `chorus up` starts one there")
     if state is None or "client.coordinators" in loaded.origins:
         if home.chosen and "mesh.certs_dir" not in loaded.origins and home.certs.is_dir():
             return load_with_origins(file=file, flags=flags | {"mesh.certs_dir": home.certs}).config

@@ -112,5 +112,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in environ.items()
         if not (name.startswith("CHORUS_") and ("__" in name or name == "CHORUS_CONFIG"))
+        # How a command keeps gRPC's core silent; a service hears from it whom TLS refused.
+        and (name, value) != ("GRPC_VERBOSITY", "NONE")
     }
     return kept | {SUPERVISOR_ENV: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
