@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chorus.cli.output import console, err, print_json
 from chorus.cli.wrapping import WordWrap
 from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
-from chorus.core.generation import Finished, Phase, Progress, Queued, TokenDelta
+from chorus.core.generation import Finished, Phase, Progress, PromptScored, Queued, TokenDelta
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -22,6 +22,16 @@ _PHASES = {
     Phase.PREFILL: "reading the prompt",
     Phase.DOWNLOADING: "fetching the model",
     Phase.VERIFYING: "checking the model's file",
+}
+# As the protos call them, so that what is piped from here and from grpcurl reads alike.
+_EVENTS: dict[type[ClientEvent], str] = {
+    Queued: "queued",
+    Progress: "progress",
+    StartedAt: "started",
+    PromptScored: "prompt_scored",
+    TokenDelta: "delta",
+    AttemptChanged: "attempt_changed",
+    Finished: "finished",
 }
 # What a terminal would obey instead of showing: everything below space but the line feed, and the upper controls.
 _FOR_TERMINAL: dict[int, str | None] = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160)))
@@ -143,7 +153,8 @@ async def stream_events(generation: Generation) -> Answer:
     async with generation:
         async for event in generation:
             answer.take(event)
-            print_json({"event": type(event).__name__, **asdict(event)}, lines=True)
+            facts = {**asdict(event.origin), **asdict(event.started)} if isinstance(event, StartedAt) else asdict(event)
+            print_json({"event": _EVENTS[type(event)], **facts}, lines=True)
     return answer
 
 
