@@ -90,8 +90,9 @@ def test_piped_text_is_a_question_and_events_are_lines(mesh: UpProcess) -> None:
         check=True,
     )
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
-    assert events[-1] == "Finished"
-    assert "TokenDelta" in events
+    assert events[-1] == "finished"
+    assert events[0] == "started"
+    assert "delta" in events
 
 
 def test_a_conversation_can_be_piped_in(mesh: UpProcess) -> None:
