@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from chorus.core.batching.waiting import WaitingRoom
@@ -29,7 +29,6 @@ from chorus.core.fleet.records import (
     ModelLoad,
     ModelState,
     ModelStatus,
-    Tier,
 )
 from chorus.core.generation import (
     Embedding,
@@ -46,46 +45,10 @@ from chorus.engine.base import ProgressCallback
 from chorus.engine.selection import require_features, select_model
 from chorus.testing import fake_vocabulary as vocabulary
 from chorus.testing.fake_answer import FakeAnswer
+from chorus.testing.fake_model import FAKE_FEATURES, FakeModel, fake_artifact
 from chorus.testing.pace import Pace, RatePace
 
-FAKE_FEATURES = frozenset(Feature) - {
-    Feature.IMAGES,
-    Feature.REASONING,
-    Feature.GRAMMAR,
-    Feature.JSON_SCHEMA,
-    Feature.REGEX,
-    Feature.CONTEXT_SHIFT,
-    Feature.ADAPTER,
-}
-
-
-def fake_artifact(name: str = "fake-1b.Q8_0.gguf", *, family: str = "fake-1b", tier: Tier = Tier.SMALL) -> Artifact:
-    """An artifact that no file stands behind; its SHA-256 is that of its name."""
-    return Artifact(
-        family=family,
-        name=name,
-        sha256=hashlib.sha256(name.encode()).hexdigest(),
-        size_bytes=1_000_000_000,
-        quantization="Q8_0",
-        parameter_count=1_100_000_000,
-        context_length=8192,
-        architecture="fake",
-        tier=tier,
-        tags=("chat",),
-        license="Apache-2.0",
-    )
-
-
-@dataclass(frozen=True)
-class FakeModel:
-    """A model of the fake engine. An answer has `answer_tokens` tokens before its end, where nothing ends it sooner."""
-
-    artifact: Artifact = field(default_factory=fake_artifact)
-    features: frozenset[Feature] = FAKE_FEATURES
-    context_length: int = 4096
-    answer_tokens: int = 64
-    loaded: bool = True
-    load_error: ChorusError | None = None
+__all__ = ["FAKE_FEATURES", "FakeEngine", "FakeModel", "Fault", "fake_artifact"]
 
 
 @dataclass

@@ -6,11 +6,12 @@ in these two modules before the call, and raised as `EngineError`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class Model:
         Raises `EngineError` with llama.cpp's own last words when it refuses the file or was broken off.
         """
         self._lib = library()
-        self._lock = threading.Lock()  # tokenizing in one thread must not meet closing in another
+        self._uses = 0  # of the vocabulary, by other threads than the owner's: closing waits for them
+        self._unused = threading.Condition()
         params = self._lib.llama_model_default_params()
         params.vocab_only = vocabulary_only
         params.n_gpu_layers = gpu_layers
@@ -124,7 +126,8 @@ class Model:
 
     def close(self) -> None:
         """Frees the weights; every context of this model must be closed before. May be called twice."""
-        with self._lock:
+        with self._unused:
+            self._unused.wait_for(lambda: not self._uses)
             if self._handle:
                 self._lib.llama_model_free(self._handle)
                 self._handle = None
@@ -187,10 +190,8 @@ class Model:
         while True:
             ids = np.empty(room, dtype=np.int32)
             pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            with self._lock:
-                count = self._lib.llama_tokenize(
-                    self._vocab_of_open(), data, len(data), pointer, room, add_special, parse_special
-                )
+            with self._in_use() as vocab:
+                count = self._lib.llama_tokenize(vocab, data, len(data), pointer, room, add_special, parse_special)
             if count >= 0:
                 found: list[int] = ids[:count].tolist()
                 return found
@@ -211,8 +212,8 @@ class Model:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            with self._lock:
-                count = self._lib.llama_token_to_piece(self._vocab_of_open(), token_id, buffer, size, 0, show_special)
+            with self._in_use() as vocab:
+                count = self._lib.llama_token_to_piece(vocab, token_id, buffer, size, 0, show_special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
@@ -224,23 +225,23 @@ class Model:
         room = 16 + 8 * len(token_ids)
         while True:
             buffer = ctypes.create_string_buffer(room)
-            with self._lock:
-                count = self._lib.llama_detokenize(
-                    self._vocab_of_open(), ids, len(token_ids), buffer, room, False, show_special
-                )
+            with self._in_use() as vocab:
+                count = self._lib.llama_detokenize(vocab, ids, len(token_ids), buffer, room, False, show_special)
             if count >= 0:
                 return buffer.raw[:count].decode("utf-8", "replace")
             room = -count
 
     def end_tokens(self) -> frozenset[int]:
         """The tokens with which the model ends its text."""
-        vocab, is_end = self._vocab_of_open(), self._lib.llama_vocab_is_eog
-        return frozenset(token_id for token_id in range(self.vocabulary_size) if is_end(vocab, token_id))
+        is_end = self._lib.llama_vocab_is_eog
+        with self._in_use() as vocab:
+            return frozenset(token_id for token_id in range(self.vocabulary_size) if is_end(vocab, token_id))
 
     def control_texts(self) -> tuple[str, ...]:
         """The texts that `parse_special` reads as control tokens."""
-        vocab, attributes = self._vocab_of_open(), self._lib.llama_vocab_get_attr
-        found = (token_id for token_id in range(self.vocabulary_size) if attributes(vocab, token_id) & _TOKEN_CONTROL)
+        attributes = self._lib.llama_vocab_get_attr
+        with self._in_use() as vocab:
+            found = [number for number in range(self.vocabulary_size) if attributes(vocab, number) & _TOKEN_CONTROL]
         texts = (self.piece_of(token_id, show_special=True).decode("utf-8", "replace") for token_id in found)
         return tuple(text for text in texts if text)
 
@@ -250,9 +251,18 @@ class Model:
             if not 0 <= token_id < self.vocabulary_size:
                 raise EngineError(f"token {token_id} is not in the vocabulary of {self.vocabulary_size}")
 
-    def _vocab_of_open(self) -> int:
-        _ = self.handle
-        return self._vocab
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[int]:
+        """The vocabulary, which cannot be freed meanwhile."""
+        with self._unused:
+            _ = self.handle
+            self._uses += 1
+        try:
+            yield self._vocab
+        finally:
+            with self._unused:
+                self._uses -= 1
+                self._unused.notify_all()
 
     def _find_can_add_special(self) -> bool:
         """Whether the special tokens that tokenizing would add all exist; llama.cpp asserts it."""

@@ -28,10 +28,10 @@ from chorus.core.generation import (
 )
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
+from chorus.engine.llama.commands import Cancel, Embed, Submit
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
-from chorus.engine.llama.worker import Cancel, Embed, Submit
 from chorus.engine.selection import require_features, select_model
 
 T = TypeVar("T")
@@ -301,9 +301,10 @@ def _embedding_input(host: Host, item: str | tuple[int, ...], truncate: str | No
             ids = host.model.tokenize(item, add_special=True, parse_special=False)
         except UnicodeEncodeError as error:
             raise InvalidRequestError("inputs", "holds half a surrogate pair, which is no Unicode text") from error
+        plain = host.model.tokenize(item, add_special=False, parse_special=False)
     else:
         _check_vocabulary(host, "inputs", item)
-        ids = list(item)
+        ids = plain = list(item)
     if not ids:
         raise InvalidRequestError("inputs", "holds a text without tokens")
     longest = host.embedding_length
@@ -311,4 +312,9 @@ def _embedding_input(host: Host, item: str | tuple[int, ...], truncate: str | No
         return ids, False
     if truncate is None:
         raise PromptTooLongError(len(ids), longest, model=host.name)
-    return (ids[-longest:] if truncate == "start" else ids[:longest]), True
+    # the model's own tokens at both ends stay, as it was trained with them
+    before = 1 if ids[: len(plain)] != plain else 0
+    first, last = ids[:before], ids[before + len(plain) :]
+    room = max(longest - len(first) - len(last), 0)
+    cut = plain[len(plain) - room :] if truncate == "start" else plain[:room]
+    return [*first, *cut, *last], True

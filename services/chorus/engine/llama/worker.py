@@ -10,9 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
 import structlog
 
@@ -21,6 +19,7 @@ from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
 from chorus.engine.llama.binding import Model
+from chorus.engine.llama.commands import Cancel, Command, Embed, Outbox, Stop, Submit
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
 from chorus.engine.llama.embedder import Embedder
 from chorus.engine.llama.job import Choice, Job
@@ -29,37 +28,6 @@ from chorus.engine.llama.settings import LlamaSettings
 _log = structlog.get_logger("chorus.engine.llama")
 _SCORED_ROWS = 32  # positions of prompts scored in one batch
 _SMOOTHING = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Start a request."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Its reader went away."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Embed:
-    """Make the vector of one text; the result is a list of floats."""
-
-    token_ids: list[int]
-    normalize: bool
-    result: asyncio.Future[list[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End everything."""
-
-
-Command = Submit | Cancel | Embed | Stop
 
 
 class Worker:
@@ -86,7 +54,8 @@ class Worker:
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[Command] = SimpleQueue()
-        self._outbox: list[tuple[Callable[[Any], None], Any]] = []
+        self._outbox = Outbox(self._loop)
+        self._post = self._outbox.post
         self._embeds: deque[Embed] = deque()
         self._embedder: Embedder | None = None
         self._context: Context | None = None
@@ -233,7 +202,7 @@ class Worker:
             elif isinstance(command, Embed):
                 self._embeds.append(command)
         for embed in self._embeds:
-            self._post(_settle(embed.result), error)
+            self._outbox.settle(embed.result, error)
         self._embeds.clear()
         self.load = self._load_report()
 
@@ -336,7 +305,7 @@ class Worker:
         job.drew()
         push = job.stream.push
         for delta in choice.take(token_id, logprobs):
-            self._outbox.append((push, delta))
+            self._post(push, delta)
         assert choice.sequence is not None
         if choice.completion.reason is None:
             self._scheduler.extend(choice.sequence)
@@ -374,16 +343,15 @@ class Worker:
                 self._post(job.stream.push, Queued(position, wait_s))
 
     def _embed(self, command: Embed) -> None:
-        settle = _settle(command.result)
         try:
             if self._embedder is None:
                 self._embedder = Embedder(
                     self._model, longest=self._embedding_length, threads=self._settings.thread_count()
                 )
             vector = self._embedder.vector(command.token_ids, normalize=command.normalize)
-            self._post(settle, vector.tolist())
+            self._outbox.settle(command.result, vector.tolist())
         except ChorusError as error:
-            self._post(settle, error)
+            self._outbox.settle(command.result, error)
 
     def _load_report(self) -> ModelLoad:
         scheduler = self._scheduler
@@ -394,23 +362,14 @@ class Worker:
             scheduler.limits.slots,
             len(scheduler.room),
             sum([sequence.computed for sequence in running]),
-            scheduler.limits.cells,
+            scheduler.limits.cells if self._generates else 0,
             self._rate,
         )
 
     # --- back to the event loop ---------------------------------------------------------------------------------------
 
-    def _post(self, call: Callable[[Any], None], value: Any) -> None:
-        self._outbox.append((call, value))
-
     def _hand_over(self) -> None:
-        """Gives the event loop all that happened since the last time, in one call."""
-        if not self._outbox:
-            return
-        outbox, self._outbox = self._outbox, []
-        try:
-            self._loop.call_soon_threadsafe(_deliver, outbox)
-        except RuntimeError:  # the event loop is closed: nobody reads any more
+        if not self._outbox.hand_over():
             self._commands.put(Stop())
 
     def _settle_failed(self, error: ChorusError) -> None:
@@ -418,20 +377,3 @@ class Worker:
             self._failed(error)
         else:
             self.ready.set_exception(error)
-
-
-def _deliver(outbox: list[tuple[Callable[[Any], None], Any]]) -> None:
-    for call, value in outbox:
-        call(value)
-
-
-def _settle(future: asyncio.Future[list[float]]) -> Callable[[Any], None]:
-    def settle(value: list[float] | ChorusError) -> None:
-        if future.done():
-            return
-        if isinstance(value, ChorusError):
-            future.set_exception(value)
-        else:
-            future.set_result(value)
-
-    return settle
