@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from chorus.config.address import Endpoint, ListenAddress
+from chorus.config.remote import RemoteServer
 from chorus.config.sections import SECTIONS
 
 ENV_PREFIX = "CHORUS_"
@@ -31,6 +32,7 @@ class Kind(StrEnum):
     PATH = "path"
     LISTEN = "HOST:PORT"
     ENDPOINT = "[NAME@]HOST:PORT"
+    SERVER = "KIND=URL"
     LIST = "list"
     TABLE = "table"
 
@@ -44,11 +46,17 @@ _KINDS: Mapping[type, Kind] = {
     Path: Kind.PATH,
     ListenAddress: Kind.LISTEN,
     Endpoint: Kind.ENDPOINT,
+    RemoteServer: Kind.SERVER,
     tuple: Kind.LIST,
     Mapping: Kind.TABLE,
 }
 
-_METAVARS = {Kind.TABLE: "KEY=VALUE", Kind.LISTEN: "HOST:PORT", Kind.ENDPOINT: "[NAME@]HOST:PORT"}
+_METAVARS = {
+    Kind.TABLE: "KEY=VALUE",
+    Kind.LISTEN: "HOST:PORT",
+    Kind.ENDPOINT: "[NAME@]HOST:PORT",
+    Kind.SERVER: "KIND=URL",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
+from chorus.config.remote import RemoteServer
 from chorus.core.errors import ConfigError
 
 # The longest name before a trust domain is NAME.coordinator. with a NAME of 63 characters, and DNS ends at 253.
@@ -283,6 +284,14 @@ class RunnerSettings(_Listening):
     engine: Literal["llama", "fake"] = Field(
         default="llama", description="What generates tokens; fake is for tests.", json_schema_extra={"hidden": True}
     )
+    remote: RemoteServer | None = Field(
+        default=None,
+        description="Model server that answers in place of llama.cpp in this process, as KIND=URL: "
+        "ollama=http://127.0.0.1:11434, or openai=http://HOST:8000 for vLLM, llama-server and their like.",
+    )
+    remote_api_key_file: AbsolutePath | None = Field(
+        default=None, description="File that holds nothing but the API key of the server under remote."
+    )
     context_length: int = Field(
         default=0,
         ge=0,
@@ -313,6 +322,14 @@ class RunnerSettings(_Listening):
         description="Seconds that running generations get to finish when the runner shuts down.",
     )
     allow_load: bool = Field(default=True, description="Whether models may be loaded and unloaded over the network.")
+
+    @field_validator("remote_api_key_file")
+    @classmethod
+    def _for_a_server(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        server = info.data.get("remote")
+        if value is not None and server is not None and server.is_plaintext and not server.is_household:
+            raise ValueError("would send the key unencrypted over the Internet; give runner.remote an https:// URL")
+        return value
 
     @field_validator("advertise")
     @classmethod

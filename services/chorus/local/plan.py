@@ -102,7 +102,8 @@ class MeshPlan:
     @property
     def needs_model_files(self) -> bool:
         """Whether an engine here reads model files."""
-        return any(p.config.runner.engine != "fake" for p in self.processes if p.role is Role.RUNNER)
+        runners = (process.config.runner for process in self.processes if process.role is Role.RUNNER)
+        return any(runner.engine != "fake" and runner.remote is None for runner in runners)
 
     def certificates(self) -> Mapping[tuple[Role, str], tuple[str, ...]]:
         """Every certificate that the mesh needs, with the addresses it must name: (role, name) -> addresses."""

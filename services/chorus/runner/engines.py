@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from chorus.config import RunnerSettings
+from chorus.config.remote import RemoteServer
 from chorus.core.errors import UnknownModelError
 from chorus.core.fitting.memory import LoadPlan
 from chorus.engine.base import Engine
+from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
 from chorus.models import DEFAULT_MODEL, ModelStore, StoredArtifact, estimate
 from chorus.telemetry.logs import get_logger
@@ -31,6 +33,30 @@ class HostedEngine:
 
 EngineFactory: TypeAlias = Callable[[RunnerSettings], HostedEngine]
 """Makes the engine that a runner was configured with. May take long: it is called on a thread of its own."""
+
+
+def configured_engine(settings: RunnerSettings) -> HostedEngine:
+    """The server that the runner was pointed at, or else llama.cpp in this process. Raises ConfigError."""
+    return llama_engine(settings) if settings.remote is None else remote_engine(settings, settings.remote)
+
+
+def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngine:
+    """A model server behind HTTP. Of its models, those that were asked for are loaded at the start."""
+    key_file = settings.remote_api_key_file
+    engine = RemoteEngine(
+        RemoteSettings(
+            server=server,
+            api_key="" if key_file is None else read_api_key(key_file),
+            slots=settings.slots,
+            max_queue=settings.max_queue,
+            context_length=settings.context_length,
+        )
+    )
+    if server.is_plaintext:
+        _log.warning(
+            "remote.plaintext", server=str(server), why="prompts cross a network unencrypted; none that are private"
+        )
+    return HostedEngine(engine, models=settings.models or ())
 
 
 def llama_engine(settings: RunnerSettings) -> HostedEngine:

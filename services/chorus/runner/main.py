@@ -13,7 +13,7 @@ import chorus
 from chorus.config import ChorusConfig, RunnerSettings
 from chorus.core.identity import Role
 from chorus.hardware import Inventory, node_id
-from chorus.runner.engines import EngineFactory, llama_engine
+from chorus.runner.engines import EngineFactory, configured_engine
 from chorus.runner.service import RunnerService
 from chorus.telemetry.metrics import new_registry
 from chorus.transport.process import load_identity, run_service
@@ -29,7 +29,7 @@ def runner_name(settings: RunnerSettings) -> str:
     return _NOT_IN_A_LABEL.sub("-", host)[:63].strip("-") or "runner"
 
 
-def run(config: ChorusConfig, *, make_engine: EngineFactory = llama_engine) -> int:
+def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine) -> int:
     """Runs a runner until it is asked to stop; returns the exit code of the process."""
     settings = config.runner
 

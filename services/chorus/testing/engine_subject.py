@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from chorus.core.errors import (
     ChorusError,
 )
-from chorus.core.fleet.records import ModelStatus
+from chorus.core.fleet.records import Feature, ModelStatus
 from chorus.core.generation import (
     Event,
     Finished,
@@ -98,9 +98,10 @@ def check_order(heard: Heard, request: GenerationRequest) -> None:
     indexes = dict.fromkeys(range(request.choice_count), 0)
     for delivered in request.resume:
         indexes[delivered.choice] = len(delivered.token_ids)
+    dealt_in_text = not any(delta.token_ids for delta in heard.deltas)
     for delta in heard.deltas:
         assert delta.index == indexes[delta.choice], "an index was left out or came twice"
-        indexes[delta.choice] += len(delta.token_ids)
+        indexes[delta.choice] += 1 if dealt_in_text else len(delta.token_ids)
         delta.text.encode()  # never half a surrogate pair
         assert not delta.logprobs or len(delta.logprobs) == len(delta.token_ids)
     outcomes = heard.finished.choices
@@ -108,15 +109,19 @@ def check_order(heard: Heard, request: GenerationRequest) -> None:
     spoke = {delta.choice for delta in heard.deltas}
     for outcome in outcomes:  # what was delivered past a choice's end does not count
         delivered_enough = outcome.choice not in spoke and outcome.token_count <= indexes[outcome.choice]
-        assert outcome.token_count == indexes[outcome.choice] or delivered_enough
-    assert heard.finished.usage.prompt_tokens == heard.started.prompt_tokens
+        # Where tokens have no ids, indexes count deltas, and a server tells the tokens themselves.
+        assert outcome.token_count == indexes[outcome.choice] or delivered_enough or dealt_in_text
+    told_late = dealt_in_text and heard.started.prompt_tokens == 0
+    assert heard.finished.usage.prompt_tokens == heard.started.prompt_tokens or told_late
+    assert heard.finished.usage.prompt_tokens > 0
     assert heard.finished.usage.completion_tokens == sum(outcome.token_count for outcome in outcomes)
 
 
 def ask(subject: Subject, tokens: int = 12, sampling: Sampling = GREEDY, **changes: object) -> GenerationRequest:
-    """A request for so many tokens of the subject's answer."""
+    """A request for so many tokens of the subject's answer, or fewer where the engine can't go on after its end."""
+    ignore_eos = Feature.IGNORE_EOS in status_of(subject).features
     request = GenerationRequest(
-        subject.model, subject.prompt, sampling=sampling, stop=StopConditions(max_tokens=tokens, ignore_eos=True)
+        subject.model, subject.prompt, sampling=sampling, stop=StopConditions(max_tokens=tokens, ignore_eos=ignore_eos)
     )
     return replace(request, **changes)  # type: ignore[arg-type]
 

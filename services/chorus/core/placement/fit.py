@@ -163,14 +163,19 @@ def _miss_of_runner(needs: Needs, record: RunnerRecord) -> Miss | None:
 
 def _miss_of_storage(record: RunnerRecord, status: ModelStatus) -> Miss | None:
     """Whether the model can be had there at all. Only what can never fit is refused for its memory: llama.cpp maps
-    weights, and the runner may unload others."""
-    if status.state is ModelState.AVAILABLE:
+    weights, and the runner may unload others. A server's memory is its own, and may be on another machine."""
+    if status.state is ModelState.AVAILABLE and _is_local(record, status):
         memory = record.node.memory_total_bytes + sum(gpu.memory_total_bytes for gpu in record.node.gpus if gpu.usable)
         if status.artifact.size_bytes > memory > 0:
             return Miss(RejectionReason.MEMORY, status, memory)
     elif status.state is ModelState.FAILED:
         return Miss(RejectionReason.NOT_LOADED, status, status.error)
     return None
+
+
+def _is_local(record: RunnerRecord, status: ModelStatus) -> bool:
+    """Whether the engine works in the runner's own process."""
+    return all(engine.kind is EngineKind.LOCAL for engine in record.runner.engines if engine.name == status.engine)
 
 
 def _miss_of_moment(entry: DirectoryEntry, status: ModelStatus, situation: Situation) -> Miss | None:
