@@ -60,6 +60,7 @@ def test_what_is_wrong_is_said(text: str, problem: str) -> None:
         loaded(text)
     assert "runner.remote" in caught.value.message
     assert problem in caught.value.message
+    assert "secret" not in caught.value.message
 
 
 def test_two_servers_in_a_file_are_two_runners(tmp_path: Path) -> None:

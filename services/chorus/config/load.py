@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from chorus.config.document import Key, keys
+from chorus.config.document import Key, Kind, keys
 from chorus.config.sections import ChorusConfig
 from chorus.config.sources import Setting, find_file, read_environment, read_file, read_flags
 from chorus.core.errors import ConfigError
@@ -83,7 +83,8 @@ def _line(key: Key, details: ErrorDetails, setting: Setting | None) -> str:
     problem = details["msg"].removeprefix("Value error, ")
     if problem.startswith("Input should"):
         problem = problem.removeprefix("Input ")
-    value = "" if key.secret else f"{_shown(details['input'])}: "
+    # A URL may hold a password, where it should not.
+    value = "" if key.secret or key.kind is Kind.SERVER else f"{_shown(details['input'])}: "
     return f"{name} = {value}{problem} ({'default' if setting is None else setting.origin})"
 
 
