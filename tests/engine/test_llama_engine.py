@@ -19,6 +19,7 @@ from chorus.core.errors import (
     InvalidRequestError,
     ModelFileError,
     OutOfMemoryError,
+    UnknownModelError,
     UnsupportedFeatureError,
 )
 from chorus.core.fleet.records import Feature, ModelState
@@ -313,3 +314,31 @@ async def test_a_model_can_be_moved_away_while_it_runs(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="not there any more"):
         await engine.load("")
     await engine.stop()
+
+
+async def test_models_come_and_go_while_it_runs(tmp_path: Path) -> None:
+    link = tmp_path / "another.gguf"
+    link.symlink_to(smollm2_path())
+    first, second = smollm2(), smollm2(link)
+    engine = LlamaEngine([first], SETTINGS)
+    changes: list[int] = []
+    engine.on_change(lambda: changes.append(len(engine.models())))
+    await engine.start()
+    try:
+        await engine.offer([first, second])
+        assert {model.artifact.name for model in engine.models()} == {first.artifact.name, second.artifact.name}
+        await engine.load(second.artifact.name)
+        seen = len(changes)
+        await engine.offer([first])  # it is in memory, so it stays
+        assert len(engine.models()) == 2
+        assert len(changes) == seen
+        await engine.unload(second.artifact.name)
+        await engine.offer([first])
+        assert [model.artifact.name for model in engine.models()] == [first.artifact.name]
+        assert changes[-1] == 1
+        with pytest.raises(UnknownModelError):
+            await engine.load(second.artifact.name)
+    finally:
+        await engine.stop()
+    with pytest.raises(DrainingError):
+        await engine.offer([first])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,11 +25,15 @@ _log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class HostedEngine:
-    """An engine, not yet started, with the models that are loaded at the start and what it can do with GPUs."""
+    """An engine, not yet started, with the models that are loaded at the start and what it can do with GPUs.
+
+    `refresh` makes the running engine look again for models that have come or gone; called now and then.
+    """
 
     engine: Engine
     models: tuple[str, ...] = ()
     gpu_support: GpuSupport | None = None
+    refresh: Callable[[], Awaitable[None]] | None = None
 
 
 EngineFactory: TypeAlias = Callable[[RunnerSettings], HostedEngine]
@@ -66,17 +71,24 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
 
     context_length = settings.context_length or _DEFAULT_CONTEXT
     store = ModelStore.open(settings.models_dir)
-    listing = store.scan()
-    for broken in listing.broken:
-        _log.warning("model.broken", path=str(broken.place), why=broken.problem)
+    told: set[tuple[str, str]] = set()
 
     def source(stored: StoredArtifact) -> ModelSource:
         own_limit = stored.info.context_length or context_length
         plan = LoadPlan(context_tokens=min(context_length, own_limit), slots=settings.slots)
         return ModelSource(stored.artifact, stored.path, required_bytes=estimate(stored.info, plan).total_bytes)
 
+    def sources() -> list[ModelSource]:
+        listing = store.scan()
+        for broken in listing.broken:
+            problem = (str(broken.place), broken.problem)
+            if problem not in told:
+                told.add(problem)
+                _log.warning("model.broken", path=problem[0], why=problem[1])
+        return [source(stored) for stored in listing.artifacts]
+
     engine = LlamaEngine(
-        [source(stored) for stored in listing.artifacts],
+        sources(),
         LlamaSettings(
             slots=settings.slots,
             context_length=context_length,
@@ -85,12 +97,17 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             gpu_layers=settings.gpu_layers,
         ),
     )
+
+    async def refresh() -> None:
+        await engine.offer(await asyncio.to_thread(sources))
+
     usable = binding.supports_gpu_offload()
     wanted = (DEFAULT_MODEL,) if settings.models is None else settings.models
     return HostedEngine(
         engine,
         models=tuple(_stored_name(store, name) for name in wanted),
         gpu_support=GpuSupport(usable=usable, fix="" if usable else _GPU_FIX),
+        refresh=refresh,
     )
 
 

@@ -45,6 +45,7 @@ def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine)
             inventory=Inventory(node, gpu_support=hosted.gpu_support),
             name=name,
             models=hosted.models,
+            refresh=hosted.refresh,
             metrics=metrics,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
 
@@ -31,6 +31,9 @@ DESCRIPTOR = runner_pb2.DESCRIPTOR.services_by_name["ModelRunner"]
 _ENDING_S = 1.0
 """What the last answers may take to reach their callers once the engine has stopped."""
 
+_REFRESH_S = 3.0
+"""How long a model that was pulled on this machine may wait to be seen."""
+
 _log = get_logger()
 
 
@@ -38,6 +41,7 @@ class RunnerService(HostedService):
     """One process's runner, called `name`. Made, started and stopped on one event loop.
 
     `models` are loaded at the start, one after the other; the runner is ready once each is loaded or has failed.
+    `refresh` is called every few seconds, for models that came to this machine or left it meanwhile.
     `wall_ms` is the wall clock in milliseconds, `asleep` how long the machine has been suspended so far, in seconds.
     """
 
@@ -50,6 +54,7 @@ class RunnerService(HostedService):
         inventory: Inventory,
         name: str,
         models: Iterable[str] = (),
+        refresh: Callable[[], Awaitable[None]] | None = None,
         metrics: CollectorRegistry | None = None,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         asleep: Callable[[], float] = seconds_asleep,
@@ -60,6 +65,7 @@ class RunnerService(HostedService):
         self._engine = engine
         self._inventory = inventory
         self._models = tuple(models)
+        self._refresh = refresh
         self._asleep = asleep
         self._metrics = GenerationMetrics(registry)
         self._work = Work()
@@ -100,7 +106,7 @@ class RunnerService(HostedService):
             jitter=random.Random().random,  # the global generator belongs to whoever embeds this
         )
         self._essential: set[asyncio.Task[None]] = set()
-        self._loading: asyncio.Task[None] | None = None
+        self._looking_after: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -130,14 +136,14 @@ class RunnerService(HostedService):
             asyncio.create_task(self._registrations.run(), name="registrations"),
             asyncio.create_task(vitals, name="vitals"),
         }
-        self._loading = asyncio.create_task(self._load_models(), name="load-models")
+        self._looking_after = asyncio.create_task(self._look_after_models(), name="models")
 
     async def stop(self, grace_s: float) -> None:
         """Drains: tells everybody, lets running requests finish within `grace_s`, and leaves. May be called again."""
         self._work.drain()
         self._server.drain()
         self.presence.set_state(RunnerState.DRAINING)
-        await _cancel({self._loading} if self._loading is not None else set())
+        await _cancel({self._looking_after} if self._looking_after is not None else set())
         if not await self._work.finished(grace_s):
             _log.warning("runner.cut_off", running=self._work.count, after_s=grace_s)
         await _cancel(self._essential)
@@ -157,7 +163,7 @@ class RunnerService(HostedService):
         _log.error("runner.broken", exc_info=error)
         return InternalError(f"a part of the runner ended: {error!r}")
 
-    async def _load_models(self) -> None:
+    async def _look_after_models(self) -> None:
         for model in self._models:
             try:
                 await self._engine.load(model)
@@ -165,6 +171,12 @@ class RunnerService(HostedService):
                 _log.error("model.load_failed", model=model, reason=error.reason, why=error.message)
         self.presence.set_state(RunnerState.READY)
         self._server.health.set_serving(True)
+        while self._refresh is not None:
+            await asyncio.sleep(_REFRESH_S)
+            try:
+                await self._refresh()
+            except (ChorusError, OSError) as error:
+                _log.warning("models.not_refreshed", why=str(error))
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:

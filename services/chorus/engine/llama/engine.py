@@ -46,7 +46,7 @@ class LlamaEngine:
     """
 
     def __init__(self, sources: Sequence[ModelSource], settings: LlamaSettings | None = None) -> None:
-        """Raises `ConfigError` where llama-cpp-python is missing or two sources have one name."""
+        """Raises `ConfigError` where llama-cpp-python is missing. Of two sources with one name the last counts."""
         self._settings = settings or LlamaSettings()
         self._info = EngineInfo(
             name=_NAME, version=binding.version(), kind=EngineKind.LOCAL, backends=binding.backends()
@@ -71,16 +71,35 @@ class LlamaEngine:
             return
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="llama-load")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="llama-text")
-        self._hosts = {
-            source.artifact.name: Host(
-                source, self._settings, engine=_NAME, loader=self._loader, changed=self._on_changed
-            )
-            for source in self._sources
-        }
         self._stopped = False
+        await self.offer(self._sources)
+
+    async def offer(self, sources: Sequence[ModelSource]) -> None:
+        """From now on these are the models: new ones are read, and those not among them forgotten.
+
+        A model in use stays as it is. Raises `DrainingError` where the engine does not run.
+        """
+        if self._stopped or self._loader is None:
+            raise DrainingError("the engine is shutting down")
+        offered = {source.artifact.name: source for source in sources}
+        kept = {
+            name: host
+            for name, host in self._hosts.items()
+            if not host.is_idle or (name in offered and offered[name].artifact == host.artifact)
+        }
+        fresh = [
+            Host(source, self._settings, engine=_NAME, loader=self._loader, changed=self._on_changed)
+            for name, source in offered.items()
+            if name not in kept
+        ]
+        if not fresh and kept.keys() == self._hosts.keys():
+            return
         loop = asyncio.get_running_loop()
-        for host in self._hosts.values():
+        for host in fresh:
             await loop.run_in_executor(self._loader, host.probe)
+        # While those were read, somebody may have begun to use one that was to be forgotten.
+        in_use = {name: host for name, host in self._hosts.items() if not host.is_idle}
+        self._hosts = {**{host.name: host for host in fresh}, **kept, **in_use}
         self._on_changed()
 
     async def stop(self) -> None:

@@ -111,6 +111,11 @@ class Host:
             raise DrainingError(f"{self.name} is being unloaded")
         return self._reader
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody uses it and nothing of it is in memory, so that it can be forgotten."""
+        return not self._users and self._loading is None and self._worker is None
+
     # --- users ------------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
