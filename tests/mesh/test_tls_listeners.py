@@ -21,7 +21,7 @@ from chorus.core.errors import ChorusError, ConfigError, DrainingError, NotFound
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
 from chorus.transport import MeshServer, Service, build_server, open_channel, open_sync_channel
-from chorus.transport.options import client_options, server_options
+from chorus.transport.options import PING_INTERVAL_MS, PING_TIMEOUT_MS, client_options, server_options
 from chorus.wire.errors import from_rpc_error
 from tests.mesh.tiny_registry import REGISTRY, tiny_registry
 
@@ -120,15 +120,20 @@ async def test_the_plaintext_listener_tells_health_and_nothing_else() -> None:
 # --- reflection and channelz -----------------------------------------------------------------------------------------
 
 
-async def list_services(channel: grpc.aio.Channel, version: str) -> list[str]:
+async def reflected(channel: grpc.aio.Channel, version: str, **asked: str) -> reflection_pb2.ServerReflectionResponse:
     call = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE_S)
-    async for response in call:
-        return [service.name for service in response.list_services_response.service]
-    return []
+    )(iter([reflection_pb2.ServerReflectionRequest(**asked)]), timeout=PATIENCE_S)
+    responses = [response async for response in call]
+    assert len(responses) == 1
+    return responses[0]
+
+
+async def list_services(channel: grpc.aio.Channel, version: str) -> list[str]:
+    answer = await reflected(channel, version, list_services="")
+    return [service.name for service in answer.list_services_response.service]
 
 
 @pytest.mark.parametrize("version", ["v1alpha", "v1"])
@@ -136,6 +141,25 @@ async def test_reflection_lists_what_is_served(version: str) -> None:
     async with running() as server, open_channel(server.addresses[0], identity=ALICE, server=SERVER) as channel:
         names = await list_services(channel, version)
     assert {REGISTRY.full_name, "grpc.health.v1.Health"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "known"),
+    [
+        (REGISTRY.full_name, True),
+        (f"{REGISTRY.full_name}.Register", True),
+        ("chorus.api.registry.v1.RegisterRequest.record", True),
+        (f"{REGISTRY.full_name}.Nonsense", False),
+        ("chorus.api.registry.v1.RegisterRequest.nonsense", False),
+        ("nonsense", False),
+        ("", False),
+    ],
+)
+async def test_reflection_knows_members_too(symbol: str, known: bool) -> None:
+    async with running() as server, open_channel(server.addresses[0], identity=ALICE, server=SERVER) as channel:
+        answer = await reflected(channel, "v1", file_containing_symbol=symbol)
+    assert bool(answer.file_descriptor_response.file_descriptor_proto) is known
+    assert (answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]) is not known
 
 
 @pytest.mark.parametrize("role", Role)
@@ -176,6 +200,59 @@ def test_a_server_allows_the_pings_that_clients_send() -> None:
     for options in (client, server):
         assert options["grpc.keepalive_permit_without_calls"] == 1
         assert options["grpc.http2.max_pings_without_data"] == 0
+
+
+async def test_a_peer_that_stands_still_is_given_up_as_soon_as_the_options_say() -> None:
+    # As a machine does that was suspended, or a process that was stopped: the connection is open, and nothing comes.
+    # With a tenth of our times; gRPC's own minute for a ping would outlast the test's patience.
+    scaled = [(name, value // 10) for name, value in client_options() if value in (PING_INTERVAL_MS, PING_TIMEOUT_MS)]
+    frozen = asyncio.Event()
+    async with (
+        running() as server,
+        still_when(frozen, server.addresses[0]) as address,
+        open_channel(address, identity=ALICE, server=SERVER, options=scaled) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        frozen.set()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(watch.read(), PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@asynccontextmanager
+async def still_when(frozen: asyncio.Event, target: str) -> AsyncIterator[str]:
+    """The address of something that passes bytes on, to and from `target`, until `frozen` is set."""
+    host, _, port = target.rpartition(":")
+    connections: set[asyncio.Task[None]] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if not frozen.is_set():
+                writer.write(data)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward_writer = await asyncio.open_connection(host, int(port))
+        directions = {
+            asyncio.create_task(copy(reader, onward_writer)),
+            asyncio.create_task(copy(onward_reader, writer)),
+        }
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        for task in directions:
+            task.cancel()
+        await asyncio.wait(directions)
+        onward_writer.close()
+        writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(pass_on(reader, writer)))
+
+    between = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{between.sockets[0].getsockname()[1]}"
+    finally:
+        between.close()
+        await asyncio.gather(*connections)
 
 
 # --- starting and ending ---------------------------------------------------------------------------------------------

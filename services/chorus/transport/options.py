@@ -23,6 +23,9 @@ _BOTH: Options = (
     ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
     ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    # This is the one that counts (tried with 1.85.1): without it a peer that stands still, with its connection open, is
+    # given up after a minute, whatever the line above says.
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

@@ -6,6 +6,7 @@ cannot share one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
@@ -215,9 +217,35 @@ def _why_not(host: str, port: int) -> str:
     return "the port is taken, or was until a moment ago"
 
 
+class _Symbols:
+    """The pool of descriptors, as reflection asks it. The library's own finds no methods and no fields of messages,
+    for which `grpcurl describe` asks.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(descriptor_pool.Default(), name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - the library's name
+        """Returns the file that defines `symbol`. Raises KeyError."""
+        pool = descriptor_pool.Default()
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            owner, _, member = symbol.rpartition(".")
+            for find, members in (
+                (pool.FindServiceByName, "methods_by_name"),
+                (pool.FindMessageTypeByName, "fields_by_name"),
+            ):
+                with contextlib.suppress(KeyError):
+                    found = find(owner)
+                    if member in getattr(found, members):
+                        return found.file
+            raise
+
+
 def _add_reflection(server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:
     names = [*(service.full_name for service in services), _REFLECTION.full_name]
-    servicer = reflection.aio.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer(names, pool=_Symbols())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
