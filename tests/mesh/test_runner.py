@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from chorus.core.fleet.records import ModelState
 from chorus.core.identity import Role
 from chorus.runner.service import RunnerService
 from chorus.telemetry.context import REQUEST_ID_KEY
+from chorus.telemetry.logs import configure_logging
 from chorus.testing.engine_fake import FakeEngine, FakeModel, fake_artifact
 from chorus.testing.pace import ManualPace
 from chorus.wire.errors import from_rpc_error
@@ -179,6 +181,26 @@ async def test_generations_are_measured(local_mesh: LocalMesh) -> None:
     assert value("output_tokens_total", model=MODEL) == last.event.finished.usage.completion_token_count + 2
     assert value("attempts_total", outcome="OK") == 1.0
     assert value("attempts_total", outcome="ENGINE_FAILED") == 1.0
+
+
+async def test_the_end_of_a_generation_is_logged_with_its_request_and_without_its_texts(
+    local_mesh: LocalMesh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = FakeEngine()
+    stub = await local_mesh.runner_stub(await local_mesh.runner(engine=engine))
+    with configure_logging(service="test", format="json"):
+        metadata = ((REQUEST_ID_KEY, "my-request"),)
+        answer = await read_all(stub.Generate(ask("echo:confidential"), metadata=metadata))
+        engine.fail_next(before=0)
+        await refusal(stub.Generate(ask("echo:confidential"), metadata=metadata))
+    said = capsys.readouterr().err
+    lines = [line for line in map(json.loads, said.splitlines()) if line["event"] == "generation.ended"]
+    assert [(line["request_id"], line["outcome"]) for line in lines] == [
+        ("my-request", "OK"),
+        ("my-request", "ENGINE_FAILED"),
+    ]
+    assert lines[0]["output_tokens"] == answer[-1].event.finished.usage.completion_token_count
+    assert "confidential" not in said
 
 
 async def test_loading_tells_its_progress_and_ends_with_the_status(local_mesh: LocalMesh) -> None:
