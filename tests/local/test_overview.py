@@ -27,6 +27,7 @@ REGISTRY = RegistrySeen("registry@127.0.0.1:7101", connected=True, synced=True, 
 MODEL = ModelStatus(fake_artifact(), "fake", ModelState.LOADED, frozenset(), 4096, 4)
 LOCAL = MeshState(this_process(), "ready", True, "chorus.local", "/certs", "coordinator@127.0.0.1:7301", "client-cli")
 PROCESS = ProcessState("runner-1", "runner", "127.0.0.1:7201", "healthy", "/log", "/config")
+REGISTRY_HERE = replace(PROCESS, name="registry", role="registry", address="127.0.0.1:7101")
 
 
 def overview(
@@ -79,7 +80,26 @@ def test_a_mesh_that_is_all_there_has_no_problems() -> None:
             overview(RunnerState.READY, local=replace(LOCAL, supervisor=ProcessRef(this_process().pid, 0.0))),
             "the supervisor of the mesh on this machine has gone; `chorus up` starts it again",
         ),
+        (
+            overview(RunnerState.READY, local=replace(LOCAL, processes=(REGISTRY_HERE, replace(PROCESS, name="two")))),
+            "two on this machine runs, but its registry does not hear from it; its log: /log",
+        ),
     ],
 )
 def test_each_trouble_is_said(seen: Overview, words: str) -> None:
     assert seen.problems() == [words]
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [
+        (REGISTRY_HERE, PROCESS),
+        (REGISTRY_HERE, replace(PROCESS, name="two", phase="starting")),
+        # Left down by the supervisor, started again by hand.
+        (REGISTRY_HERE, replace(PROCESS, phase="down", last_end="was killed by SIGKILL")),
+        # The directory that was asked is another mesh's.
+        (replace(REGISTRY_HERE, address="127.0.0.1:9101"), replace(PROCESS, name="two")),
+    ],
+)
+def test_a_runner_is_missed_only_where_it_should_be(processes: tuple[ProcessState, ...]) -> None:
+    assert overview(RunnerState.READY, local=replace(LOCAL, processes=processes)).problems() == []

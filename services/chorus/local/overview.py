@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from chorus.client import MeshNodes
 from chorus.core.fleet.records import ModelState, RunnerState
+from chorus.core.identity import Role
 from chorus.core.resilience.restarts import ProcessPhase
 from chorus.local.state import MeshState
 
 _DOWN = {ProcessPhase.DOWN: "is left down", ProcessPhase.WAITING: "is down, and will be started again"}
+
+# A runner that was heard of less long ago than this runs, whoever started it.
+_SILENT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,19 @@ class Overview:
             return []
         if not self.local.alive:
             return ["the supervisor of the mesh on this machine has gone; `chorus up` starts it again"]
-        return [
-            f"{process.name} on this machine {_DOWN[ProcessPhase(process.phase)]}: it {process.last_end}"
-            for process in self.local.processes
-            if process.phase in _DOWN
-        ]
+        heard = {registry.address.rpartition("@")[2] for registry in self.seen.registries if registry.connected}
+        ours = any(process.role == Role.REGISTRY and process.address in heard for process in self.local.processes)
+        ages = {
+            leased.record.runner.runner_id: leased.lease_age_s for node in self.seen.nodes for leased in node.runners
+        }
+        found = []
+        for process in self.local.processes:
+            who, is_runner = f"{process.name} on this machine", process.role == Role.RUNNER
+            answers = ours and (not is_runner or ages.get(process.name, _SILENT_S) < _SILENT_S)
+            if process.phase == ProcessPhase.DOWN and answers:
+                continue  # started again by hand
+            if process.phase in _DOWN:
+                found.append(f"{who} {_DOWN[ProcessPhase(process.phase)]}: it {process.last_end}")
+            elif ours and is_runner and process.phase == ProcessPhase.HEALTHY and process.name not in ages:
+                found.append(f"{who} runs, but its registry does not hear from it; its log: {process.log}")
+        return found

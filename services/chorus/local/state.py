@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,20 @@ class MeshState:
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> MeshState:
         processes = tuple(
-            ProcessState(**(item | {"process": ProcessRef(**item["process"]) if item["process"] else None}))
+            ProcessState(
+                **_known(ProcessState, item) | {"process": ProcessRef(**item["process"]) if item["process"] else None}
+            )
             for item in data.pop("processes")
         )
         supervisor = ProcessRef(**data.pop("supervisor"))
-        return cls(**(data | {"models": tuple(data["models"])}), supervisor=supervisor, processes=processes)
+        known = _known(cls, data) | {"models": tuple(data["models"])}
+        return cls(**known | {"supervisor": supervisor, "processes": processes})
+
+
+def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    """What of `data` this version has a field for: a mesh started by a newer one can still be seen, and stopped."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}
 
 
 def this_process() -> ProcessRef:
