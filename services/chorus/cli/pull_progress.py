@@ -66,7 +66,11 @@ class PullBar:
             said = (words, report.message)
             if said != self._said and report.phase is not PullPhase.DONE:
                 self._said = said
-                err().print(f"{self._title}: {report.message or words}", markup=False, soft_wrap=True)
+                err().print(
+                    f"{self._title}: {said[1] if said[1] not in ('', self._title) else words}",
+                    markup=False,
+                    soft_wrap=True,
+                )
             return
         if self._said[0] != words or self._task is None:
             # A phase is a task of its own: its speed says nothing of the next one's.

@@ -42,8 +42,8 @@ class TlsIdentity:
         """
         if not directory.is_dir():
             raise CertificateError(
-                f"there are no certificates in {directory}; make them with `chorus certs init` and "
-                "`chorus certs issue`, or copy them from the machine that has the authority"
+                f"there are no certificates in {directory}; `chorus up` makes those of a mesh on this machine, "
+                "`chorus certs issue` those of another one, to be copied here"
             )
         if open_to_all(directory / KEY_FILE):
             raise CertificateError(
