@@ -15,6 +15,7 @@ from chorus.config.remote import RemoteServer
 from chorus.core.errors import (
     ChorusError,
     ConfigError,
+    DrainingError,
     EngineError,
     InvalidRequestError,
     OverloadedError,
@@ -52,6 +53,7 @@ from chorus.engine.remote.naming import family_of, parameters_of, quantization_o
 from tests.engine.upstream import BLOB, Refusal, Upstream, UpstreamModel, engine_of, until
 
 PROMPT = TextPrompt("Once upon a time")
+QUICK: dict[str, Any] = {"poll_s": 0.02, "answer_s": 0.05}
 EVERY = ["ollama", "llamacpp", "vllm", "somebody"]
 
 
@@ -379,7 +381,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
 
 
 async def test_a_server_that_hangs_leaves_and_its_streams_end() -> None:
-    async with Upstream("llamacpp") as upstream, engine_of(upstream, poll_s=0.02, answer_s=0.05) as engine:
+    async with Upstream("llamacpp") as upstream, engine_of(upstream, **QUICK) as engine:
         upstream.pause_after = 2
         reading = asyncio.create_task(events_of(engine, ask()))
         upstream.silent = True
@@ -404,7 +406,8 @@ async def test_what_the_server_refuses_is_said_in_chorus_words() -> None:
         assert "temperature must be non-negative" in invalid.message
         assert len(invalid.message) < 500
         assert isinstance(await answered(404, "The model does not exist"), UnknownModelError)
-        assert isinstance(await answered(404), EngineError)
+        for words in ("", "File Not Found"):
+            assert isinstance(await answered(404, words), EngineError)
         busy = await answered(429, "slow down", retry_after="7")
         assert isinstance(busy, OverloadedError)
         assert busy.retry_after_s == 7.0
@@ -439,6 +442,38 @@ async def test_embeddings_are_cut_or_refused() -> None:
             await engine.tokenize("", "x", add_special=False, parse_special=False)
         with pytest.raises(UnsupportedFeatureError):
             await engine.unload("")
+
+
+async def test_stopping_ends_streams_waits_and_loads() -> None:
+    async with Upstream("ollama", UpstreamModel(), UpstreamModel("cold", loaded=False)) as upstream:
+        async with engine_of(upstream) as engine:
+            upstream.pause_after = 2
+            streams = [engine.generate(ask()) for _ in range(3)]
+            for stream in streams:
+                await anext(stream)
+            upstream.silent = True
+            loading = asyncio.create_task(engine.load("cold"))
+            while upstream.asked("/api/generate")[-1]["stream"] is not False:
+                upstream.came.clear()
+                await upstream.came.wait()
+            await engine.stop()
+            for stream in streams:
+                with pytest.raises(DrainingError):
+                    async for _ in stream:
+                        pass
+            with pytest.raises(DrainingError):
+                await loading
+            assert isinstance(await refusal(engine, ask()), DrainingError)
+        await upstream.hung_up.wait()
+
+
+async def test_a_load_ends_with_its_server() -> None:
+    async with Upstream("ollama", UpstreamModel(loaded=False)) as upstream, engine_of(upstream, **QUICK) as engine:
+        upstream.silent = True
+        loading = asyncio.create_task(engine.load(""))
+        with pytest.raises(UnavailableError):
+            await loading
+        assert engine.models() == ()
 
 
 # --- keys and addresses ----------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ class Upstream:
         self.silent = False  # takes connections, answers nothing
         self.streams = 0
         self.hung_up = asyncio.Event()
+        self.came = asyncio.Event()  # set at every request
         self.port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -137,6 +138,7 @@ class Upstream:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         request = Seen(path, headers, json.loads(body) if body else None)
         self.seen.append(request)
+        self.came.set()
         if self.silent:
             await asyncio.get_running_loop().create_future()
         if self.api_key and headers.get("authorization") != f"Bearer {self.api_key}":

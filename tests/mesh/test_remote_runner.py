@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chorus.cli.status import _rows
 from chorus.client import MeshClient
 from chorus.config import RunnerSettings
 from chorus.config.remote import RemoteKind, RemoteServer
@@ -129,6 +130,10 @@ async def test_private_prompts_stay_at_home(
                 await mesh.client().complete(ask(private=True))
             assert "which the request does not allow" in caught.value.message
             assert not upstream.asked("/v1/completions")
+            (entry,) = (await mesh.client().list_nodes()).nodes
+            (row,) = _rows(entry.runners[0])
+            where = "" if kind is EngineKind.REMOTE else " outside"
+            assert str(row[3]) == f"tiny:latest by vllm{where} unencrypted"
             if kind is EngineKind.REMOTE:
                 assert (await mesh.client().complete(ask())).text
                 assert len(upstream.asked("/v1/completions")) == 1

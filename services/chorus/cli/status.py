@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from chorus.core.errors import UnavailableError
 from chorus.core.fitting.suggest import describe_bytes
 from chorus.core.fleet.events import LeasedRecord
 from chorus.core.fleet.listing import NodeEntry
-from chorus.core.fleet.records import ModelState, ModelStatus, RunnerState
+from chorus.core.fleet.records import EngineInfo, EngineKind, ModelState, ModelStatus, RunnerState
 from chorus.local.home import MeshHome
 from chorus.local.overview import Overview
 from chorus.local.state import MeshState
@@ -147,7 +147,7 @@ def _rows(leased: LeasedRecord) -> Iterator[tuple[RenderableType, ...]]:
         load = loads.get(model.artifact.name)
         yield (
             *head,
-            _model(model),
+            _model(model, record.runner.engines),
             f"{load.slots_used}/{load.slots_total}" if load is not None else "",
             str(load.queued) if load is not None else "",
             str(model.context_length or ""),
@@ -157,11 +157,16 @@ def _rows(leased: LeasedRecord) -> Iterator[tuple[RenderableType, ...]]:
         head, address = ("", "", ""), ""
 
 
-def _model(model: ModelStatus) -> Text:
+def _model(model: ModelStatus, engines: Sequence[EngineInfo]) -> Text:
     name = Text(model.artifact.name, style="dim" if model.state is ModelState.AVAILABLE else "")
     if model.state is not ModelState.LOADED:
         words = f" {model.state}: {model.error}" if model.error else f" {model.state}"
         name.append(words, style=_MODEL_STYLES.get(model.state, "dim"))
+    for engine in engines:
+        if engine.name == model.engine and engine.kind is not EngineKind.LOCAL:
+            name.append(f" by {engine.name}{' outside' if engine.kind is EngineKind.EXTERNAL else ''}", style="dim")
+            if engine.plaintext:
+                name.append(" unencrypted", style="yellow")
     return name
 
 

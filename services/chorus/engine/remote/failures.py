@@ -26,6 +26,7 @@ _TOO_LONG = re.compile(
     r"|is too (?:large|long) to process",
     re.IGNORECASE,
 )
+_NO_SUCH_PATH = ("not found", "file not found", "404 page not found")
 _CONTEXT = re.compile(r"context (?:length|size|window)[^0-9]{0,24}(\d+)", re.IGNORECASE)
 _PROMPT = (
     re.compile(r"passed (\d+) input tokens"),
@@ -84,7 +85,7 @@ def failure(
         return OverloadedError(f"{server} has no place for more now{because}", retry_after_s=_seconds(retry_after))
     if model and _TOO_LONG.search(said) and (status in (400, 413, 422) or not status or status == 500):
         return _too_long(said, error, model, context_length)
-    if status == 404 and model and said:
+    if status == 404 and model and said and said.lower() not in _NO_SUCH_PATH:
         return UnknownModelError(f"{server} has no {model} any more{because}; it has: {known or 'none'}")
     if status in (400, 413, 422):
         return InvalidRequestError("request", f"{server} refuses it{because}")

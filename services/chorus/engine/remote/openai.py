@@ -150,7 +150,7 @@ class OpenAiDialect:
     async def _optional(self, path: str) -> Mapping[str, Any]:
         try:
             return as_mapping(await self._http.ask(path))
-        except UnavailableError:
+        except (UnavailableError, RefusedKeyError):
             raise
         except ChorusError:
             return {}
