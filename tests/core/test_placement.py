@@ -49,7 +49,9 @@ def serves(needs: Needs, entry: DirectoryEntry, status: ModelStatus, situation: 
             not needs.runner_ids or record.runner.runner_id in needs.runner_ids,
             not needs.node_ids or record.node.node_id in needs.node_ids,
             status.state is not ModelState.FAILED,
-            status.state is not ModelState.AVAILABLE or status.artifact.size_bytes <= record.node.memory_total_bytes,
+            kind is not EngineKind.LOCAL
+            or status.state is not ModelState.AVAILABLE
+            or status.artifact.size_bytes <= record.node.memory_total_bytes,
             record.state is RunnerState.READY,
             entry.reachable,
             record.runner.runner_id not in situation.tried,
@@ -228,3 +230,9 @@ def test_reasons_mirror_the_wire() -> None:
 
     wire = {name.removeprefix("REJECTION_REASON_") for name in coordinator_pb2.RejectionReason.keys()}  # noqa: SIM118
     assert wire == {"UNSPECIFIED", *(reason.name for reason in RejectionReason)}
+
+
+def test_the_memory_of_a_server_is_not_that_of_the_runner_before_it() -> None:
+    large = fleet.model(state=ModelState.AVAILABLE, size_bytes=99 * fleet.GIB, engine="house")
+    found = survey(Needs(model="alpha"), fleet.directory(fleet.runner("r", large)))
+    assert [candidate.runner_id for candidate in found.candidates] == ["r"]

@@ -175,7 +175,7 @@ def _miss_of_storage(record: RunnerRecord, status: ModelStatus) -> Miss | None:
 
 def _is_local(record: RunnerRecord, status: ModelStatus) -> bool:
     """Whether the engine works in the runner's own process."""
-    return all(engine.kind is EngineKind.LOCAL for engine in record.runner.engines if engine.name == status.engine)
+    return any(engine.kind is EngineKind.LOCAL and engine.name == status.engine for engine in record.runner.engines)
 
 
 def _miss_of_moment(entry: DirectoryEntry, status: ModelStatus, situation: Situation) -> Miss | None:
