@@ -73,6 +73,7 @@ class Upstream:
         self.cut_after: int | None = None
         self.quietly = False
         self.extra_lines: list[bytes] = []  # said in place of the next stream
+        self.nonsense: Any = None  # answered to every question about the server
         self.silent = False  # takes connections, answers nothing
         self.streams = 0
         self.hung_up = asyncio.Event()
@@ -147,6 +148,8 @@ class Upstream:
         if streams and self.refusals:
             refusal = self.refusals.popleft()
             return await self._say(writer, refusal.status, refusal.body, refusal.headers)
+        if self.nonsense is not None and not streams:
+            return await self._say(writer, 200, self.nonsense)
         answer = self._answer(path, request.body)
         if isinstance(answer, tuple):
             return await self._say(writer, *answer)

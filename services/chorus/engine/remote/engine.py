@@ -83,6 +83,7 @@ class RemoteEngine:
         self._look_now = asyncio.Event()
         self._changes = 0  # made here: what the server said before one is old
         self._stopped = False
+        self._random = random.Random()  # the global generator belongs to whoever embeds this
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -194,7 +195,7 @@ class RemoteEngine:
         host = self._host(request.model, request.needed_features(), request.requirements.artifact_sha256)
         if isinstance(request.prompt, TextPrompt) and not request.prompt.text:
             raise InvalidRequestError("prompt", "is empty")
-        drawn, wanted = random.randrange(SEED_LIMIT), request.sampling.seed
+        drawn, wanted = self._random.randrange(SEED_LIMIT), request.sampling.seed
         seed = drawn if wanted is None else wanted
         call = self._dialect.generation(host.model, request, seed % SEED_LIMIT)
         clock = asyncio.get_running_loop().time
