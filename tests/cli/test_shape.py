@@ -15,7 +15,7 @@ from chorus.cli import output
 from chorus.cli.lazy import LazyCommand
 from chorus.cli.main import ENTRIES, app
 from chorus.config import describe, load_config
-from chorus.core.errors import ChorusError, ConfigError, UnknownModelError
+from chorus.core.errors import ChorusError, ConfigError, UnavailableError, UnknownModelError
 
 runner = CliRunner()
 
@@ -105,6 +105,11 @@ def test_debugging_lets_the_error_through(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_message_that_says_what_to_run_gets_no_second_hint() -> None:
     assert output.hint_for(UnknownModelError("no model; run `chorus models pull x`")) == ""
+
+
+def test_whoever_lost_a_runner_is_told_to_ask_again_and_not_to_start_a_mesh() -> None:
+    assert "ask again" in output.hint_for(UnavailableError("the connection to the runner attic broke"))
+    assert "chorus doctor" in output.hint_for(UnavailableError("the coordinator is unavailable"))
 
 
 # --- services and configuration ---------------------------------------------------------------------------------------

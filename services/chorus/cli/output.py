@@ -42,11 +42,13 @@ _Result = TypeVar("_Result")
 _HINTS: tuple[tuple[type[ChorusError], str], ...] = (
     (UnknownModelError, "`chorus models list` shows the models there are, `chorus models pull NAME` fetches one"),
     (RunnersUnavailableError, "`chorus status` shows who lives; `chorus up` starts a mesh on this machine"),
-    (UnavailableError, "`chorus up` starts a mesh on this machine; `chorus doctor` looks for what is wrong"),
+    (UnavailableError, "`chorus status` shows what is up, `chorus doctor` looks for what is wrong"),
     (UnauthenticatedError, "`chorus certs verify` checks the certificates of this machine"),
     (CertificateError, "`chorus certs verify` checks the certificates; `chorus up` makes those of a local mesh"),
     (ConfigError, "`chorus config docs` describes every key"),
 )
+# A coordinator that tells of a broken runner is there itself.
+_ASK_AGAIN = "the answer is not whole; ask again, and another runner may give it. `chorus status` shows who lives"
 
 
 @functools.cache
@@ -75,7 +77,8 @@ def print_json(value: Any, *, lines: bool = False) -> None:
 
 def note(message: str) -> None:
     """Prints a line to standard error; rich's markup in it is obeyed."""
-    err().print(message)
+    # In a log or a pipe a note stays one line.
+    err().print(message, soft_wrap=not err().is_terminal)
 
 
 def fail(message: str, *, hint: str = "", code: int = EXIT_FAILED) -> NoReturn:
@@ -98,6 +101,8 @@ def hint_for(error: ChorusError) -> str:
     """What to try next after `error`; empty where its own message says so already."""
     if "`chorus " in error.message:
         return ""
+    if isinstance(error, UnavailableError) and " the runner " in error.message:
+        return _ASK_AGAIN
     return next((hint for kind, hint in _HINTS if isinstance(error, kind)), "")
 
 

@@ -73,7 +73,7 @@ def find(directory: Path) -> list[Path]:
     Raises CertificateError where there is no such directory, or nothing in it.
     """
     if not directory.is_dir():
-        raise CertificateError(f"there is no folder {directory}; `chorus certs init` makes it")
+        raise CertificateError(f"there is no folder {directory}; `chorus certs init` and `chorus certs issue` make it")
     own = [directory / name for name in (CA_FILE, CERTIFICATE_FILE) if (directory / name).exists()]
     if (directory / CERTIFICATE_FILE).exists():
         return own[-1:]  # a leaf's own folder, whose ca.crt is a copy

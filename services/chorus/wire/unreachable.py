@@ -26,6 +26,7 @@ def explain_unreachable(details: str, peer: str = "") -> str:
     """Returns a sentence for people out of `details`, the text of an UNAVAILABLE status made by gRPC itself."""
     who = peer or "the peer"
     connecting = "failed to connect" in details
+    details = details.removeprefix("failed to connect to all addresses; last error: ").removeprefix("UNKNOWN: ")
     failure = handshake_failure(details)
     if failure is not None:
         return f"cannot reach {who}: {failure.explanation} ({details})"
