@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -37,6 +37,7 @@ def shown(sent: str) -> list[str]:
 
 
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 120), max_size=6), width=st.integers(4, 30))
+@example(text=" aa漢", cuts=[], width=4)
 def test_no_line_is_too_long_and_no_word_is_lost(text: str, cuts: list[int], width: int) -> None:
     places = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     pieces = [text[start:end] for start, end in pairwise(places)]

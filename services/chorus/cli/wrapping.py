@@ -38,15 +38,15 @@ class WordWrap:
             return character
         moved = ""
         if self._column + cells > self._width:
-            moved = self._move_word()
+            moved = self._move_word(cells)
         self._word += character
         self._column += cells
         return moved + character
 
-    def _move_word(self) -> str:
-        """Begins a new line, taking along the word so far unless it fills a line by itself."""
+    def _move_word(self, more: int) -> str:
+        """Begins a new line, taking along the word so far unless it fills a line with the `more` cells that follow."""
         word, cells = self._word, cell_len(self._word)
-        if cells == 0 or cells >= self._width or cells == self._column:
+        if cells == 0 or cells + more > self._width or cells == self._column:
             self._column, self._word = 0, ""
             return "\n"
         self._column = cells
