@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def test_errors_are_messages_with_exit_codes(monkeypatch: pytest.MonkeyPatch, er
     if isinstance(error, ChorusError):
         assert f"error: {error.message}" in stderr
         assert "hint: " in stderr
+
+
+def test_a_full_disk_is_no_defect_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    exit_code, stderr = run_failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/tmp/answer"))
+    assert (exit_code, stderr.strip()) == (1, "error: /tmp/answer: No space left on device")
 
 
 def test_debugging_lets_the_error_through(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ rich is imported only when something is printed with it: `chorus --help` and a p
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -47,6 +48,8 @@ _HINTS: tuple[tuple[type[ChorusError], str], ...] = (
     (CertificateError, "`chorus certs verify` checks the certificates; `chorus up` makes those of a local mesh"),
     (ConfigError, "`chorus config docs` describes every key"),
 )
+# What no program can do anything about.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 # A coordinator that tells of a broken runner is there itself.
 _ASK_AGAIN = "the answer is not whole; ask again, and another runner may give it. `chorus status` shows who lives"
 
@@ -129,6 +132,8 @@ def guarded(call: Callable[[], _Result]) -> _Result:
     except Exception as error:
         if debugging or _is_of_command_line(error):
             raise
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            fail(f"{error.filename or 'what was to be written'}: {error.strerror}")
         fail(
             f"this is a defect of Chorus: {type(error).__name__}: {error}",
             hint=f"{DEBUG_ENV}=1 shows where it happened; please report it",
