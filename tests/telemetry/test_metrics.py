@@ -180,3 +180,12 @@ def test_a_name_is_taken_once(registry: CollectorRegistry) -> None:
     GenerationMetrics(registry)
     with pytest.raises(ValueError, match="Duplicated"):
         GenerationMetrics(registry)
+
+
+def test_who_has_no_slots_shows_none() -> None:
+    registry = new_registry(service="coordinator", version="1")
+    GenerationMetrics(registry).model("m").tokens(prompt=1, output=2)
+    shown = generate_latest(registry).decode()
+    assert 'output_tokens_total{model="m"} 2.0' in shown
+    assert 'slots_total{model="m"}' not in shown
+    assert 'queue_length{model="m"}' not in shown

@@ -115,6 +115,7 @@ class ModelMetrics:
     _gaps: HistogramCell
     _prompt_tokens: Counter
     _output_tokens: Counter
+    _label: str
     _queue: Gauge
     _slots_used: Gauge
     _slots_total: Gauge
@@ -133,10 +134,10 @@ class ModelMetrics:
         self._output_tokens.inc(output)
 
     def load(self, *, queued: int, slots_used: int, slots_total: int) -> None:
-        """How things stand with the model now."""
-        self._queue.set(queued)
-        self._slots_used.set(slots_used)
-        self._slots_total.set(slots_total)
+        """How things stand with the model now. Who never says so (a coordinator has no slots) shows no such figures."""
+        self._queue.labels(self._label).set(queued)
+        self._slots_used.labels(self._label).set(slots_used)
+        self._slots_total.labels(self._label).set(slots_total)
 
 
 class GenerationMetrics:
@@ -184,9 +185,10 @@ class GenerationMetrics:
                 self._gaps.cell(label),
                 self._prompt_tokens.labels(label),
                 self._output_tokens.labels(label),
-                self._queue.labels(label),
-                self._slots_used.labels(label),
-                self._slots_total.labels(label),
+                label,
+                self._queue,
+                self._slots_used,
+                self._slots_total,
             )
         return found
 
