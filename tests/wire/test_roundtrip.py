@@ -126,6 +126,7 @@ def test_raw_bytes_are_understood_or_refused(
         (lambda spec: setattr(spec.stop, "max_tokens", 0), "stop.max_tokens"),
         (lambda spec: spec.stop.strings.append(""), "stop.strings"),
         (lambda spec: spec.stop.strings.extend("abcdefghijklmnopq"), "stop.strings"),
+        (lambda spec: spec.stop.strings.append("a" * 1001), "stop.strings"),
         (lambda spec: setattr(spec.requirements, "artifact_sha256", "XY"), "requirements.artifact_sha256"),
         (lambda spec: spec.resume.choices.add(choice=1), "resume.choices[0].choice"),
         (lambda spec: spec.resume.choices.add(text="so far"), "resume.choices[0].text"),

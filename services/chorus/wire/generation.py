@@ -48,6 +48,7 @@ from chorus.wire.resources import TIERS, decode_tier
 MAX_CHOICES = 128
 MAX_ALTERNATIVES = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LENGTH = 1000
 MAX_TOOLS = 128
 MAX_LOGIT_BIAS = 1024
 
@@ -284,6 +285,10 @@ def _decode_stop(message: pb.StopConditions) -> StopConditions:
         raise InvalidRequestError("stop.strings", f"has {len(message.strings)}; at most {MAX_STOP_STRINGS} are taken")
     if any(not text for text in message.strings):
         raise InvalidRequestError("stop.strings", "must not hold an empty string")
+    longest = max(map(len, message.strings), default=0)
+    if longest > MAX_STOP_STRING_LENGTH:  # each character costs the engine a few hundred bytes
+        problem = f"holds one of {longest} characters; at most {MAX_STOP_STRING_LENGTH} are taken"
+        raise InvalidRequestError("stop.strings", problem)
     max_tokens = message.max_tokens if message.HasField("max_tokens") else None
     if max_tokens == 0:
         raise InvalidRequestError("stop.max_tokens", "must be at least 1, or absent for as many as the context holds")

@@ -518,7 +518,9 @@ class StopConditions(_message.Message):
     """Go on past the model's end of text (for benchmarks)."""
     @_builtins.property
     def strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end a choice, at most 16; they are not part of the answer, even where they lie across tokens."""
+        """Texts that end a choice, at most 16 of at most 1000 characters; they are not part of the answer, even where they
+        lie across tokens.
+        """
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
