@@ -238,6 +238,39 @@ async def test_without_the_package_the_error_says_what_to_install(monkeypatch: p
 # --- failing and stopping -------------------------------------------------------------------------------------------
 
 
+async def test_a_stream_that_is_left_while_its_model_waits_to_be_unloaded_frees_its_slot() -> None:
+    engine = LlamaEngine([smollm2()], SETTINGS)
+    await engine.start()
+    await engine.load("")
+    try:
+        left, kept = engine.generate(ask(tokens=240)), engine.generate(ask(tokens=60))
+        await anext(left)
+        await anext(kept)
+        unloading = asyncio.create_task(engine.unload("", wait=True))
+        await asyncio.sleep(0)  # it has begun
+        with pytest.raises(DrainingError):
+            await anext(engine.generate(ask()))
+        await left.aclose()
+        used = set()
+        async for event in kept:
+            if isinstance(event, TokenDelta) and event.index < 50:
+                used |= {report.slots_used for report in engine.load_report()}
+        assert 1 in used
+        await unloading
+    finally:
+        await engine.stop()
+
+
+async def test_a_long_text_holds_no_short_one_up(llama: LlamaEngine) -> None:
+    long = asyncio.create_task(llama.count_tokens("", TextPrompt("a" * 3_000_000), ()))
+    await asyncio.sleep(0)  # it has begun
+    _, count = await llama.count_tokens("", TextPrompt("hello"), ())
+    assert count > 0
+    assert not long.done()
+    _, count = await long
+    assert count > 500_000
+
+
 async def test_a_batch_that_fails_ends_its_streams_and_no_others(
     llama: LlamaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -31,18 +30,21 @@ from chorus.engine.llama import binding
 from chorus.engine.llama.commands import Cancel, Embed, Submit
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
+from chorus.engine.llama.prompt import text_size
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
+from chorus.engine.llama.worker import Worker
 from chorus.engine.selection import require_features, select_model
 
 T = TypeVar("T")
 _NAME = "llama.cpp"
+_LONG_TEXT = 100_000  # characters; about 50 ms
 
 
 class LlamaEngine:
     """Implements `chorus.engine.base.Engine` with llama.cpp in this process.
 
     Each loaded model has an owner thread (see `worker`) in which its streams are decoded together. Prompts are rendered
-    and tokenized in a thread of their own, and weights read in another, so neither stalls a stream.
+    and tokenized in a thread of their own, long ones in a second, and weights read in another, so none stalls a stream.
     """
 
     def __init__(self, sources: Sequence[ModelSource], settings: LlamaSettings | None = None) -> None:
@@ -56,6 +58,7 @@ class LlamaEngine:
         self._callbacks: list[Callable[[], None]] = []
         self._loader: ThreadPoolExecutor | None = None
         self._text: ThreadPoolExecutor | None = None
+        self._long_text: ThreadPoolExecutor | None = None
         self._stopped = True
 
     # --- models -----------------------------------------------------------------------------------------------------
@@ -71,6 +74,7 @@ class LlamaEngine:
             return
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="llama-load")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="llama-text")
+        self._long_text = ThreadPoolExecutor(1, thread_name_prefix="llama-long-text")
         self._stopped = False
         await self.offer(self._sources)
 
@@ -108,9 +112,10 @@ class LlamaEngine:
             return
         self._stopped = True
         await asyncio.gather(*(host.unload(wait=False) for host in self._hosts.values()))
-        for pool in (self._loader, self._text):
+        for pool in (self._loader, self._text, self._long_text):
             if pool is not None:
-                pool.shutdown(wait=True)  # both are idle or about to be: every load was broken off
+                # Every load was broken off, but a long text is read to its end: not on the event loop's time.
+                await asyncio.to_thread(pool.shutdown, wait=True)
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Every model, loaded or not, as it stands now."""
@@ -150,6 +155,7 @@ class LlamaEngine:
         _check(request)
         host.enter()
         job: Job | None = None
+        worker: Worker | None = None
         try:
             async for progress in self._loaded(host):
                 yield progress
@@ -159,7 +165,7 @@ class LlamaEngine:
                     f"{host.name} makes vectors of text and cannot generate", metadata={"feature": "generate"}
                 )
             tools = request.tools if request.tool_choice is not ToolChoice.NONE else ()
-            prompt = await self._in_text_thread(host.reader.read, request.prompt, tools)
+            prompt = await self._in_text_thread(host.reader.read, request.prompt, tools, size=text_size(request.prompt))
             self._check_ids(host, request, len(prompt))
             job = Job(
                 request,
@@ -172,13 +178,14 @@ class LlamaEngine:
                 arrived=arrived,
                 load_s=load_s,
             )
-            host.worker.send(Submit(job))
+            worker = host.worker
+            worker.send(Submit(job))
             async for event in job.stream.read():
                 yield event
         finally:
-            if job is not None and not job.stream.ended:
-                with contextlib.suppress(DrainingError):
-                    host.worker.send(Cancel(job))
+            # To the worker that has it: while the model waits to be unloaded, the host gives none away.
+            if worker is not None and job is not None and not job.stream.ended:
+                worker.send(Cancel(job))
             host.leave()
 
     # --- the rest -----------------------------------------------------------------------------------------------------
@@ -191,7 +198,7 @@ class LlamaEngine:
         host.enter()
         try:
             await host.load(None, None)
-            prepared = [await self._in_text_thread(_embedding_input, host, item, request.truncate)
+            prepared = [await self._in_text_thread(_embedding_input, host, item, request.truncate, size=len(item))
                         for item in request.inputs]  # fmt: skip
             loop = asyncio.get_running_loop()
             embeddings = []
@@ -211,7 +218,7 @@ class LlamaEngine:
         await host.load(None, None)
         try:
             ids = await self._in_text_thread(
-                lambda: host.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+                lambda: host.model.tokenize(text, add_special=add_special, parse_special=parse_special), size=len(text)
             )
         except UnicodeEncodeError as error:
             raise InvalidRequestError("text", "holds half a surrogate pair, which is no Unicode text") from error
@@ -222,14 +229,16 @@ class LlamaEngine:
         host = self._host(model, {Feature.TOKENIZE})
         await host.load(None, None)
         _check_vocabulary(host, "token_ids", token_ids)
-        return await self._in_text_thread(lambda: host.model.detokenize(token_ids, show_special=show_special))
+        return await self._in_text_thread(
+            lambda: host.model.detokenize(token_ids, show_special=show_special), size=len(token_ids)
+        )
 
     async def count_tokens(self, model: str, prompt: Prompt, tools: Sequence[Tool]) -> tuple[ModelStatus, int]:
         """How many tokens a prompt has after the model's template, with the model that would read it."""
         request = GenerationRequest(model, prompt, tuple(tools))
         host = self._host(model, request.needed_features())
         await host.load(None, None)
-        ids = await self._in_text_thread(host.reader.read, prompt, tools)
+        ids = await self._in_text_thread(host.reader.read, prompt, tools, size=text_size(prompt))
         return host.status, len(ids)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -248,10 +257,12 @@ class LlamaEngine:
             async for progress in host.loading():
                 yield progress
 
-    async def _in_text_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        if self._text is None or self._stopped:
+    async def _in_text_thread(self, call: Callable[..., T], *arguments: object, size: int) -> T:
+        """Runs what reads a text of about `size` characters; long ones, which take seconds, have their own queue."""
+        thread = self._text if size < _LONG_TEXT else self._long_text
+        if thread is None or self._stopped:
             raise DrainingError("the engine is shutting down")
-        return await asyncio.get_running_loop().run_in_executor(self._text, lambda: call(*arguments))
+        return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*arguments))
 
     def _on_changed(self) -> None:
         for callback in list(self._callbacks):

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 
 from chorus.core.errors import InvalidRequestError, ModelFileError
 from chorus.core.fleet.records import Feature
-from chorus.core.generation import Conversation, Prompt, TextPrompt, TokenPrompt, Tool
+from chorus.core.generation import (
+    Conversation,
+    ImagePart,
+    Part,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    Tool,
+    ToolCall,
+)
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.template import ChatTemplate
 
 _ALWAYS = {Feature.TOKENIZE}
+_MESSAGE_SIZE = 500  # what a message costs a template besides its text, in characters
 _GENERATING = {
     Feature.TOKEN_INPUT,
     Feature.TOKEN_IDS,
@@ -105,3 +115,18 @@ class PromptReader:
         if token_id < 0:
             return ""
         return self._model.piece_of(token_id, show_special=True).decode("utf-8", "replace")
+
+
+def text_size(prompt: Prompt) -> int:
+    """About how many characters a prompt has: how long reading it will take."""
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.token_ids)
+    return sum(_MESSAGE_SIZE + sum(map(_part_size, message.parts)) for message in prompt.messages)
+
+
+def _part_size(part: Part) -> int:
+    if isinstance(part, ImagePart):
+        return 0  # no text; a model that cannot see refuses it
+    return len(part.arguments_json if isinstance(part, ToolCall) else part.text)
