@@ -21,6 +21,7 @@ from chorus.core.generation import GenerationRequest, TextPrompt
 from chorus.core.identity import Role
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 from chorus.testing.certificates import MeshCertificates
+from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.transport import open_channel
 from chorus.wire.generation import encode_generation
@@ -155,6 +156,20 @@ async def test_fields_that_the_coordinator_does_not_know_reach_the_client(certif
         assert trace[1] == "a" * 32
         assert trace[2] != "b" * 16
         await runner.leave()
+
+
+MOST = 2**32 - 1
+
+
+async def test_attempts_are_counted_as_far_as_their_field_goes(certificates: MeshCertificates) -> None:
+    engines = FakeEngine(), FakeEngine()
+    engines[1].faults = engines[0].faults
+    engines[0].fail_next()  # whoever is asked first
+    async with InProcessMesh(runners=engines, certificates=certificates) as mesh:
+        events = [runner_pb2.GenerateResponse.FromString(raw).event for raw in await raw_messages(mesh, attempt=MOST)]
+    (started,) = [event.started for event in events if event.HasField("started")]
+    assert started.attempt == MOST
+    assert events[-1].HasField("finished")
 
 
 async def test_a_stream_that_just_ends_is_an_error(certificates: MeshCertificates) -> None:

@@ -43,6 +43,7 @@ _DEADLINE_MARGIN_S = 0.05
 # cancelled call, but not for long.
 _END_TIMEOUT_S = 1.0
 _LOGGED_NAME = 100
+_ATTEMPT_MAX = 2**32 - 1  # what the field holds; callers may begin there
 
 _log = get_logger()
 
@@ -82,7 +83,8 @@ class Requests:
                 node_id=candidate.node_id,
                 attempts=number,
             )
-            message = runner_pb2.GenerateRequest(spec=request.spec, attempt=max(1, request.attempt) + number - 1)
+            attempt = min(max(1, request.attempt) + number - 1, _ATTEMPT_MAX)
+            message = runner_pb2.GenerateRequest(spec=request.spec, attempt=attempt)
             message.spec.model = candidate.model.artifact.name
             if not timers:
                 timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
