@@ -211,6 +211,21 @@ async def test_every_address_of_a_name_gets_a_lease(local_mesh: LocalMesh, monke
     await local_mesh.record(second, "r1", ready)
 
 
+async def test_a_name_that_is_looked_up_for_ever_holds_no_other_registry_up(
+    local_mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = await local_mesh.registry()
+
+    async def slow(endpoint: Endpoint) -> frozenset[Endpoint]:
+        if endpoint.host == "nowhere":
+            await asyncio.Event().wait()
+        return await resolve(endpoint)
+
+    monkeypatch.setattr(registrations, "resolve", slow)
+    await local_mesh.runner("registry@nowhere:7101", of(registry))
+    await local_mesh.record(registry, "r1", ready)
+
+
 async def test_a_name_of_both_kinds_is_dialled_once() -> None:
     assert await resolve(Endpoint("127.0.0.1", 1, "a")) == {Endpoint("127.0.0.1", 1, "a")}
     assert await resolve(Endpoint("localhost", 1, "a")) == {Endpoint("127.0.0.1", 1, "a")}

@@ -42,9 +42,7 @@ class Registrations:
         """Keeps the leases until cancelled. Raises StaleIncarnationError where a newer process of this runner lives."""
         names = any(endpoint.ip is None for endpoint in self._endpoints)
         while True:
-            for endpoint in self._endpoints:
-                await self._look_up(endpoint)
-            await self._follow()
+            await asyncio.gather(*map(self._keep_up, self._endpoints))
             tasks = [task for _, task in self._keepers.values()]
             timeout_s = _RESOLVE_INTERVAL_S if names else None
             if tasks:
@@ -57,6 +55,11 @@ class Registrations:
     async def close(self, *, goodbye: bool) -> None:
         """Ends every keeper; with `goodbye` the leases are given back."""
         await asyncio.gather(*(self._end(address, goodbye=goodbye) for address in list(self._keepers)))
+
+    async def _keep_up(self, endpoint: Endpoint) -> None:
+        """Follows the addresses of one name; a name that takes long to look up holds no other up."""
+        await self._look_up(endpoint)
+        await self._follow()
 
     async def _look_up(self, endpoint: Endpoint) -> None:
         """Finds the addresses of a name. Where that fails, those that it had stay."""
@@ -80,8 +83,9 @@ class Registrations:
                 jitter=self._jitter,
             )
             self._keepers[address] = (keeper, asyncio.create_task(keeper.run(), name=f"lease at {address}"))
-        for address in self._keepers.keys() - wanted:
-            if not self._keepers[address][0].registered:
+        lost = [address for address in self._keepers.keys() - wanted if not self._keepers[address][0].registered]
+        for address in lost:
+            if address in self._keepers:  # another name's look-up may have ended it meanwhile
                 await self._end(address, goodbye=False)
 
     async def _end(self, address: Endpoint, *, goodbye: bool) -> None:
