@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.api.inference.v1 import embedding_pb2, generation_pb2
+from chorus.api.inference.v1 import content_pb2, embedding_pb2, generation_pb2
 from chorus.api.registry.v1 import registry_pb2
 from chorus.api.runner.v1 import resources_pb2
 from chorus.core import generation as core
@@ -22,6 +22,8 @@ from chorus.wire import directory, embedding, events, generation, resources
 
 from . import strategies as some
 
+PARTS = [content_pb2.Part(text="x")] * 20_001
+BULKY = "x" * 300_000
 ORIGIN = events.Origin("request", "node", "runner", 7, 2)
 
 
@@ -127,6 +129,12 @@ def test_raw_bytes_are_understood_or_refused(
         (lambda spec: spec.stop.strings.append(""), "stop.strings"),
         (lambda spec: spec.stop.strings.extend("abcdefghijklmnopq"), "stop.strings"),
         (lambda spec: spec.stop.strings.append("a" * 1001), "stop.strings"),
+        (lambda spec: [spec.conversation.messages.add() for _ in range(20_001)], "conversation.messages"),
+        (lambda spec: spec.conversation.messages.add().parts.extend(PARTS), "conversation.messages.parts"),
+        (lambda spec: spec.conversation.template_variables.update({"a": 2 * BULKY}), "conversation.template_variables"),
+        (lambda spec: [spec.tools.add().parameters.update({"a": BULKY}) for _ in range(2)], "tools.parameters"),
+        (lambda spec: spec.requirements.labels.update({str(n): "" for n in range(257)}), "requirements.labels"),
+        (lambda spec: spec.requirements.runner_ids.extend(["r"] * 257), "requirements.runner_ids"),
         (lambda spec: setattr(spec.requirements, "artifact_sha256", "XY"), "requirements.artifact_sha256"),
         (lambda spec: spec.resume.choices.add(choice=1), "resume.choices[0].choice"),
         (lambda spec: spec.resume.choices.add(text="so far"), "resume.choices[0].text"),

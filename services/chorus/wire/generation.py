@@ -43,13 +43,13 @@ from chorus.core.generation import (
     ToolResult,
     Xtc,
 )
+from chorus.wire.bounds import check_bounds
 from chorus.wire.resources import TIERS, decode_tier
 
 MAX_CHOICES = 128
 MAX_ALTERNATIVES = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 1000
-MAX_TOOLS = 128
 MAX_LOGIT_BIAS = 1024
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -74,10 +74,9 @@ _PRIORITIES_BACK = {value: priority for priority, value in PRIORITIES.items()}
 
 def decode_generation(message: pb.GenerationSpec) -> GenerationRequest:
     """A checked request. Raises `InvalidRequestError`."""
+    check_bounds(message)
     prompt = _decode_prompt(message)
     tools = tuple(_decode_tool(index, tool) for index, tool in enumerate(message.tools))
-    if len(tools) > MAX_TOOLS:
-        raise InvalidRequestError("tools", f"has {len(tools)} tools; at most {MAX_TOOLS} are taken")
     if tools and not isinstance(prompt, Conversation):
         raise InvalidRequestError("tools", "need a conversation; a raw prompt has no template to show them in")
     tool_choice = _decode_tool_choice(message)

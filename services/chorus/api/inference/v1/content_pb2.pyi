@@ -293,11 +293,13 @@ class Conversation(_message.Message):
     """The last message is the assistant's and unfinished: go on with it instead of opening a new turn."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The turns, oldest first; at least one."""
+        """The turns, oldest first; at least one, and at most 20000, as for the parts of all of them together."""
 
     @_builtins.property
     def template_variables(self) -> _struct_pb2.Struct:
-        """Values for variables that the model's template knows beyond the usual ones, such as `enable_thinking`."""
+        """Values for variables that the model's template knows beyond the usual ones, such as `enable_thinking`. At most
+        512 KiB, as for the parameters of all tools together.
+        """
 
     def __init__(
         self,

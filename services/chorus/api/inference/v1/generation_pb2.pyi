@@ -215,7 +215,7 @@ class GenerationSpec(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Tool]:
-        """Tools that the model may call; needs a conversation."""
+        """Tools that the model may call, at most 128; needs a conversation."""
 
     @_builtins.property
     def sampling(self) -> Global___Sampling:
@@ -606,7 +606,7 @@ Global___DeliveredChoice: _TypeAlias = DeliveredChoice  # noqa: Y015
 
 @_typing.final
 class Requirements(_message.Message):
-    """What the runner, its node or its model must be like."""
+    """What the runner, its node or its model must be like. At most 256 labels, tags, runners and nodes each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
