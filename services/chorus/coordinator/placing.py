@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +12,7 @@ from chorus.coordinator.live import LiveDirectory
 from chorus.core.errors import ChorusError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
+from chorus.core.resilience.failures import Failures, blames_runner
 from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
@@ -49,6 +50,7 @@ class Placing:
         self._roster = Roster()
         self._in_flight = InFlight()
         self._budget = RetryBudget()
+        self._failures = Failures()
         live.on_change(self._follow)
 
     def default_model(self) -> str:
@@ -59,7 +61,7 @@ class Placing:
         """Where a request would go now."""
         directory = self._live.directory
         needs = self._roster.resolve(needs, directory, self._default_model)
-        situation = Situation(in_flight=self._in_flight.unreported)
+        situation = self._situation()
         found = survey(needs, directory, situation=situation)
         if found.candidates:
             return Explanation(found, None)
@@ -99,6 +101,8 @@ class Placing:
                 with self._counted(candidate.runner_id):
                     result = await run(candidate, number)
             except ChorusError as error:
+                if blames_runner(error):
+                    self._failures.failed(candidate.runner_id, _incarnation(candidate), self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt(error.reason)
                 decision = attempts.failed(error, delivered=delivered(), now=self._live.now)
@@ -114,9 +118,17 @@ class Placing:
                     why=error.message,
                 )
             else:
+                self._failures.succeeded(candidate.runner_id, _incarnation(candidate), self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt()
                 return result
+
+    def _situation(self, tried: Container[str] = frozenset()) -> Situation:
+        return Situation(
+            in_flight=self._in_flight.unreported,
+            tried=tried,
+            penalties=self._failures.penalties(self._live.now),
+        )
 
     def _place(self, needs: Needs, attempts: Attempts) -> Candidate:
         directory = self._live.directory
@@ -124,7 +136,7 @@ class Placing:
             needs,
             directory,
             rng=self._rng,
-            situation=Situation(in_flight=self._in_flight.unreported, tried=attempts.tried),
+            situation=self._situation(attempts.tried),
             pool=self._roster.pool(needs, directory),
         )
 
@@ -140,8 +152,13 @@ class Placing:
         now = self._live.now
         for record in change.removed:
             self._in_flight.left(record.runner.runner_id)
+            self._failures.forget(record.runner.runner_id)
         for entry in change.upserts:
             self._in_flight.reported(entry.record.runner.runner_id, now)
+
+
+def _incarnation(candidate: Candidate) -> int:
+    return candidate.entry.record.runner.incarnation
 
 
 def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:
