@@ -10,8 +10,11 @@ from collections.abc import Iterable
 
 Options = tuple[tuple[str, str | int], ...]
 
-MESSAGE_MAX_BYTES = 64 * 1024 * 1024
-"""The longest message that is received; images and embeddings of long lists make long ones."""
+REQUEST_MAX_BYTES = 16 * 1024 * 1024
+"""The longest request: several images, or a prompt beyond any context. Decoding one holds up the event loop, by up to
+0.2 s for each MB."""
+RESPONSE_MAX_BYTES = 64 * 1024 * 1024
+"""The longest response: 2,048 vectors of 4,096 components are half of it."""
 
 PING_INTERVAL_MS = 10_000
 PING_TIMEOUT_MS = 5_000
@@ -19,8 +22,6 @@ _CONNECT_TIMEOUT_MS = 5_000
 _HANDSHAKE_TIMEOUT_MS = 10_000
 
 _BOTH: Options = (
-    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
-    ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
     ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
     # This is the one that counts (tried with 1.85.1): without it a peer that stands still, with its connection open, is
@@ -30,6 +31,8 @@ _BOTH: Options = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _CLIENT: Options = (
+    ("grpc.max_send_message_length", REQUEST_MAX_BYTES),
+    ("grpc.max_receive_message_length", RESPONSE_MAX_BYTES),
     # A peer that was restarted is found within a second. The "minimum" is the time given to one attempt to connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -42,6 +45,8 @@ _CLIENT: Options = (
     ("grpc.enable_http_proxy", 0),
 )
 _SERVER: Options = (
+    ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
+    ("grpc.max_send_message_length", RESPONSE_MAX_BYTES),
     # Two servers on one port would share its connections at random; the second is refused instead.
     ("grpc.so_reuseport", 0),
     # A client that pings faster than this, counted thrice, is sent away: half of what ours do leaves room for jitter.
