@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Self
@@ -23,7 +24,7 @@ def is_dns_label(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Address:
+class _Address(ABC):
     """What both kinds share. `host` is a DNS name or an IP address without brackets."""
 
     host: str
@@ -55,9 +56,9 @@ class _Address:
         return self.host.lower() == "localhost" if ip is None else ip.is_loopback
 
     @classmethod
+    @abstractmethod
     def parse(cls, text: str) -> Self:
         """Returns the address that `text` spells; raises ValueError saying what is wrong with it."""
-        raise NotImplementedError
 
     @classmethod
     def _validate(cls, value: object) -> Self:

@@ -148,11 +148,8 @@ class RemoteEngine:
         """Unloads a model (Ollama), whoever else uses it there. Raises `UnsupportedFeatureError` at other servers."""
         host = self._host(model)
         if not self._dialect.loads:
-            raise UnsupportedFeatureError(
-                f"{self._http.server} has its models for as long as it runs; they cannot be unloaded",
-                metadata={"feature": "unload", "model": host.model.status.artifact.name},
-            )
-        if wait:
+            await self._dialect.unload(host.model)  # refuses, and nobody's stream has ended for it
+        elif wait:
             await asyncio.gather(*(run.done for run in host.slots.runs))
         else:
             host.slots.abort_all(DrainingError(f"{host.model.status.artifact.name} is being unloaded"))

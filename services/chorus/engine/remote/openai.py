@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chorus.core.errors import ChorusError, EngineError, UnavailableError
+from chorus.core.errors import ChorusError, EngineError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.records import Artifact, Feature, ModelState, ModelStatus
 from chorus.core.generation import FinishReason, GenerationRequest, ToolCall
 from chorus.engine.remote.dialect import (
@@ -127,12 +127,14 @@ class OpenAiDialect:
         return data[0]["embedding"], as_int(as_mapping(answer.get("usage")).get("prompt_tokens"))
 
     async def load(self, model: RemoteModel, context_length: int | None) -> None:
-        """Never called: `loads` is false."""
-        raise NotImplementedError
+        """Nothing to do: what the server lists is loaded."""
 
     async def unload(self, model: RemoteModel) -> None:
-        """Never called: `loads` is false."""
-        raise NotImplementedError
+        """Raises `UnsupportedFeatureError`: the server decides what it has."""
+        raise UnsupportedFeatureError(
+            f"{self._http.server} has its models for as long as it runs; they cannot be unloaded",
+            metadata={"feature": "unload", "model": model.status.artifact.name},
+        )
 
     async def _look_closer(self, entries: list[Mapping[str, Any]]) -> None:
         owner = as_text(entries[0].get("owned_by")).lower()
