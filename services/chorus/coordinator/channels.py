@@ -8,7 +8,7 @@ when the last call on it has ended: a lease that lapsed by mistake must not cut 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -59,6 +59,7 @@ class RunnerChannel:
         self._users = 0
         self._retired = False
         self._left_unconnected = False
+        self._on_retired: set[Callable[[], None]] = set()
         # Answers stay bytes: a coordinator passes them on as they are.
         self.generate: Any = self._channel.unary_stream(
             f"{_SERVICE}/Generate", request_serializer=runner_pb2.GenerateRequest.SerializeToString
@@ -106,10 +107,21 @@ class RunnerChannel:
             self._users -= 1
             self._close_if_done()
 
+    @contextmanager
+    def told_when_retired(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Calls `callback` if the runner leaves the mesh before the block is left."""
+        self._on_retired.add(callback)
+        try:
+            yield
+        finally:
+            self._on_retired.discard(callback)
+
     def retire(self) -> None:
         """Closes it as soon as nobody uses it; what becomes of its connection is nobody's concern any more."""
         self._retired = True
         self._watching.cancel()
+        for callback in tuple(self._on_retired):
+            callback()
         if not self._ready.is_set():
             self._left_unconnected = True
             self._ready.set()  # nobody need wait any longer

@@ -72,6 +72,14 @@ class Placing:
         """The needs with the default model where they name none."""
         return self._roster.resolve(needs, self._live.directory, self._default_model)
 
+    def has_place(self, needs: Needs) -> bool:
+        """Whether some runner of the directory would take the request now."""
+        try:
+            self._place(self.resolved(needs), frozenset())
+        except ChorusError:
+            return False
+        return True
+
     async def attempt(
         self,
         needs: Needs,
@@ -90,7 +98,7 @@ class Placing:
         last: Candidate | None = None
         while True:
             try:
-                candidate = self._place(needs, attempts)
+                candidate = self._place(needs, attempts.tried)
             except ChorusError as refused:
                 raise _with_facts(attempts.refused(refused), last, attempts.count) from None
             last = candidate
@@ -130,13 +138,13 @@ class Placing:
             penalties=self._failures.penalties(self._live.now),
         )
 
-    def _place(self, needs: Needs, attempts: Attempts) -> Candidate:
+    def _place(self, needs: Needs, tried: Container[str]) -> Candidate:
         directory = self._live.directory
         return place(
             needs,
             directory,
             rng=self._rng,
-            situation=self._situation(attempts.tried),
+            situation=self._situation(tried),
             pool=self._roster.pool(needs, directory),
         )
 

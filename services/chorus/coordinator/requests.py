@@ -88,7 +88,7 @@ class Requests:
             message.spec.model = candidate.model.artifact.name
             if not timers:
                 timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
-            await self._stream(candidate, message, context, delivered, timers[0])
+            await self._stream(candidate, needs, message, context, delivered, timers[0])
 
         try:
             refuse_unsupported(request)
@@ -114,7 +114,7 @@ class Requests:
         async def run(candidate: Candidate, _number: int) -> bytes:
             message = runner_pb2.EmbedRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
-            return await self._single(candidate, lambda channel: channel.embed, message, context)
+            return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
 
         with self._admission.admitted(lambda: self._live.now):
             return await self._placing.attempt(needs, run)
@@ -126,7 +126,7 @@ class Requests:
         async def run(candidate: Candidate, _number: int) -> bytes:
             message = runner_pb2.CountTokensRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
-            return await self._single(candidate, lambda channel: channel.count_tokens, message, context)
+            return await self._single(candidate, needs, lambda channel: channel.count_tokens, message, context)
 
         with self._admission.admitted(lambda: self._live.now):
             return await self._placing.attempt(needs, run)
@@ -136,6 +136,7 @@ class Requests:
     async def _stream(
         self,
         candidate: Candidate,
+        needs: Needs,
         message: runner_pb2.GenerateRequest,
         context: Context,
         delivered: Delivered,
@@ -145,16 +146,17 @@ class Requests:
             await self._connected(channel, context)
             call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
             try:
-                messages: AsyncIterator[bytes] = aiter(call)
-                await relay(
-                    messages,
-                    context.write,
-                    delivered,
-                    runner_id=candidate.runner_id,
-                    timer=timer,
-                    clock=lambda: self._live.now,
-                )
-                await _await_end(messages)
+                with channel.told_when_retired(lambda: self._go_elsewhere(call, needs, delivered)):
+                    messages: AsyncIterator[bytes] = aiter(call)
+                    await relay(
+                        messages,
+                        context.write,
+                        delivered,
+                        runner_id=candidate.runner_id,
+                        timer=timer,
+                        clock=lambda: self._live.now,
+                    )
+                    await _await_end(messages)
             except grpc.RpcError as error:
                 raise _of_runner(error, candidate) from error
             except asyncio.CancelledError:
@@ -168,6 +170,7 @@ class Requests:
     async def _single(
         self,
         candidate: Candidate,
+        needs: Needs,
         method: Callable[[RunnerChannel], Any],
         message: Any,
         context: Context,
@@ -176,7 +179,8 @@ class Requests:
             await self._connected(channel, context)
             call = method(channel)(message, timeout=_time_left(context), metadata=outgoing_metadata())
             try:
-                answer: bytes = await call
+                with channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
+                    answer: bytes = await call
             except grpc.RpcError as error:
                 raise _of_runner(error, candidate) from error
             except asyncio.CancelledError:
@@ -186,6 +190,14 @@ class Requests:
             finally:
                 call.cancel()
             return answer
+
+    def _go_elsewhere(self, call: Any, needs: Needs, delivered: Delivered | None = None) -> None:
+        """The runner has left the mesh: if it had said nothing yet and somebody else would serve, it is not waited for.
+
+        Its connection may still be open, as that of a process that stands still is.
+        """
+        if not (delivered is not None and delivered.started) and self._placing.has_place(needs):
+            call.cancel()
 
     @contextmanager
     def _channel(self, candidate: Candidate) -> Iterator[RunnerChannel]:

@@ -136,11 +136,15 @@ class InProcessMesh:
 
     async def kill_runner(self, index: int = 0) -> None:
         """Ends a runner as a kill would: no farewell to registries, and its connections break."""
+        await self.silence_runner(index)
+        await self.runners[index]._server.stop(0)
+
+    async def silence_runner(self, index: int = 0) -> None:
+        """Ends a runner's heartbeats alone: its connections stay open, as those of a process that stands still do."""
         service = self.runners[index]
         for task in service._essential:
             task.cancel()
         await service._registrations.close(goodbye=False)
-        await service._server.stop(0)
 
     async def add_coordinator(self, **settings: Any) -> CoordinatorService:
         """Starts another coordinator; it may not know anybody yet."""
