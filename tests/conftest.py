@@ -1,0 +1,10 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import signal
+
+# A shell starts background jobs with SIGINT ignored, and what is ignored stays so in every program that is started from
+# there. Tests that interrupt a program as Ctrl-C would must find it listening, however they were started themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
