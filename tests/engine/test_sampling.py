@@ -167,3 +167,15 @@ def test_a_broken_model_is_an_error(value: float, sampling: Sampling) -> None:
 @given(rows)
 def test_log_probabilities_sum_to_one(row: FloatArray) -> None:
     assert np.exp(row.astype(np.float64) - log_normalizer(row)).sum() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1e-311, 1e-45, 1e-38, 1e-6, 9e-5])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"), [(40, 0.95, 0.05), (0, 1.0, 0.0), (10**9, 1.0, 0.0), (0, 0.9, 0.0)]
+)
+def test_a_temperature_next_to_nothing_takes_the_likeliest(
+    temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    row = np.random.default_rng(1).normal(size=500).astype(np.float32) * 10
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    assert Sampler(sampling, seed=1, choice=0, history=()).draw(row, 0) == int(row.argmax())

@@ -2,7 +2,8 @@
 
 The steps, in this order: logit bias; repetition, frequency and presence penalties over the last tokens of prompt and
 answer; top-k; locally typical; top-p; min-p; temperature; the draw. Each works on what the one before it left, as in
-llama.cpp's own chain, and leaves at least one token. Temperature 0 takes the likeliest token after bias and penalties.
+llama.cpp's own chain, and leaves at least one token. Temperature 0 (or under 0.0001)
+takes the likeliest token after bias and penalties.
 
 A draw is a pure function of (seed, choice, index), so a stream that goes on elsewhere draws as it would have here.
 Vocabularies have up to 262,144 tokens and this runs for every token, so nothing sorts or exponentiates a whole row
@@ -27,6 +28,8 @@ IdArray = npt.NDArray[np.int64]
 
 _FORBIDS = -100.0
 _COLUMN = 64
+# Below this a gap of a hundredth between two logits decides as surely as 0 does, and quotients would overflow.
+_COLDEST = 1e-4
 
 
 def uniform(seed: int, choice: int, index: int) -> float:
@@ -109,7 +112,7 @@ class Sampler:
         sampling = self._sampling
         if self._changes_row:
             row = self._changed(row)
-        if sampling.temperature <= 0:
+        if sampling.temperature < _COLDEST:
             best = int(row.argmax())
             _check(float(row[best]))
             return best

@@ -295,6 +295,9 @@ class Worker:
                 self._post(job.stream.push, Progress(Phase.PREFILL, chunk.sequence.computed, chunk.sequence.known))
         except ChorusError as error:
             self._fail(job, error)
+        except Exception as error:  # a defect met by one request must not end those of the others
+            _log.exception("a request failed the engine", model=self._name)
+            self._fail(job, EngineError(f"{self._name} could not go on with this request ({type(error).__name__})"))
 
     def _draw(self, choice: Choice, row: FloatArray) -> None:
         job, index = choice.job, choice.completion.count
