@@ -93,8 +93,7 @@ class CoordinatorService(HostedService):
     @property
     def side_addresses(self) -> Mapping[str, str]:
         """Its other listeners by kind."""
-        sides = {"health": self._server.health_address, "admin": self._server.admin_address}
-        return {kind: address for kind, address in sides.items() if address is not None}
+        return self._server.side_addresses
 
     async def start(self) -> None:
         """Serves at once; healthy as soon as some registry has told of the mesh."""

@@ -66,8 +66,7 @@ class RegistryService(HostedService):
     @property
     def side_addresses(self) -> Mapping[str, str]:
         """Its health and admin listeners, where it has them."""
-        sides = {"health": self._server.health_address, "admin": self._server.admin_address}
-        return {kind: address for kind, address in sides.items() if address is not None}
+        return self._server.side_addresses
 
     async def start(self) -> None:
         """Serves. Raises ConfigError where an address cannot be had."""

@@ -116,8 +116,7 @@ class RunnerService(HostedService):
     @property
     def side_addresses(self) -> Mapping[str, str]:
         """Its health and admin listeners, where it has them."""
-        sides = {"health": self._server.health_address, "admin": self._server.admin_address}
-        return {kind: address for kind, address in sides.items() if address is not None}
+        return self._server.side_addresses
 
     async def start(self) -> None:
         """Serves and registers, while the models still load. Raises ConfigError, or what the engine raises."""

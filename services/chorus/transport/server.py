@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,12 @@ class MeshServer:
     def port(self) -> int:
         """The port of the first mesh address; known once started."""
         return parse_address(self.addresses[0]).port
+
+    @property
+    def side_addresses(self) -> Mapping[str, str]:
+        """The bound health and admin listeners by kind, where there are any."""
+        sides = {"health": self.health_address, "admin": self.admin_address}
+        return {kind: address for kind, address in sides.items() if address is not None}
 
     @property
     def calls_in_flight(self) -> int:
