@@ -130,7 +130,7 @@ async def test_penalties_end_a_repetition(llama: LlamaEngine) -> None:
 
 async def test_a_long_prompt_is_read_in_pieces_that_are_told(llama: LlamaEngine) -> None:
     engine = llama
-    stream = engine.generate(ask(tokens=100))
+    stream = engine.generate(ask(tokens=1_000_000, context_shift=True))
     async for event in stream:
         if isinstance(event, TokenDelta):
             break

@@ -22,9 +22,13 @@ from chorus.core.errors import (
 )
 from chorus.core.fleet.records import Feature, ModelState
 from chorus.core.generation import (
+    Conversation,
     DeliveredChoice,
     EmbeddingRequest,
     FinishReason,
+    ImagePart,
+    Message,
+    MessageRole,
     Progress,
     PromptScored,
     Queued,
@@ -277,8 +281,9 @@ async def what_cannot_be_done_is_refused_by_name(subject: Subject) -> None:
     assert status_of(subject).artifact.name in unknown.message
     digest = replace(ask(subject).requirements, artifact_sha256="0" * 64)
     await expect(UnknownModelError, hear(subject.engine, ask(subject, requirements=digest)))
-    missing = await expect(UnsupportedFeatureError, hear(subject.engine, ask(subject, context_shift=True)))
-    assert missing.metadata["feature"] == Feature.CONTEXT_SHIFT.value
+    picture = Conversation((Message(MessageRole.USER, (ImagePart(b"", "image/png"),)),))
+    missing = await expect(UnsupportedFeatureError, hear(subject.engine, ask(subject, prompt=picture)))
+    assert missing.metadata["feature"] in (Feature.CHAT.value, Feature.IMAGES.value)
     context = status_of(subject).context_length
     long = await expect(
         PromptTooLongError, hear(subject.engine, ask(subject, prompt=TextPrompt("word " * (2 * context))))

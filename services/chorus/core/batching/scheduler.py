@@ -1,27 +1,50 @@
-"""What the next batch holds: who is admitted to which slot, who goes on by how many tokens, who waits.
+"""What the next batch holds: who is admitted to which slot, who goes on by how many tokens, who waits, who is put back.
 
 Pure: the engine's owner thread tells it what came, left and was computed, and carries out its plans. A sequence is one
-choice of one request; it is admitted once the cells of KV memory that it may ever need are free, so memory never runs
-out under way and nothing has to be preempted. Sequences that decode always go first, one token each; what is left of
-the batch reads prompts, in order of admission.
+choice of one request. It is admitted once a slot is free, and the cells of KV memory that it is likely to need. Where
+more urgent requests wait, or memory runs out after all, the least urgent sequence is preempted: it waits again, with
+its tokens, and what was computed stays as cache until the cells are needed. Sequences that decode always go first;
+what is left of the batch reads prompts, by as much as running streams can wait for.
+
+Whatever a sequence begins with that is in memory already is shared, not computed: from finished sequences, from running
+ones, and from those that read the same prompt at this very time, for which it waits.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
 
-from chorus.core.batching.waiting import WaitingRoom
+from chorus.core.batching.cache import CachedSlots
+from chorus.core.batching.prefixes import PrefixTree, common_prefix
+from chorus.core.batching.steptime import StepTime
+from chorus.core.batching.waiting import WaitingRoom, rank
 from chorus.core.errors import ChorusError
 from chorus.core.generation import Priority
+
+LEAST_SHARED = 16
+"""Fewer tokens than this are computed again: a shared start is worth a copy, a shared word is not."""
+
+
+class Sharing(StrEnum):
+    """What of one sequence's memory another can go on from."""
+
+    PREFIX = "prefix"  # any number of its first tokens
+    WHOLE = "whole"  # all of it or nothing: where memory is a state, or a window that slides
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """What one context can take.
 
-    `slots` sequences at a time, `cells` tokens of KV memory over all of them, `batch_tokens` tokens and `outputs`
-    positions with logits in one batch. While somebody decodes, prompts are read by at most `prefill_tokens` a batch, so
-    that streams keep moving. At most `waiting` requests wait.
+    `slots` sequences at a time and `cached` finished ones, `cells` tokens of KV memory over all of them, and in one
+    batch `batch_tokens` tokens and `outputs` positions with logits. While somebody decodes, prompts are read by at most
+    `prefill_tokens` a batch, and by so many that it takes about `gap_s` seconds. A sequence without a close limit is
+    expected to need `allowance` tokens more than it has. At most `waiting` requests wait.
     """
 
     slots: int
@@ -30,9 +53,15 @@ class BatchLimits:
     prefill_tokens: int
     outputs: int
     waiting: int
+    cached: int = 0
+    gap_s: float = 0.12
+    allowance: int = 512
 
     def __post_init__(self) -> None:
-        if min(self.slots, self.cells, self.batch_tokens, self.prefill_tokens) < 1 or self.waiting < 0:
+        if (
+            min(self.slots, self.cells, self.batch_tokens, self.prefill_tokens) < 1
+            or min(self.waiting, self.cached) < 0
+        ):
             raise ValueError(f"impossible limits: {self}")
         if self.outputs < self.slots or self.batch_tokens < self.slots:
             raise ValueError(f"each of {self.slots} slots needs a token and an output in every batch: {self}")
@@ -42,24 +71,47 @@ class BatchLimits:
 class Sequence:
     """One choice on its way through the batches.
 
-    `known` tokens exist (prompt, and what was drawn), `computed` of them are in KV memory, `most` is how many there can
-    ever be. The first `shared` tokens are the same in all sequences of `group`. With `scores`, logits are wanted at
-    the first `scores` positions and not only at the last.
+    `tokens` is its owner's list of prompt and answer, which grows as tokens are drawn; `computed` of them are in KV
+    memory, `most` is how many there can ever be. Sequences of different lanes are never in one batch and share nothing.
+    With `scores`, logits are wanted at the first `scores` positions and not only at the last. `draft` are tokens that
+    may come next, to be checked by the next batch. `reused` is how many tokens it found in memory at its admission.
     """
 
-    known: int
+    tokens: list[int]
     most: int
     group: object
     priority: Priority = Priority.INTERACTIVE
-    shared: int = 0
+    lane: Hashable = None
     scores: int = 0
     computed: int = 0
     slot: int | None = None
+    draft: list[int] = field(default_factory=list)
+    reused: int | None = None
+    claim: int = 0
+    spared: int = 0
+    arrival: int = -1
+    leader: Sequence | None = None
+    awaits: int = 0
+
+    @property
+    def known(self) -> int:
+        """How many tokens it has."""
+        return len(self.tokens)
+
+    @property
+    def missing(self) -> int:
+        """How many of them are not in memory; the last one never is before its successor is to be drawn."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def promised(self) -> int:
+        """The cells that are kept for it: what it claimed, or what it has grown to since."""
+        return max(self.claim, min(self.most, len(self.tokens) + LEAST_SHARED) - self.spared)
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Before the batch, let slot `target` share the first `count` tokens of slot `source`."""
+    """Let slot `target`, which is empty, share the first `count` tokens of slot `source`."""
 
     source: int
     target: int
@@ -67,39 +119,55 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Trim:
+    """Let slot `slot` keep its first `length` tokens alone; 0 forgets it."""
+
+    slot: int
+    length: int
+
+
+Operation: TypeAlias = Copy | Trim
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens `start` to `start + count` of a sequence. The last `outputs` positions are to have logits."""
+    """Tokens `start` to `start + count` of a sequence, with its draft behind them. The last `outputs` have logits."""
 
     sequence: Sequence
     start: int
     count: int
     outputs: int
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One batch, with the copies that must come before it."""
+    """One batch of one lane. What `Scheduler.operations` returns comes before it."""
 
-    copies: tuple[Copy, ...]
     chunks: tuple[Chunk, ...]
+    lane: Hashable = None
 
 
-@dataclass(slots=True)
 class Scheduler:
-    """Keeps slots, queue and memory; see the module's text. `share_prefixes`: siblings may copy their common prefix."""
+    """Keeps slots, queue and memory; see the module's text."""
 
-    limits: BatchLimits
-    share_prefixes: bool = True
-    room: WaitingRoom[Sequence] = field(init=False)
-    running: list[Sequence] = field(default_factory=list)
-    reserved: int = 0
-    _free: list[int] = field(init=False)
+    def __init__(self, limits: BatchLimits, sharing: Sharing = Sharing.PREFIX) -> None:
+        """`sharing` is what the model's memory allows; `limits.cached` 0 keeps nothing of those that ended."""
+        self.limits = limits
+        self.sharing = sharing
+        self.room: WaitingRoom[Sequence] = WaitingRoom(1 << 30)
+        self.running: list[Sequence] = []
+        self.times = StepTime()
+        self.tree = PrefixTree()
+        self.preemptions = 0
+        self._cache = CachedSlots()
+        self._arrivals = itertools.count()
+        self._free = list(range(limits.slots + limits.cached - 1, -1, -1))
+        self._operations: list[Operation] = []
+        self._lane: Hashable = None
+        self._stuck = False  # whoever is first cannot be admitted until something changes
 
-    def __post_init__(self) -> None:
-        self.room = WaitingRoom(1 << 30)
-        self._free = list(range(self.limits.slots - 1, -1, -1))
-
-    # --- what happens -----------------------------------------------------------------------------------------------
+    # --- what happens -------------------------------------------------------------------------------------------------
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Takes the sequences of one request. Raises `OverloadedError`, having taken none, if too many wait already.
@@ -109,9 +177,11 @@ class Scheduler:
         for sequence in sequences:
             if not 1 <= sequence.known <= sequence.most <= self.limits.cells:
                 raise ValueError(f"a sequence of {sequence.known} to {sequence.most} tokens cannot run here")
-        waited_before = self.waiting_groups()
+        waited_before = self.waiting_groups() if self.room else []
         for sequence in sequences:
-            self.room.add(sequence, sequence.priority)
+            sequence.arrival = next(self._arrivals)
+            self.room.add(sequence, sequence.priority, sequence.arrival)
+        self._stuck = False
         self._admit()
         if sequences[0].slot is None and len(waited_before) >= self.limits.waiting:
             refusal: ChorusError = self.room.refusal(len(waited_before))
@@ -119,33 +189,70 @@ class Scheduler:
                 self.room.remove(sequence)
             raise refusal
 
-    def leave(self, sequence: Sequence, now: float) -> int | None:
-        """A sequence ended, was cancelled or failed, wherever it stood; returns the slot to clear, if it had one.
+    def leave(self, sequence: Sequence, now: float, *, sound: bool = True) -> None:
+        """A sequence ended, was cancelled or failed, wherever it stood. Not `sound`: its memory is not used again.
 
-        Others are admitted by the next `plan`, when that slot has been cleared.
+        Others are admitted by the next `plan`.
         """
+        self._stuck = False
         if sequence.slot is None:
             self.room.remove(sequence)
-            return None
-        slot, sequence.slot = sequence.slot, None
-        self.running.remove(sequence)
-        self._free.append(slot)
-        self.reserved -= sequence.most
+            return
+        self._stand_down(sequence, sound=sound)
         self.room.rate.finished(now)
         if not self.running and not self.room:
             self.room.rate.idle()
-        return slot
 
     def computed(self, chunk: Chunk) -> bool:
-        """A chunk is in KV memory now; returns whether its sequence's next token can be drawn."""
-        chunk.sequence.computed += chunk.count
-        return chunk.sequence.computed == chunk.sequence.known
+        """A chunk, but for its draft, is in KV memory now; returns whether its sequence's next token can be drawn."""
+        sequence = chunk.sequence
+        assert sequence.slot is not None
+        self.tree.extend(sequence.slot, sequence.tokens[chunk.start : chunk.start + chunk.count])
+        sequence.computed += chunk.count
+        return sequence.computed == sequence.known
 
-    def extend(self, sequence: Sequence) -> None:
-        """A token was drawn, and it is not the last one."""
-        sequence.known += 1
+    def checked(self, chunk: Chunk, kept: int) -> None:
+        """Of a chunk's draft, the first `kept` tokens came indeed; the memory of the others is given back."""
+        sequence = chunk.sequence
+        if sequence.slot is None:
+            return
+        self.tree.extend(sequence.slot, chunk.draft[:kept])
+        sequence.computed += kept
+        if kept < len(chunk.draft):
+            self._operations.append(Trim(sequence.slot, sequence.computed))
 
-    # --- what follows -----------------------------------------------------------------------------------------------
+    def rewind(self, sequence: Sequence, keep: int) -> None:
+        """A sequence's tokens were changed behind the first `keep`: what lies behind is read anew."""
+        assert sequence.slot is not None
+        if self.sharing is not Sharing.PREFIX:
+            keep = 0
+        length = min(keep, sequence.computed)
+        self.tree.truncate(sequence.slot, length)
+        self._operations.append(Trim(sequence.slot, length))
+        sequence.computed = length
+        sequence.draft.clear()
+
+    def stepped(self, plan: Plan, seconds: float) -> None:
+        """A plan has been computed, in so many seconds. Cached sequences that have cost too much by now go."""
+        decoded = read = 0
+        for chunk in plan.chunks:
+            if chunk.count == 1 and chunk.outputs:
+                decoded += 1 + len(chunk.draft)
+            else:
+                read += chunk.count
+        self.times.observe(decoded=decoded, read=read, cells=self.tree.cells, seconds=seconds)
+        if self._cache:
+            self._cache.pay(self.times.pair_s * (decoded + read))
+            price = self.times.prefill_token_s
+            for slot in self._cache.overdue(price) if price is not None else ():
+                self._forget(slot)
+
+    def forget_cache(self) -> None:
+        """Drops every finished sequence from memory."""
+        for slot in self._cache.slots():
+            self._forget(slot)
+
+    # --- what follows -------------------------------------------------------------------------------------------------
 
     def waiting_groups(self) -> list[object]:
         """The requests no choice of which has a slot yet, the next one first."""
@@ -158,74 +265,257 @@ class Scheduler:
         """Whether there is nothing to decode."""
         return not self.running and not self.room
 
+    @property
+    def used_cells(self) -> int:
+        """The cells that running sequences hold, what they share counted once."""
+        return self.tree.cells_of({sequence.slot for sequence in self.running if sequence.slot is not None})
+
+    @property
+    def cached_cells(self) -> int:
+        """The cells that only finished sequences hold."""
+        return self.tree.cells - self.used_cells
+
     def plan(self) -> Plan:
         """The next batch; empty where nothing runs."""
         self._admit()
-        copies = self._copies()
-        chunks = [
-            Chunk(sequence, sequence.computed, 1, 1)
-            for sequence in self.running
-            if sequence.known - sequence.computed == 1
-        ]
-        tokens = self.limits.batch_tokens - len(chunks)
-        if chunks:
-            tokens = min(tokens, self.limits.prefill_tokens)
-        outputs = self.limits.outputs - len(chunks)
-        for sequence in self.running:
-            missing = sequence.known - sequence.computed
-            if missing <= 1 or tokens <= 0 or outputs <= 0 or self._leader_reads(sequence):
+        while True:
+            self._follow()
+            lane = self._next_lane()
+            here = [sequence for sequence in self.running if sequence.lane == lane and sequence.leader is None]
+            decoding = [sequence for sequence in here if sequence.missing == 1]
+            if not self._make_room(len(decoding)):
+                self._preempt(self._victim())
                 continue
-            count = min(missing, tokens)
-            scored = sequence.scores - sequence.computed
-            if scored > 0:
-                count = min(count, scored, outputs)
-                wanted = count
-            else:
-                wanted = 1 if count == missing else 0
-            chunks.append(Chunk(sequence, sequence.computed, count, wanted))
-            tokens -= count
-            outputs -= wanted
-        return Plan(tuple(copies), tuple(chunks))
+            chunks = self._chunks(decoding, [sequence for sequence in here if sequence.missing > 1])
+            if chunks or not self.running:
+                self._lane = lane
+                return Plan(tuple(chunks), lane)
+            self._preempt(self._victim())  # prompts hold all the memory, and none has enough of it
+
+    def operations(self) -> list[Operation]:
+        """What is to be done to KV memory, in this order, before anything else is computed; each is told once."""
+        operations, self._operations = self._operations, []
+        return operations
 
     def validate(self) -> None:
         """Raises `AssertionError` unless every count agrees with every other; for tests."""
         slots = [sequence.slot for sequence in self.running]
         assert None not in slots
-        assert len(set(slots)) == len(slots)
-        assert sorted([*slots, *self._free], key=str) == sorted(range(self.limits.slots), key=str)
-        assert self.reserved == sum(sequence.most for sequence in self.running) <= self.limits.cells
+        taken = [slot for slot in slots if slot is not None] + self._cache.slots()
+        assert sorted([*taken, *self._free]) == list(range(self.limits.slots + self.limits.cached))
+        assert len(self.running) <= self.limits.slots
+        assert len(self._cache) <= self.limits.cached + self.limits.slots
         assert all(sequence.slot is None and not sequence.computed for sequence in self.room.items())
-        assert all(sequence.computed <= sequence.known <= sequence.most for sequence in self.running)
+        for sequence in self.running:
+            assert sequence.slot is not None
+            assert sequence.computed <= sequence.known <= sequence.most
+            assert self.tree.length(sequence.slot) == sequence.computed
+            assert self.tree.tokens(sequence.slot) == sequence.tokens[: sequence.computed]
+            assert sequence.leader is None or not sequence.computed
+        self.tree.validate()
+        assert self.tree.cells <= self.limits.cells
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _chunks(self, decoding: list[Sequence], reading: list[Sequence]) -> list[Chunk]:
+        limits = self.limits
+        cells = limits.cells - self.tree.cells - len(decoding)
+        tokens = limits.batch_tokens - len(decoding)
+        outputs = limits.outputs - len(decoding)
+        chunks = []
+        for sequence in decoding:
+            draft: tuple[int, ...] = ()
+            if sequence.draft:
+                most = min(tokens, outputs, cells, sequence.most - sequence.known - 1)
+                draft = tuple(sequence.draft[: max(most, 0)])
+                tokens, outputs, cells = tokens - len(draft), outputs - len(draft), cells - len(draft)
+                sequence.draft = []
+            chunks.append(Chunk(sequence, sequence.computed, 1, 1, draft))
+        if decoding and reading:
+            chunk = self.times.chunk(
+                decoding=len(decoding), cells=self.tree.cells, target_s=limits.gap_s, most=limits.prefill_tokens
+            )
+            tokens = min(tokens, chunk)
+        reading.sort(key=lambda sequence: rank(sequence.priority))
+        for sequence in reading:
+            count = min(sequence.missing, tokens)
+            scored = sequence.scores - sequence.computed
+            if scored > 0:
+                count = min(count, scored, outputs)
+            if count > cells:
+                cells += self._evict(count - cells)
+                count = min(count, cells)
+            if count <= 0 or outputs <= 0:
+                continue
+            wanted = count if scored > 0 else (1 if count == sequence.missing else 0)
+            chunks.append(Chunk(sequence, sequence.computed, count, wanted))
+            tokens, outputs, cells = tokens - count, outputs - wanted, cells - count
+        return chunks
+
+    def _next_lane(self) -> Hashable:
+        """Lanes take turns, a batch each."""
+        lanes = list(dict.fromkeys(sequence.lane for sequence in self.running if sequence.leader is None))
+        if len(lanes) <= 1 or self._lane not in lanes:
+            return lanes[0] if lanes else None
+        return lanes[(lanes.index(self._lane) + 1) % len(lanes)]
+
+    # --- slots --------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._free and (sequence := self.room.first()) is not None:
-            if self.reserved + sequence.most > self.limits.cells:
-                return  # nobody overtakes the first, or a large request would never have its turn
+        while not self._stuck and (sequence := self.room.first()) is not None:
+            if not self._has_place(sequence):
+                self._stuck = True  # nobody overtakes the first, or a large request would never have its turn
+                return
             self.room.pop()
-            sequence.slot = self._free.pop()
-            self.reserved += sequence.most
-            self.running.append(sequence)
+            self._begin(sequence)
 
-    def _copies(self) -> list[Copy]:
-        copies = []
-        for sequence in self.running:
-            if sequence.computed or not self._shares(sequence):
-                continue
-            for sibling in self.running:
-                if sibling.group is sequence.group and sibling.computed >= sequence.shared:
-                    assert sibling.slot is not None
-                    assert sequence.slot is not None
-                    copies.append(Copy(sibling.slot, sequence.slot, sequence.shared))
-                    sequence.computed = sequence.shared
-                    break
-        return copies
-
-    def _leader_reads(self, sequence: Sequence) -> bool:
-        """Whether an earlier sibling is reading the prefix that this sequence will then copy."""
-        if sequence.computed or not self._shares(sequence):
+    def _has_place(self, sequence: Sequence) -> bool:
+        """Whether slot and memory are there for it, putting less urgent ones back where that makes it so."""
+        ranked = rank(sequence.priority)
+        outranked = [other for other in self.running if rank(other.priority) > ranked]
+        if len(self.running) - len(outranked) >= self.limits.slots:
             return False
-        leader = next(other for other in self.running if other.group is sequence.group)
-        return leader is not sequence
+        shared = self._shared_with_running(sequence)
+        claim = min(sequence.most, sequence.known + self.limits.allowance) - shared
+        promised = sum(other.promised for other in self.running)
+        if promised - sum(other.promised for other in outranked) + claim > self.limits.cells:
+            return False
+        while len(self.running) >= self.limits.slots or promised + claim > self.limits.cells:
+            victim = self._victim()
+            promised -= victim.promised
+            self._preempt(victim)
+        sequence.claim, sequence.spared = claim, shared
+        return True
 
-    def _shares(self, sequence: Sequence) -> bool:
-        return self.share_prefixes and sequence.shared > 0 and not sequence.scores
+    def _begin(self, sequence: Sequence) -> None:
+        self.running.append(sequence)
+        whole = self._whole_entry(sequence) if self.sharing is Sharing.WHOLE else None
+        if whole is not None:
+            self._cache.take(whole)
+            sequence.slot, sequence.computed = whole, self.tree.length(whole)
+        else:
+            if not self._free:
+                self._forget(self._cache.slots()[0])
+            sequence.slot = self._free.pop()
+            self.tree.add(sequence.slot, sequence.lane)
+            sequence.leader, sequence.awaits = self._leader(sequence)
+            if sequence.leader is None:
+                self._take_prefix(sequence)
+        if sequence.reused is None and sequence.leader is None:
+            sequence.reused = sequence.computed
+
+    def _shareable(self, sequence: Sequence) -> int:
+        """How many of its tokens may come from elsewhere: the last is computed here, and so is what is scored."""
+        return 0 if self.sharing is not Sharing.PREFIX or sequence.scores else sequence.known - 1
+
+    def _take_prefix(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        most = self._shareable(sequence)
+        if most < LEAST_SHARED:
+            return
+        length, source = self.tree.longest(sequence.tokens[:most], sequence.lane)
+        if source is None or length < LEAST_SHARED:
+            return
+        if source in self._cache:
+            self._cache.use(source)
+        self._operations.append(Copy(source, sequence.slot, length))
+        self.tree.share(source, sequence.slot, length)
+        sequence.computed = length
+
+    def _leader(self, sequence: Sequence) -> tuple[Sequence | None, int]:
+        """Who reads more of the same prompt just now than is in memory yet, and how much of it."""
+        most = self._shareable(sequence)
+        if most < LEAST_SHARED:
+            return None, 0
+        found, best = None, 0
+        for other in self.running:
+            if other is not sequence and other.lane == sequence.lane and other.missing > 1:
+                length = min(common_prefix(sequence.tokens, other.tokens), most)
+                if length > max(best, other.computed):
+                    found, best = other, length
+        if found is None or best < LEAST_SHARED:
+            return None, 0
+        length, _ = self.tree.longest(sequence.tokens[:most], sequence.lane)
+        return (found, best) if best >= length + LEAST_SHARED else (None, 0)
+
+    def _shared_with_running(self, sequence: Sequence) -> int:
+        """How many of its tokens running sequences hold or read, so that they need no cells of their own."""
+        most = self._shareable(sequence)
+        if most < LEAST_SHARED or len(self.running) < 1:
+            return 0
+        shared = max(
+            (common_prefix(sequence.tokens, other.tokens) for other in self.running if other.lane == sequence.lane),
+            default=0,
+        )
+        return min(shared, most) if shared >= LEAST_SHARED else 0
+
+    def _whole_entry(self, sequence: Sequence) -> int | None:
+        best, found = LEAST_SHARED - 1, None
+        for slot in self._cache.slots() if not sequence.scores else ():
+            tokens = self.tree.tokens(slot) if best < self.tree.length(slot) < sequence.known else ()
+            if tokens and self.tree.lane(slot) == sequence.lane and sequence.tokens[: len(tokens)] == tokens:
+                best, found = len(tokens), slot
+        return found
+
+    def _follow(self) -> None:
+        """Lets those go on who waited for another to read what they share."""
+        for sequence in self.running:
+            leader = sequence.leader
+            if leader is None or (leader.slot is not None and leader.computed < sequence.awaits and leader.missing > 1):
+                continue
+            sequence.leader, sequence.awaits = self._leader(sequence)
+            if sequence.leader is None:
+                self._take_prefix(sequence)
+                if sequence.reused is None:
+                    sequence.reused = sequence.computed
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def _make_room(self, cells: int) -> bool:
+        """Whether so many cells are free, having dropped cached sequences for them."""
+        short = self.tree.cells + cells - self.limits.cells
+        return short <= 0 or self._evict(short) >= short
+
+    def _evict(self, cells: int) -> int:
+        """Drops cached sequences, the least recently used first, until so many cells are won; returns how many were."""
+        before = self.tree.cells
+        for slot in self._cache.slots():
+            if before - self.tree.cells >= cells:
+                break
+            self._forget(slot)
+        return before - self.tree.cells
+
+    def _victim(self) -> Sequence:
+        """Who is put back first: the least urgent, and of these the one that came last."""
+        return max(self.running, key=lambda sequence: (rank(sequence.priority), sequence.arrival))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stand_down(sequence, sound=True)
+        self.room.add(sequence, sequence.priority, sequence.arrival)
+        self.preemptions += 1
+        self._stuck = False
+
+    def _stand_down(self, sequence: Sequence, *, sound: bool) -> None:
+        slot = sequence.slot
+        assert slot is not None
+        self.running.remove(sequence)
+        sequence.slot, sequence.leader, sequence.computed, sequence.claim, sequence.spared = None, None, 0, 0, 0
+        sequence.draft.clear()
+        keeps = sound and self.limits.cached and self.sharing is not Sharing.NONE
+        self._cache.keep(slot)
+        if not keeps or self.tree.length(slot) < LEAST_SHARED:
+            self._forget(slot, covered=True)
+            if not sound:  # what a batch that failed has left there is known to nobody
+                self._operations.append(Trim(slot, 0))
+        for cached in self._cache.slots():
+            if self.tree.is_covered(cached):
+                self._forget(cached, covered=True)
+        while len(self._cache) > self.limits.cached:
+            self._forget(self._cache.slots()[0])
+
+    def _forget(self, slot: int, *, covered: bool = False) -> None:
+        self._cache.drop(slot, covered=covered)
+        if self.tree.length(slot):
+            self._operations.append(Trim(slot, 0))
+        self.tree.remove(slot)
+        self._free.append(slot)

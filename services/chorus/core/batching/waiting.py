@@ -17,6 +17,11 @@ _SHORTEST_WAIT_S = 0.05
 T = TypeVar("T")
 
 
+def rank(priority: Priority) -> int:
+    """How far back a priority stands: 0 for the most urgent."""
+    return _RANK[priority]
+
+
 class ServiceRate:
     """How many requests leave their slot in a second, measured over the last dozen or so."""
 
@@ -64,11 +69,16 @@ class WaitingRoom(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, item: T, priority: Priority) -> int:
-        """Lets `item` wait; returns how many are before it. Raises `OverloadedError` when the room is full."""
-        if len(self._entries) >= self.capacity:
-            raise self.refusal(len(self._entries))
-        entry = (_RANK[priority], next(self._arrivals), item)
+    def add(self, item: T, priority: Priority, arrival: int | None = None) -> int:
+        """Lets `item` wait; returns how many are before it. Raises `OverloadedError` when the room is full.
+
+        Whoever numbers arrivals itself gives the number, and is refused by nobody: it may be there again.
+        """
+        if arrival is None:
+            if len(self._entries) >= self.capacity:
+                raise self.refusal(len(self._entries))
+            arrival = next(self._arrivals)
+        entry = (_RANK[priority], arrival, item)
         insort(self._entries, entry, key=_order)
         return self._entries.index(entry)
 

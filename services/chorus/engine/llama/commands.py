@@ -35,11 +35,18 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetCache:
+    """Drop every finished sequence from memory."""
+
+    result: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End everything."""
 
 
-Command = Submit | Cancel | Embed | Stop
+Command = Submit | Cancel | Embed | ForgetCache | Stop
 
 
 class Outbox:

@@ -25,7 +25,11 @@ MAX_SEQUENCES = 256
 
 @dataclass(frozen=True, slots=True)
 class ContextParams:
-    """What a context is made with. `outputs` is how many positions of one batch may have logits."""
+    """What a context is made with. `outputs` is how many positions of one batch may have logits.
+
+    `sequences` are decoded at a time, and `kept` more may stay in memory: each costs a row of logits, and a state or
+    window of its own where memory is made of these.
+    """
 
     cells: int
     batch_tokens: int
@@ -37,6 +41,7 @@ class ContextParams:
     flash_attention: bool = True
     embeddings: bool = False
     pooling: int = -1  # the model's own
+    kept: int = 0
 
 
 class Context:
@@ -49,15 +54,16 @@ class Context:
         """Raises `EngineError` with llama.cpp's own last words when it cannot allocate what is asked."""
         self._lib = library()
         self._model = model
-        if not (1 <= params.sequences <= MAX_SEQUENCES and params.batch_tokens >= 1 and params.cells >= 1):
-            raise EngineError(f"no context has {params.sequences} sequences and {params.cells} cells")
-        outputs = max(params.outputs, params.sequences)
+        sequences = params.sequences + params.kept
+        if not (1 <= params.sequences <= sequences <= MAX_SEQUENCES and params.batch_tokens >= 1 and params.cells >= 1):
+            raise EngineError(f"no context has {sequences} sequences and {params.cells} cells")
+        outputs = max(params.outputs, sequences)
         self._handle: int | None = self._create(model, params, outputs)
         if not self._handle:
             raise EngineError("llama.cpp cannot create a context: " + ("; ".join(self._errors) or "no reason given"))
         self.cells = int(self._lib.llama_n_ctx(self._handle))
         self.batch_tokens = int(self._lib.llama_n_batch(self._handle))
-        self.sequences = params.sequences
+        self.sequences = sequences
         self.outputs = self.batch_tokens if params.embeddings else outputs
         self._memory: int | None = self._lib.llama_get_memory(self._handle)
         self.pooling = int(self._lib.llama_pooling_type(self._handle))
@@ -85,7 +91,7 @@ class Context:
         c.n_ctx = params.cells
         c.n_batch = params.batch_tokens
         c.n_ubatch = params.micro_batch_tokens
-        c.n_seq_max = params.sequences
+        c.n_seq_max = params.sequences + params.kept
         c.n_outputs_max = 0 if params.embeddings else outputs
         c.n_threads = params.threads
         c.n_threads_batch = params.threads_batch
@@ -148,9 +154,16 @@ class Context:
 
     def remove(self, sequence: int) -> None:
         """Forgets a whole sequence."""
+        self.trim(sequence, 0)
+
+    def trim(self, sequence: int, length: int) -> None:
+        """Lets a sequence keep its first `length` tokens alone.
+
+        Raises `EngineError` where that is impossible: a state or a sliding window can only be forgotten as a whole.
+        """
         self._check_sequence(sequence)
-        if self._memory:
-            self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        if self._memory and not self._lib.llama_memory_seq_rm(self._memory, sequence, max(length, 0) or -1, -1):
+            raise EngineError(f"sequence {sequence} cannot be cut to {length} tokens in this model's memory")
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Lets `target`, which must be empty, share the first `count` tokens of `source`."""

@@ -27,7 +27,7 @@ from chorus.core.generation import (
 )
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
-from chorus.engine.llama.commands import Cancel, Embed, Submit
+from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
 from chorus.engine.llama.prompt import text_size
@@ -145,6 +145,15 @@ class LlamaEngine:
         host = self._host(model)
         await host.unload(wait=wait)
         return host.status
+
+    async def forget_cache(self) -> None:
+        """Drops what finished sequences have left in memory for those that begin alike."""
+        loop = asyncio.get_running_loop()
+        for host in self._hosts.values():
+            if host.state is ModelState.LOADED and not host.closing:
+                result: asyncio.Future[None] = loop.create_future()
+                host.worker.send(ForgetCache(result))
+                await result
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -273,7 +282,9 @@ class LlamaEngine:
         for delivered in request.resume:
             _check_vocabulary(host, "resume", delivered.token_ids)
         _check_vocabulary(host, "logit_bias", request.sampling.logit_bias)
-        longest = prompt_tokens + max((len(delivered.token_ids) for delivered in request.resume), default=0)
+        longest = prompt_tokens
+        if not request.context_shift:
+            longest += max((len(delivered.token_ids) for delivered in request.resume), default=0)
         if prompt_tokens >= host.context_length or longest > host.context_length:
             raise PromptTooLongError(longest, host.context_length, model=host.name)
 
@@ -296,6 +307,10 @@ def _check(request: GenerationRequest) -> None:
     for field, count in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
         if count is not None and not 0 <= count <= 20:
             raise InvalidRequestError(field, "must be 0 to 20")
+    if request.context_shift and request.stop.max_tokens is None:
+        raise InvalidRequestError(
+            "max_tokens", "must be set where the oldest tokens may go: nothing else ends the answer"
+        )
     if request.stop.max_tokens is not None and request.stop.max_tokens < 0:
         raise InvalidRequestError("max_tokens", "cannot be negative")
     sampling = request.sampling

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence as SequenceOf
 
+from chorus.core.batching import window
 from chorus.core.batching.scheduler import Sequence
+from chorus.core.batching.speculation import PromptLookup, Source
 from chorus.core.fleet.records import Artifact
 from chorus.core.generation import (
     Alternative,
@@ -33,17 +35,25 @@ from chorus.engine.llama.stream import EventStream
 
 
 class Choice:
-    """One answer. `tokens` is prompt and answer; `sequence` is how the scheduler knows it, None once it has ended."""
+    """One answer. `tokens` is prompt and answer; `sequence` is how the scheduler knows it, None once it has ended.
+
+    Where the oldest tokens may go, `tokens` is what is left of them.
+    """
 
     def __init__(self, job: Job, number: int, delivered: SequenceOf[int], stops: StopStrings) -> None:
         request = job.request
         room = job.context_length - len(job.prompt)
         wanted = request.stop.max_tokens
-        full = wanted is None or wanted > room
+        full = wanted is None or (wanted > room and not request.context_shift)
         self.job = job
         self.number = number
         self.tokens = [*job.prompt, *delivered]
         self.sampler = Sampler(request.sampling, seed=job.seed, choice=number, history=self.tokens)
+        if request.context_shift:
+            self.tokens = window.replay(job.prompt, delivered, job.context_length)
+        self.guesses = True
+        self.lookup: PromptLookup | None = None
+        self.source: Source | None = None
         self.completion = Completion(
             limit=room if full or wanted is None else wanted,
             limit_reason=FinishReason.CONTEXT_FULL if full else FinishReason.LENGTH,
@@ -69,6 +79,15 @@ class Choice:
         deltas = [TokenDelta(self.number, index, (token_id,), text, logprobs, "", call)]
         deltas += [TokenDelta(self.number, index + 1, (), "", (), "", more) for more in calls[1:]]
         return deltas
+
+    def shift(self) -> int | None:
+        """Lets the oldest tokens go if the context is full; returns how many at the beginning are as they were."""
+        if len(self.tokens) < self.job.context_length:
+            return None
+        keep = window.kept_tokens(len(self.job.prompt), self.job.context_length)
+        window.shift(self.tokens, keep)
+        self.lookup = None
+        return keep
 
     def outcome(self) -> ChoiceOutcome:
         """How it ended."""
@@ -126,6 +145,8 @@ class Job:
         self.stream = EventStream()
         self.position: int | None = None
         self.started = False
+        self.lane = request.adapter or None
+        self.cached_tokens = 0
         self._arrived = arrived
         self._load_s = load_s
         self._admitted: float | None = None
@@ -143,14 +164,14 @@ class Job:
     def _sequence(self, choice: Choice) -> Sequence | None:
         """What the scheduler is to run for a choice; None where nothing is left to compute."""
         scores = len(self.prompt) - 1 if choice.number == 0 and self.request.prompt_logprobs is not None else 0
-        known = len(choice.tokens)
-        most = len(self.prompt) + choice.completion.limit
+        tokens = choice.tokens
+        most = min(len(self.prompt) + choice.completion.limit, self.context_length)
         if choice.completion.reason is not None:
             if not scores:
                 return None
-            known = most = scores
-        shared = min(len(self.prompt), known - 1) if len(self.choices) > 1 else 0
-        return Sequence(known, most, self, self.request.priority, shared=shared, scores=scores)
+            tokens = self.prompt[:scores]
+            most = scores
+        return Sequence(tokens, most, self, self.request.priority, self.lane, scores=scores)
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -165,6 +186,8 @@ class Job:
     def start(self, now: float) -> list[Event]:
         """The prompt has been read: the events that say so."""
         self.started = True
+        # the least of its choices: what the others share with it was computed for this request
+        self.cached_tokens = min(*(s.reused or 0 for s in self.sequences), len(self.prompt), len(self.prompt))
         self._first = now
         events: list[Event] = [
             Started(
@@ -172,7 +195,7 @@ class Job:
                 self.artifact.name,
                 self.artifact.sha256,
                 len(self.prompt),
-                0,
+                self.cached_tokens,
                 self.seed,
                 self.context_length,
             )
@@ -214,7 +237,7 @@ class Job:
         outcomes = tuple(choice.outcome() for choice in self.choices)
         return Finished(
             outcomes,
-            Usage(len(self.prompt), 0, sum(outcome.token_count for outcome in outcomes)),
+            Usage(len(self.prompt), self.cached_tokens, sum(outcome.token_count for outcome in outcomes)),
             Timings(
                 queue_s=max(admitted - self._arrived - self._load_s, 0.0),
                 load_s=self._load_s,

@@ -34,6 +34,7 @@ _GENERATING = {
     Feature.TYPICAL,
     Feature.SEED,
     Feature.IGNORE_EOS,
+    Feature.CONTEXT_SHIFT,
 }
 
 

@@ -33,8 +33,10 @@ class LlamaSettings:
 
     `slots` streams decode at a time and `max_queue` requests wait. A single request may use `context_length` tokens,
     prompt and answer together (the model's own limit where that is less); `kv_tokens` is what all of them may use
-    together, by default all slots in full. `prefill_tokens` is how much of other prompts is read in a step while
-    streams run. `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
+    together, by default all slots in full. While streams run, at most `prefill_tokens` of other prompts are read in a
+    step, which is to take about `gap_s` seconds. `prefix_cache`: finished sequences stay in memory, at most
+    `cached_sequences` of them, as long as they are worth it. `speculation`: tokens are guessed ahead where that pays.
+    `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
     """
 
     slots: int = 4
@@ -44,7 +46,11 @@ class LlamaSettings:
     threads: int | None = None
     gpu_layers: int = -1
     batch_tokens: int = 512
-    prefill_tokens: int = 256
+    prefill_tokens: int = 512
+    gap_s: float = 0.12
+    prefix_cache: bool = True
+    cached_sequences: int = 16
+    speculation: bool = True
     flash_attention: bool = True
     lock_memory: bool = False
     memory_reserve_bytes: int = 256 * 1024 * 1024
@@ -59,10 +65,17 @@ class LlamaSettings:
             "threads": self.threads is not None and self.threads < 1,
             "batch_tokens": self.batch_tokens < self.slots,
             "prefill_tokens": self.prefill_tokens < 1,
+            "gap_s": not self.gap_s > 0,
+            "cached_sequences": not 0 <= self.cached_sequences <= MAX_SEQUENCES,
         }
         for key, is_wrong in wrong.items():
             if is_wrong:
                 raise ConfigError(f"engine setting {key} cannot be {getattr(self, key)}", metadata={"key": key})
+
+    @property
+    def kept_sequences(self) -> int:
+        """How many finished sequences may stay in memory."""
+        return min(self.cached_sequences, MAX_SEQUENCES - self.slots) if self.prefix_cache else 0
 
     def thread_count(self) -> int:
         """Threads to decode with."""

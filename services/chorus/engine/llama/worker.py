@@ -14,20 +14,20 @@ from queue import SimpleQueue
 
 import structlog
 
-from chorus.core.batching.scheduler import BatchLimits, Chunk, Plan, Scheduler, Sequence
+from chorus.core.batching.scheduler import BatchLimits, Chunk, Copy, Plan, Scheduler, Sequence, Sharing
+from chorus.core.batching.speculation import PromptLookup, Speculation
 from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
 from chorus.engine.llama.binding import Model
-from chorus.engine.llama.commands import Cancel, Command, Embed, Outbox, Stop, Submit
+from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, Stop, Submit
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
 from chorus.engine.llama.embedder import Embedder
 from chorus.engine.llama.job import Choice, Job
 from chorus.engine.llama.settings import LlamaSettings
 
 _log = structlog.get_logger("chorus.engine.llama")
-_SCORED_ROWS = 32  # positions of prompts scored in one batch
-_SMOOTHING = 0.1
+_SCORED_ROWS = 32  # positions of prompts scored, or guesses checked, in one batch
 
 
 class Worker:
@@ -62,13 +62,15 @@ class Worker:
         self._choices: dict[Sequence, Choice] = {}
         self._jobs: set[Job] = set()
         self._queue_changed = False
-        self._rate = 0.0
+        # where memory is a state or a window, each sequence that is kept has to have one
+        kept = settings.kept_sequences if model.copies_prefixes else min(settings.kept_sequences, settings.slots)
         cells = max(settings.kv_tokens or settings.slots * context_length, context_length, settings.slots)
         self._params = ContextParams(
             cells=cells,
             batch_tokens=max(settings.batch_tokens, settings.slots),
             micro_batch_tokens=max(settings.batch_tokens, settings.slots),
             sequences=settings.slots,
+            kept=kept,
             outputs=max(settings.slots, _SCORED_ROWS),
             threads=settings.thread_count(),
             threads_batch=settings.thread_count(),
@@ -83,9 +85,14 @@ class Worker:
                 prefill_tokens=settings.prefill_tokens,
                 outputs=self._params.outputs,
                 waiting=settings.max_queue,
+                cached=kept,
+                gap_s=settings.gap_s,
             ),
-            share_prefixes=model.copies_prefixes,
+            Sharing.PREFIX if model.copies_prefixes else Sharing.WHOLE,
         )
+        # wrong guesses are taken back out of memory, which a state or a window cannot do
+        guesses = settings.speculation and model.copies_prefixes
+        self._speculation = Speculation(self._scheduler.times) if guesses else None
         self.load = self._load_report()
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -140,6 +147,8 @@ class Worker:
             waits = self._scheduler.idle and not self._embeds
             if not waits and self._commands.empty():
                 return True
+            if waits:
+                self._carry_out()
             command = self._commands.get()
             if isinstance(command, Stop):
                 return False
@@ -147,6 +156,10 @@ class Worker:
                 self._submit(command.job)
             elif isinstance(command, Cancel):
                 self._drop(command.job)
+            elif isinstance(command, ForgetCache):
+                self._scheduler.forget_cache()
+                self._carry_out()
+                self._outbox.post(_settle, command.result)
             else:
                 self._embeds.append(command)
             self.load = self._load_report()
@@ -171,25 +184,23 @@ class Worker:
             self._start(job)
             self._finish_if_done(job)
 
-    def _drop(self, job: Job) -> None:
-        """Frees whatever a request holds; says nothing."""
+    def _drop(self, job: Job, *, sound: bool = True) -> None:
+        """Frees whatever a request holds; says nothing. Not `sound`: what it has in memory is not used again."""
         if job not in self._jobs:
             return
         self._jobs.discard(job)
         for sequence in job.sequences:
-            self._leave(sequence)
+            self._leave(sequence, sound=sound)
         for choice in job.choices:
             choice.sequence = None
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, *, sound: bool = True) -> None:
         self._choices.pop(sequence, None)
         self._queue_changed = True
-        slot = self._scheduler.leave(sequence, time.monotonic())
-        if slot is not None and self._context is not None:
-            self._context.remove(slot)
+        self._scheduler.leave(sequence, time.monotonic(), sound=sound)
 
     def _fail(self, job: Job, error: ChorusError) -> None:
-        self._drop(job)
+        self._drop(job, sound=False)
         self._post(job.stream.push, error)
 
     def _end_all(self, error: ChorusError) -> None:
@@ -201,6 +212,8 @@ class Worker:
                 self._post(command.job.stream.push, error)
             elif isinstance(command, Embed):
                 self._embeds.append(command)
+            elif isinstance(command, ForgetCache):
+                self._outbox.post(_settle, command.result)
         for embed in self._embeds:
             self._outbox.settle(embed.result, error)
         self._embeds.clear()
@@ -213,39 +226,67 @@ class Worker:
             self._embed(self._embeds.popleft())
         if self._scheduler.idle:
             return
+        self._guess()
         plan = self._scheduler.plan()
         self._report_queue()
+        self._carry_out()
         if not plan.chunks:
             return
         try:
             self._decode(plan)
         except ChorusError as error:
             # the sequences of this batch fail, and what llama.cpp has of them is removed; the others wait on
-            targets = {copy.target for copy in plan.copies}
-            affected = {chunk.sequence for chunk in plan.chunks}
-            affected |= {sequence for sequence in self._scheduler.running if sequence.slot in targets}
-            for job in {self._choices[sequence].job for sequence in affected if sequence in self._choices}:
+            for job in {self._choices[c.sequence].job for c in plan.chunks if c.sequence in self._choices}:
                 self._fail(job, error)
         self.load = self._load_report()
+
+    def _carry_out(self) -> None:
+        """Does to KV memory what the scheduler has decided."""
+        context = self._context
+        for operation in self._scheduler.operations() if context is not None else ():
+            assert context is not None
+            if isinstance(operation, Copy):
+                context.copy(operation.source, operation.target, operation.count)
+            else:
+                context.trim(operation.slot, operation.length)
+
+    def _guess(self) -> None:
+        """Lets streams guess ahead where that pays."""
+        speculation = self._speculation
+        if speculation is None:
+            return
+        decoding = [sequence for sequence in self._scheduler.running if sequence.missing == 1]
+        tokens, cells = len(decoding), self._scheduler.tree.cells
+        for sequence in decoding:
+            choice = self._choices[sequence]
+            if not choice.guesses:
+                continue
+            if choice.lookup is None:
+                choice.lookup = PromptLookup(choice.tokens)
+            found = choice.lookup.propose(_SCORED_ROWS)
+            if found is None:
+                continue
+            source, guess = found
+            count = speculation.count(source, tokens=tokens, cells=cells)
+            if count:
+                sequence.draft = guess[:count]
+                choice.source = source
+                tokens += len(sequence.draft)
 
     def _decode(self, plan: Plan) -> None:
         context = self._context
         assert context is not None
-        for copy in plan.copies:
-            context.copy(copy.source, copy.target, copy.count)
         count = self._fill(context, plan.chunks)
         began = time.monotonic()
         code = context.decode(count)
         if code:
             raise EngineError(f"llama.cpp could not compute a batch of {count} tokens (code {code})")
-        outputs = sum(chunk.outputs for chunk in plan.chunks)
+        outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])
         rows = context.logits(outputs) if outputs else None
-        ended = time.monotonic()
-        if len(plan.chunks) == count:  # nothing but decoding: what a stream moves at
-            self._rate += (1.0 / max(ended - began, 1e-6) - self._rate) * (_SMOOTHING if self._rate else 1.0)
+        self._scheduler.stepped(plan, time.monotonic() - began)
         first = 0
         for chunk in plan.chunks:
-            last = first + chunk.outputs
+            last = first + chunk.outputs + len(chunk.draft)
             self._progress(chunk, rows[first:last] if rows is not None else None)
             first = last
 
@@ -257,16 +298,18 @@ class Worker:
         for chunk in chunks:
             start, count, slot = chunk.start, chunk.count, chunk.sequence.slot
             assert slot is not None
-            if count == 1:
-                ids.append(self._choices[chunk.sequence].tokens[start])
+            if count == 1 and not chunk.draft:
+                ids.append(chunk.sequence.tokens[start])
                 positions.append(start)
                 slots.append(slot)
                 wanted.append(chunk.outputs)
                 continue
-            ids += self._choices[chunk.sequence].tokens[start : start + count]
-            positions += range(start, start + count)
-            slots += [slot] * count
-            wanted += [0] * (count - chunk.outputs) + [1] * chunk.outputs
+            ids += chunk.sequence.tokens[start : start + count]
+            ids += chunk.draft
+            guessed = len(chunk.draft)
+            positions += range(start, start + count + guessed)
+            slots += [slot] * (count + guessed)
+            wanted += [0] * (count - chunk.outputs) + [1] * (chunk.outputs + guessed)
         count = len(ids)
         context.token_ids[:count] = ids
         context.positions[:count] = positions
@@ -290,7 +333,7 @@ class Worker:
                     self._end_choice(choice)
             elif complete:
                 assert rows is not None
-                self._draw(choice, rows[-1])
+                self._draw(choice, rows, chunk)
             elif not job.started and chunk.count > 1:
                 self._post(job.stream.push, Progress(Phase.PREFILL, chunk.sequence.computed, chunk.sequence.known))
         except ChorusError as error:
@@ -299,7 +342,28 @@ class Worker:
             _log.exception("a request failed the engine", model=self._name)
             self._fail(job, EngineError(f"{self._name} could not go on with this request ({type(error).__name__})"))
 
-    def _draw(self, choice: Choice, row: FloatArray) -> None:
+    def _draw(self, choice: Choice, rows: FloatArray, chunk: Chunk) -> None:
+        """Draws the next token, and those after it for as long as each was guessed."""
+        draft = chunk.draft
+        first = len(rows) - 1 - len(draft)
+        kept = 0
+        self._draw_one(choice, rows[first])
+        while kept < len(draft) and choice.tokens[-1] == draft[kept] and choice.completion.reason is None:
+            kept += 1
+            self._draw_one(choice, rows[first + kept])
+        if draft:
+            # what was drawn last is in memory as well where it was guessed, but its end came first
+            self._scheduler.checked(chunk, kept)
+            assert self._speculation is not None
+            assert choice.source is not None
+            self._speculation.learn(choice.source, len(draft), kept)
+        assert choice.sequence is not None
+        if choice.completion.reason is not None:
+            self._end_choice(choice)
+        elif (keep := choice.shift() if choice.job.request.context_shift else None) is not None:
+            self._scheduler.rewind(choice.sequence, keep)
+
+    def _draw_one(self, choice: Choice, row: FloatArray) -> None:
         job, index = choice.job, choice.completion.count
         token_id = choice.sampler.draw(row, index)
         logprobs = () if job.request.logprobs is None else (job.logprob(row, token_id, job.request.logprobs),)
@@ -309,11 +373,6 @@ class Worker:
         push = job.stream.push
         for delta in choice.take(token_id, logprobs):
             self._post(push, delta)
-        assert choice.sequence is not None
-        if choice.completion.reason is None:
-            self._scheduler.extend(choice.sequence)
-        else:
-            self._end_choice(choice)
 
     def _start(self, job: Job) -> None:
         for event in job.start(time.monotonic()):
@@ -358,15 +417,14 @@ class Worker:
 
     def _load_report(self) -> ModelLoad:
         scheduler = self._scheduler
-        running = scheduler.running
         return ModelLoad(
             self._name,
-            len(running),
+            len(scheduler.running),
             scheduler.limits.slots,
             len(scheduler.room),
-            sum([sequence.computed for sequence in running]),
+            scheduler.used_cells,
             scheduler.limits.cells if self._generates else 0,
-            self._rate,
+            scheduler.times.decode_rate,
         )
 
     # --- back to the event loop ---------------------------------------------------------------------------------------
@@ -380,3 +438,8 @@ class Worker:
             self._failed(error)
         else:
             self.ready.set_exception(error)
+
+
+def _settle(result: asyncio.Future[None]) -> None:
+    if not result.done():
+        result.set_result(None)
