@@ -16,6 +16,7 @@ _VARIANCE_CAP = 1e6
 _OUTLIER = 4.0  # a step this many times slower than expected says more about the machine's other work
 _KILO = 1e-3  # cells are counted in thousands inside, which keeps the fit well conditioned
 _SMOOTHING = 0.3
+_EAGER, _SELDOM = 32, 4
 _LEAST_PREFILL = 8  # tokens; fewer say nothing of the price of a chunk
 
 _Row = list[float]
@@ -61,12 +62,18 @@ class StepTime:
     prefill_rate: float = 0.0  # tokens a second, over the last chunks; 0 where none was read yet
     decode_rate: float = 0.0  # steps a second, over the last ones that only decoded; 0 where none did
     _decode: _Fit = field(default_factory=_Fit)
+    _decoded: int = 0
+    _steps: int = 0
 
     def observe(self, *, decoded: int, read: int, cells: int, seconds: float) -> None:
         """A step decoded `decoded` tokens and read `read` tokens of prompts, with `cells` in memory."""
         seconds = max(seconds, 1e-7)
         if decoded and not read:
-            self._decode.learn(_features(decoded, cells), seconds)
+            self._steps += 1
+            # the same step over and over teaches nothing new, and learning has its price
+            if decoded != self._decoded or self._decode.count < _EAGER or not self._steps % _SELDOM:
+                self._decode.learn(_features(decoded, cells), seconds)
+            self._decoded = decoded
             self.decode_rate = _smooth(self.decode_rate, 1.0 / seconds, 0.1)
         elif read >= _LEAST_PREFILL:
             rest = seconds - (self.decode_s(decoded, cells) or 0.0 if decoded else 0.0)

@@ -47,7 +47,7 @@ class ContextParams:
 class Context:
     """KV memory and compute buffers of one model, with the one batch that is filled again for every step.
 
-    Fill `token_ids`, `positions`, `sequence_ids` and `wants_output` up to a count, then `decode(count)`.
+    `fill` it, or fill `token_ids`, `positions`, `sequence_ids` and `wants_output` up to a count; then `decode(count)`.
     """
 
     def __init__(self, model: Model, params: ContextParams) -> None:
@@ -72,6 +72,7 @@ class Context:
         self.positions = np.zeros(size, dtype=np.int32)
         self.sequence_ids = np.zeros(size, dtype=np.int32)
         self.wants_output = np.zeros(size, dtype=np.int8)
+        self._checked = 0
         self._counts = np.ones(size, dtype=np.int32)
         row = ctypes.POINTER(ctypes.c_int32)
         base = self.sequence_ids.ctypes.data
@@ -120,22 +121,53 @@ class Context:
             self._lib.llama_free(self._handle)
             self._handle = None
 
+    def fill(self, ids: list[int], positions: list[int], sequences: list[int], wanted: list[int]) -> int:
+        """Fills the batch from its beginning; returns the count to decode. Raises `EngineError` as `decode` does."""
+        count = len(ids)
+        self._check(count, min(ids), max(ids), min(sequences), max(sequences), min(positions), sum(wanted))
+        self.token_ids[:count] = ids
+        self.positions[:count] = positions
+        self.sequence_ids[:count] = sequences
+        self.wants_output[:count] = wanted
+        self._checked = count
+        return count
+
     def decode(self, count: int) -> int:
         """Runs the first `count` entries of the batch; returns llama.cpp's code, 0 for success.
 
         Raises `EngineError`, without calling, for what llama.cpp would abort on.
         """
-        if not 1 <= count <= self.batch_tokens:
-            raise EngineError(f"a batch of {count} tokens, where 1 to {self.batch_tokens} are allowed")
-        ids, sequences = self.token_ids[:count], self.sequence_ids[:count]
-        if int(ids.min()) < 0 or int(ids.max()) >= self._model.vocabulary_size:
-            raise EngineError("a token id outside of the vocabulary")
-        if int(sequences.min()) < 0 or int(sequences.max()) >= self.sequences or int(self.positions[:count].min()) < 0:
-            raise EngineError("a sequence id or position out of range")
-        if int(np.count_nonzero(self.wants_output[:count])) > self.outputs:
-            raise EngineError(f"more than {self.outputs} outputs in one batch")
+        if count != self._checked:
+            if not 1 <= count <= self.batch_tokens:
+                raise EngineError(f"a batch of {count} tokens, where 1 to {self.batch_tokens} are allowed")
+            ids, sequences = self.token_ids[:count], self.sequence_ids[:count]
+            least = int(self.positions[:count].min())
+            outputs = int(np.count_nonzero(self.wants_output[:count]))
+            self._check(
+                count, int(ids.min()), int(ids.max()), int(sequences.min()), int(sequences.max()), least, outputs
+            )
+        self._checked = 0
         self._batch.n_tokens = count
         return int(self._lib.llama_decode(self.handle, self._batch))
+
+    def _check(
+        self,
+        count: int,
+        least_id: int,
+        largest_id: int,
+        least_sequence: int,
+        largest_sequence: int,
+        least_position: int,
+        outputs: int,
+    ) -> None:
+        if not 1 <= count <= self.batch_tokens:
+            raise EngineError(f"a batch of {count} tokens, where 1 to {self.batch_tokens} are allowed")
+        if least_id < 0 or largest_id >= self._model.vocabulary_size:
+            raise EngineError("a token id outside of the vocabulary")
+        if least_sequence < 0 or largest_sequence >= self.sequences or least_position < 0:
+            raise EngineError("a sequence id or position out of range")
+        if outputs > self.outputs:
+            raise EngineError(f"more than {self.outputs} outputs in one batch")
 
     def logits(self, rows: int) -> FloatArray:
         """The logits of the last batch's outputs, in batch order: shape (rows, vocabulary). A view of C's memory."""

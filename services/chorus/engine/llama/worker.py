@@ -29,6 +29,8 @@ from chorus.engine.llama.settings import LlamaSettings
 _log = structlog.get_logger("chorus.engine.llama")
 _SCORED_ROWS = 32  # positions of prompts scored, or guesses checked, in one batch
 
+_STEPS_A_REPORT = 16
+
 
 class Worker:
     """One model in memory. Made and called on the event loop; `load` may be read from any thread."""
@@ -62,6 +64,7 @@ class Worker:
         self._choices: dict[Sequence, Choice] = {}
         self._jobs: set[Job] = set()
         self._queue_changed = False
+        self._steps = 0
         # where memory is a state or a window, each sequence that is kept has to have one
         kept = settings.kept_sequences if model.copies_prefixes else min(settings.kept_sequences, settings.slots)
         cells = max(settings.kv_tokens or settings.slots * context_length, context_length, settings.slots)
@@ -120,7 +123,6 @@ class Worker:
             self._hand_over()
             while self._take_commands():
                 self._step()
-                self._hand_over()
             self._end_all(DrainingError(f"{self._name} is being unloaded"))
         except ChorusError as error:
             failure = error
@@ -138,7 +140,7 @@ class Worker:
                 self._context.close()
             self._model.close()
         finally:
-            self._post(self.ended.set_result, None)
+            self._post(self._end, None)
             self._hand_over()
 
     def _take_commands(self) -> bool:
@@ -149,6 +151,7 @@ class Worker:
                 return True
             if waits:
                 self._carry_out()
+                self._hand_over()
             command = self._commands.get()
             if isinstance(command, Stop):
                 return False
@@ -159,12 +162,10 @@ class Worker:
             elif isinstance(command, ForgetCache):
                 self._scheduler.forget_cache()
                 self._carry_out()
-                self._outbox.post(_settle, command.result)
+                self._outbox.settle(command.result, None)
             else:
                 self._embeds.append(command)
             self.load = self._load_report()
-            if self._outbox and self._scheduler.idle:
-                self._hand_over()
 
     def _submit(self, job: Job) -> None:
         sequences = job.sequences
@@ -213,7 +214,7 @@ class Worker:
             elif isinstance(command, Embed):
                 self._embeds.append(command)
             elif isinstance(command, ForgetCache):
-                self._outbox.post(_settle, command.result)
+                self._outbox.settle(command.result, None)
         for embed in self._embeds:
             self._outbox.settle(embed.result, error)
         self._embeds.clear()
@@ -231,6 +232,7 @@ class Worker:
         self._report_queue()
         self._carry_out()
         if not plan.chunks:
+            self._hand_over()
             return
         try:
             self._decode(plan)
@@ -238,7 +240,9 @@ class Worker:
             # the sequences of this batch fail, and what llama.cpp has of them is removed; the others wait on
             for job in {self._choices[c.sequence].job for c in plan.chunks if c.sequence in self._choices}:
                 self._fail(job, error)
-        self.load = self._load_report()
+        self._steps += 1
+        if self._queue_changed or not self._steps % _STEPS_A_REPORT:
+            self.load = self._load_report()
 
     def _carry_out(self) -> None:
         """Does to KV memory what the scheduler has decided."""
@@ -277,6 +281,7 @@ class Worker:
         context = self._context
         assert context is not None
         count = self._fill(context, plan.chunks)
+        self._hand_over()  # the event loop tells what the last step gave while this one is computed
         began = time.monotonic()
         code = context.decode(count)
         if code:
@@ -310,12 +315,7 @@ class Worker:
             positions += range(start, start + count + guessed)
             slots += [slot] * (count + guessed)
             wanted += [0] * (count - chunk.outputs) + [1] * (chunk.outputs + guessed)
-        count = len(ids)
-        context.token_ids[:count] = ids
-        context.positions[:count] = positions
-        context.sequence_ids[:count] = slots
-        context.wants_output[:count] = wanted
-        return count
+        return context.fill(ids, positions, slots, wanted)
 
     def _progress(self, chunk: Chunk, rows: FloatArray | None) -> None:
         """A chunk of a sequence was computed; `rows` are its logits."""
@@ -433,13 +433,12 @@ class Worker:
         if not self._outbox.hand_over():
             self._commands.put(Stop())
 
+    def _end(self, _: None) -> None:
+        self._outbox.close()
+        self.ended.set_result(None)
+
     def _settle_failed(self, error: ChorusError) -> None:
         if self.ready.done():
             self._failed(error)
         else:
             self.ready.set_exception(error)
-
-
-def _settle(result: asyncio.Future[None]) -> None:
-    if not result.done():
-        result.set_result(None)
