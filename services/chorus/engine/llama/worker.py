@@ -399,7 +399,7 @@ class Worker:
             self._choices[sequence].job.admit(now)
         for position, job in enumerate(self._scheduler.waiting_groups()):
             assert isinstance(job, Job)
-            if job.position != position:
+            if job.position != position and not job.started:
                 job.position = position
                 wait_s = self._scheduler.room.rate.wait_s(position + 1)
                 self._post(job.stream.push, Queued(position, wait_s))
