@@ -21,7 +21,7 @@ from chorus.telemetry.metrics import new_registry
 from chorus.transport.process import load_identity, run_service
 
 _SWITCH_INTERVAL_S = 0.0005
-"""How long an engine's thread, back from a step, may wait for the event loop's thread to let it go on; 5 ms by default."""
+"""How long an engine's thread, back from a step, may wait for the event loop's; Python's own default is 5 ms."""
 
 _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9-]+")
 
