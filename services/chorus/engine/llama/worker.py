@@ -233,6 +233,7 @@ class Worker:
         if not self._embeds.idle:
             self._embeds.step(streams=not self._scheduler.idle)
             self.load = self._load_report()
+            self._hand_over()
         if self._scheduler.idle:
             return
         self._guess()
