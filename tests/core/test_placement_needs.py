@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +19,7 @@ from chorus.core.generation import (
     Message,
     MessageRole,
     Requirements,
+    RerankRequest,
     StopConditions,
     TextPart,
     TextPrompt,
@@ -77,6 +80,9 @@ def test_counting_tokens_needs_the_template_and_no_context() -> None:
 def test_a_text_that_may_be_cut_needs_no_context() -> None:
     long = EmbeddingRequest("m", ("x" * 1280, (1, 2, 3)))
     assert Needs.of_embedding(long).context_length == 10
+    pairs = RerankRequest("m", "q" * 256, ("x" * 1280, "x"))
+    assert Needs.of_rerank(pairs).context_length == 12
+    assert Needs.of_rerank(replace(pairs, truncate="end")).context_length == 2
     cut = EmbeddingRequest("m", ("x" * 1280,), truncate="end")
     assert Needs.of_embedding(cut).context_length == 0
 
@@ -131,11 +137,13 @@ def test_models_that_cannot_answer_are_no_default() -> None:
         fleet.runner("r1", fleet.model("failed", state=ModelState.FAILED)),
         fleet.runner("r2", fleet.model("paid", engine="paid")),
         fleet.runner("r3", fleet.model("vectors", tags=("embedding",), features=frozenset({Feature.EMBED}))),
+        fleet.runner("r4", fleet.model("scores", tags=("rerank",), features=frozenset({Feature.RERANK}))),
         fleet.runner("r4", fleet.model("leaving"), state=RunnerState.DRAINING),
     )
     assert default_model(directory) == ""
     assert default_model(directory, Work.EMBED) == "vectors"
     assert default_model(directory, Work.EMBED, "chatty") == "vectors"
+    assert default_model(directory, Work.RERANK, "chatty") == "scores"
 
 
 def test_a_base_model_is_the_default_where_nothing_chats() -> None:

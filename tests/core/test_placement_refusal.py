@@ -159,6 +159,13 @@ def test_an_empty_mesh_says_what_to_start() -> None:
         place(Needs(), Directory(), rng=random.Random(0))
 
 
+def test_reranking_needs_a_model_that_reranks() -> None:
+    needs = Needs(work=Work.RERANK, features=frozenset({Feature.RERANK}))
+    error = refused(needs, READY)
+    assert isinstance(error, UnsupportedFeatureError)
+    assert "rerank" in error.message
+
+
 def test_embeddings_need_a_model_that_embeds() -> None:
     needs = Needs(work=Work.EMBED, features=frozenset({Feature.EMBED}))
     error = refused(needs, READY)

@@ -39,8 +39,10 @@ async def test_generating(check: Check, make: str, prompt: Prompt) -> None:
 
 
 @pytest.mark.parametrize("make", ["ollama", "vllm"])
-async def test_embedding(make: str) -> None:
-    (check,) = (check for check in CHECKS if needed_by(check) == {Feature.EMBED})
+@pytest.mark.parametrize(
+    "check", [check for check in CHECKS if needed_by(check) == {Feature.EMBED}], ids=lambda check: check.__name__
+)
+async def test_embedding(check: Check, make: str) -> None:
     vectors = UpstreamModel("vectors", ("embedding",), context=32)
     async with Upstream(make, vectors) as upstream, engine_of(upstream) as engine:
         (status,) = engine.models()

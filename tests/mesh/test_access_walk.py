@@ -27,6 +27,7 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
     "runner": {
         "Generate": OF_RUNNERS,
         "Embed": OF_RUNNERS,
+        "Rerank": OF_RUNNERS,
         "Tokenize": OF_RUNNERS,
         "Detokenize": OF_RUNNERS,
         "CountTokens": OF_RUNNERS,
@@ -38,6 +39,7 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
     "coordinator": {
         "Generate": ASKERS,
         "Embed": ASKERS,
+        "Rerank": ASKERS,
         "CountTokens": ASKERS,
         "ListModels": ASKERS,
         "ListNodes": ASKERS,

@@ -32,6 +32,7 @@ from chorus.core.generation import (
     Progress,
     Queued,
     Requirements,
+    RerankRequest,
     TextPrompt,
     TokenDelta,
     TokenPrompt,
@@ -343,6 +344,23 @@ async def test_embeddings_and_counts_are_placed_too(certificates: MeshCertificat
         assert (counted.token_count, counted.context_length, counted.model) == (5, 4096, "fake-1b")
         with pytest.raises(UnknownModelError, match="fake-1b"):
             await client.embed("one", model="nothing")
+
+
+async def test_documents_are_ranked_by_a_runner_that_can(certificates: MeshCertificates) -> None:
+    without = FakeModel(features=FAKE_FEATURES - {Feature.RERANK})
+    async with mesh_of(certificates, FakeEngine([without]), FakeEngine()) as mesh:
+        client = mesh.client()
+        documents = ["nothing of it", "a red fox", "a red brick"]
+        answer = await client.rerank("red fox", documents)
+        assert (answer.runner_id, answer.model) == ("runner-2", "fake-1b")
+        assert [ranked.index for ranked in answer.documents] == [1, 2, 0]
+        assert answer.documents[0].score == 1.0
+        assert answer.token_count > 0
+        request = RerankRequest("", "red fox", tuple(documents))
+        (best,) = (await client.rerank(request, top_n=1)).documents
+        assert best == answer.documents[0]
+        with pytest.raises(InvalidRequestError, match="query"):
+            await client.rerank("", documents)
 
 
 async def test_a_unary_request_is_tried_on_another_runner(certificates: MeshCertificates) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -90,6 +91,7 @@ def test_tools_are_found_in_the_template(tmp_path: Path, template: str | None, t
 def test_an_embedding_model_is_known_as_such_and_needs_no_cache(tmp_path: Path) -> None:
     info = inspect(write_model(tmp_path / "m.gguf", architecture="bert", template=None))
     assert info.capability_tags == ("embedding",)
+    assert replace(info, ranking=True).capability_tags == ("rerank",)
     assert estimate(info).cache_bytes == 0
 
 

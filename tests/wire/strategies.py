@@ -119,6 +119,17 @@ embedding_requests = st.builds(
     requirements,
 )
 
+rerank_requests = st.builds(
+    core.RerankRequest,
+    text,
+    text.filter(bool),
+    st.lists(text, min_size=1, max_size=3).map(tuple),
+    st.none() | st.integers(1, 2**32 - 1),
+    st.sampled_from([None, "start", "end"]),
+    st.sampled_from(core.Priority),
+    requirements,
+)
+
 logprobs = st.builds(
     core.TokenLogprob,
     uint32,

@@ -11,14 +11,15 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.api.inference.v1 import content_pb2, embedding_pb2, generation_pb2
+from chorus.api.inference.v1 import content_pb2, embedding_pb2, generation_pb2, rerank_pb2
 from chorus.api.registry.v1 import registry_pb2
 from chorus.api.runner.v1 import resources_pb2
 from chorus.core import generation as core
 from chorus.core.errors import InvalidRequestError
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.records import RunnerRecord
-from chorus.wire import directory, embedding, events, generation, resources
+from chorus.testing.fake_model import fake_artifact
+from chorus.wire import directory, embedding, events, generation, rerank, resources
 
 from . import strategies as some
 
@@ -36,6 +37,34 @@ def test_a_request_survives_the_wire(request: core.GenerationRequest) -> None:
 @given(some.embedding_requests)
 def test_texts_to_embed_survive_the_wire(request: core.EmbeddingRequest) -> None:
     assert embedding.decode_embedding(embedding.encode_embedding(request)) == request
+
+
+@given(some.rerank_requests)
+def test_documents_to_rank_survive_the_wire(request: core.RerankRequest) -> None:
+    assert rerank.decode_rerank(rerank.encode_rerank(request)) == request
+
+
+def test_a_ranking_survives_the_wire() -> None:
+    ranking = core.Ranking((core.Ranked(1, 2.5), core.Ranked(0, -1.0, truncated=True)), 17)
+    artifact = fake_artifact()
+    message = rerank.encode_ranking(artifact, ranking, node_id="n", runner_id="r")
+    assert rerank.decode_ranking(message) == ranking
+    assert (message.model, message.artifact_sha256) == (artifact.family, artifact.sha256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"query": ""}, "query"),
+        ({"documents": []}, "documents"),
+        ({"top_n": 0}, "top_n"),
+        ({"truncation": 9}, "truncation"),
+    ],
+)
+def test_a_rerank_request_that_makes_no_sense_is_refused(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError, match=field) as caught:
+        rerank.decode_rerank(rerank_pb2.RerankSpec(**{"query": "q", "documents": ["d"], **changes}))
+    assert caught.value.metadata["field"] == field
 
 
 def rounded(value: Any) -> Any:
@@ -87,6 +116,7 @@ def test_a_directory_event_survives_the_wire(event: DirectoryEvent) -> None:
     [
         (generation_pb2.GenerationSpec, generation.decode_generation),
         (embedding_pb2.EmbeddingSpec, embedding.decode_embedding),
+        (rerank_pb2.RerankSpec, rerank.decode_rerank),
         (resources_pb2.RunnerRecord, resources.decode_runner_record),
         (generation_pb2.GenerationEvent, events.decode_event),
         (registry_pb2.DirectoryEvent, directory.decode_directory_event),

@@ -22,6 +22,7 @@ ENTRIES = (
     Entry("doctor", "chorus.cli.doctor:doctor", "Find out what is wrong on this machine and what to do.", _MESH),
     Entry("ask", "chorus.cli.ask:ask", "Ask one question; the answer is streamed as it is written.", _EVERY_DAY),
     Entry("chat", "chorus.cli.chat:chat", "Talk with a model, turn by turn.", _EVERY_DAY),
+    Entry("rerank", "chorus.cli.rerank:rerank", "Order documents by how well they answer a query.", _EVERY_DAY),
     Entry("status", "chorus.cli.status:status", "Show nodes, runners, models and load.", _EVERY_DAY),
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),
     Entry("models", "chorus.cli.models:app", "Fetch, list and remove models; see what fits this machine.", _SETUP),

@@ -17,6 +17,7 @@ from chorus.client.answers import (
     PlacementExplanation,
     RegistrySeen,
     RejectedRunner,
+    RerankAnswer,
     TokenCountAnswer,
 )
 from chorus.client.mesh import MeshClient
@@ -42,6 +43,7 @@ __all__ = [
     "PlacementExplanation",
     "RegistrySeen",
     "RejectedRunner",
+    "RerankAnswer",
     "StartedAt",
     "SyncGeneration",
     "SyncMeshClient",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
-from chorus.api.inference.v1 import embedding_pb2
+from chorus.api.inference.v1 import embedding_pb2, rerank_pb2
 from chorus.api.runner.v1 import resources_pb2
 from chorus.core.fleet.listing import NodeEntry
 from chorus.core.fleet.records import Artifact, ModelStatus
-from chorus.core.generation import Embedding, FinishReason, Timings, ToolCall, Usage
+from chorus.core.generation import Embedding, FinishReason, Ranked, Timings, ToolCall, Usage
 from chorus.wire.embedding import decode_embeddings
+from chorus.wire.rerank import decode_ranking
 from chorus.wire.resources import decode_artifact, decode_duration, decode_model_status
 
 _REASON_PREFIX = "REJECTION_REASON_"
@@ -65,6 +66,31 @@ class EmbeddingAnswer:
         """Out of its message."""
         return cls(
             decode_embeddings(message), message.model, message.artifact_sha256, message.node_id, message.runner_id
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RerankAnswer:
+    """Documents, the best one first, by their places in the request, and who scored them; `token_count` were read."""
+
+    documents: tuple[Ranked, ...]
+    token_count: int
+    model: str
+    artifact_sha256: str
+    node_id: str
+    runner_id: str
+
+    @classmethod
+    def decode(cls, message: rerank_pb2.RerankResult) -> RerankAnswer:
+        """Out of its message."""
+        ranking = decode_ranking(message)
+        return cls(
+            ranking.results,
+            ranking.token_count,
+            message.model,
+            message.artifact_sha256,
+            message.node_id,
+            message.runner_id,
         )
 
 

@@ -15,22 +15,24 @@ from chorus.client.answers import (
     MeshModels,
     MeshNodes,
     PlacementExplanation,
+    RerankAnswer,
     TokenCountAnswer,
     decode_registry,
 )
 from chorus.client.coordinators import Coordinators
-from chorus.client.requests import Asked, chat_request, embedding_request
+from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
 from chorus.core.errors import ChorusError, UnavailableError
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
-from chorus.core.generation import EmbeddingRequest, Finished, Requirements
+from chorus.core.generation import EmbeddingRequest, Finished, Requirements, RerankRequest
 from chorus.transport import TlsIdentity
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
 from chorus.wire.events import ClientEvent, decode_event
 from chorus.wire.generation import encode_generation
+from chorus.wire.rerank import encode_rerank
 
 DEFAULT_TIMEOUT_S = 300.0
 _END_TIMEOUT_S = 1.0
@@ -141,6 +143,14 @@ class MeshClient:
         request = pb.EmbedRequest(spec=encode_embedding(embedding_request(asked, model)))
         answer: pb.EmbedResponse = await self._coordinators.single("Embed", request)
         return EmbeddingAnswer.decode(answer.result)
+
+    async def rerank(
+        self, query: str | RerankRequest, documents: Sequence[str] = (), *, model: str = "", top_n: int | None = None
+    ) -> RerankAnswer:
+        """The documents by how well they answer the query, or the best `top_n` of them."""
+        request = pb.RerankRequest(spec=encode_rerank(rerank_request(query, documents, model, top_n)))
+        answer: pb.RerankResponse = await self._coordinators.single("Rerank", request)
+        return RerankAnswer.decode(answer.result)
 
     async def count_tokens(self, asked: Asked, *, model: str = "") -> TokenCountAnswer:
         """How many tokens a prompt has, after the model's template."""

@@ -13,6 +13,7 @@ from chorus.core.generation import (
     Message,
     MessageRole,
     Requirements,
+    RerankRequest,
     Sampling,
     TextPart,
 )
@@ -58,6 +59,17 @@ def embedding_request(asked: str | Sequence[str] | EmbeddingRequest, model: str)
     if isinstance(asked, EmbeddingRequest):
         return replace(asked, model=model) if model else asked
     return EmbeddingRequest(model=model, inputs=(asked,) if isinstance(asked, str) else tuple(asked))
+
+
+def rerank_request(
+    query: str | RerankRequest, documents: Sequence[str], model: str, top_n: int | None
+) -> RerankRequest:
+    """The request that orders documents, or is whole already; what is given beside that replaces what it says."""
+    if not isinstance(query, RerankRequest):
+        return RerankRequest(model, query, tuple(documents), top_n)
+    if documents:
+        raise TypeError("documents come with a query; a whole request holds its own")
+    return replace(query, model=model or query.model, top_n=query.top_n if top_n is None else top_n)
 
 
 def _turn(role: MessageRole, text: str) -> Message:

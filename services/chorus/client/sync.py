@@ -14,6 +14,7 @@ from chorus.client.answers import (
     MeshModels,
     MeshNodes,
     PlacementExplanation,
+    RerankAnswer,
     TokenCountAnswer,
 )
 from chorus.client.mesh import MeshClient
@@ -21,7 +22,7 @@ from chorus.client.requests import Asked
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig
 from chorus.core.fleet.listing import NodeFilter
-from chorus.core.generation import EmbeddingRequest
+from chorus.core.generation import EmbeddingRequest, RerankRequest
 from chorus.wire.events import ClientEvent
 
 T = TypeVar("T")
@@ -104,6 +105,12 @@ class SyncMeshClient:
     def embed(self, asked: str | Sequence[str] | EmbeddingRequest, *, model: str = "") -> EmbeddingAnswer:
         """Vectors of a text or several, in order."""
         return self.run(self._client.embed(asked, model=model))
+
+    def rerank(
+        self, query: str | RerankRequest, documents: Sequence[str] = (), *, model: str = "", top_n: int | None = None
+    ) -> RerankAnswer:
+        """The documents by how well they answer the query, or the best `top_n` of them."""
+        return self.run(self._client.rerank(query, documents, model=model, top_n=top_n))
 
     def count_tokens(self, asked: Asked, *, model: str = "") -> TokenCountAnswer:
         """How many tokens a prompt has."""

@@ -67,6 +67,9 @@ class RunnerChannel:
         self.embed: Any = self._channel.unary_unary(
             f"{_SERVICE}/Embed", request_serializer=runner_pb2.EmbedRequest.SerializeToString
         )
+        self.rerank: Any = self._channel.unary_unary(
+            f"{_SERVICE}/Rerank", request_serializer=runner_pb2.RerankRequest.SerializeToString
+        )
         self.count_tokens: Any = self._channel.unary_unary(
             f"{_SERVICE}/CountTokens", request_serializer=runner_pb2.CountTokensRequest.SerializeToString
         )

@@ -33,6 +33,7 @@ from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 from chorus.wire.embedding import decode_embedding
 from chorus.wire.errors import from_rpc_error
 from chorus.wire.generation import decode_generation
+from chorus.wire.rerank import decode_rerank
 
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages that are raw bytes
@@ -49,7 +50,7 @@ _log = get_logger()
 
 
 class Requests:
-    """Generations, embeddings and token counts. One object serves all callers."""
+    """Generations, embeddings, rankings and token counts. One object serves all callers."""
 
     def __init__(
         self,
@@ -115,6 +116,18 @@ class Requests:
             message = runner_pb2.EmbedRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
+
+        with self._admission.admitted(lambda: self._live.now):
+            return await self._placing.attempt(needs, run)
+
+    async def rerank(self, request: coordinator_pb2.RerankRequest, context: Context) -> bytes:
+        """The bytes of a RerankResponse."""
+        needs = Needs.of_rerank(decode_rerank(request.spec))
+
+        async def run(candidate: Candidate, _number: int) -> bytes:
+            message = runner_pb2.RerankRequest(spec=request.spec)
+            message.spec.model = candidate.model.artifact.name
+            return await self._single(candidate, needs, lambda channel: channel.rerank, message, context)
 
         with self._admission.admitted(lambda: self._live.now):
             return await self._placing.attempt(needs, run)

@@ -47,6 +47,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         """Turns texts into vectors."""
         return await self._requests.embed(request, context)
 
+    async def Rerank(self, request: pb.RerankRequest, context: Any) -> bytes:  # type: ignore[override]
+        """Orders documents."""
+        return await self._requests.rerank(request, context)
+
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> bytes:  # type: ignore[override]
         """Counts a prompt's tokens."""
         return await self._requests.count_tokens(request, context)

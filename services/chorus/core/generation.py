@@ -5,7 +5,7 @@ Durations are seconds. Token ids are indexes into one model's vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -321,6 +321,45 @@ class Embedding:
     values: tuple[float, ...]
     token_count: int
     truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """Documents to order by how well each answers `query`.
+
+    `top_n` None: all of them are told. `truncate` is that of an embedding, for the documents alone.
+    """
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    truncate: str | None = None  # None, "start" or "end"
+    priority: Priority = Priority.INTERACTIVE
+    requirements: Requirements = field(default_factory=Requirements)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A document, by its place in the request, and its score: more is better, on a scale that is the model's own."""
+
+    index: int
+    score: float
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Documents, the best one first (of equals the earlier one); `token_count` were read for all of them."""
+
+    results: tuple[Ranked, ...]
+    token_count: int
+
+    @classmethod
+    def of(cls, ranked: Iterable[Ranked], token_count: int, top_n: int | None) -> Ranking:
+        """The best `top_n` of them, in order."""
+        results = sorted(ranked, key=lambda document: (-document.score, document.index))
+        return cls(tuple(results[:top_n]), token_count)
 
 
 # --- what comes back ------------------------------------------------------------------------------------------------

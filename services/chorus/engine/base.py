@@ -10,7 +10,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from chorus.core.fleet.records import Artifact, EngineInfo, ModelLoad, ModelStatus
-from chorus.core.generation import Embedding, EmbeddingRequest, Event, GenerationRequest, Progress, Prompt, Tool
+from chorus.core.generation import (
+    Embedding,
+    EmbeddingRequest,
+    Event,
+    GenerationRequest,
+    Progress,
+    Prompt,
+    Ranking,
+    RerankRequest,
+    Tool,
+)
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -71,6 +81,10 @@ class Engine(Protocol):
 
     async def embed(self, request: EmbeddingRequest) -> tuple[Artifact, Sequence[Embedding]]:
         """The vectors of the inputs, in order, with the artifact that made them. Raises as `generate`."""
+        ...
+
+    async def rerank(self, request: RerankRequest) -> tuple[Artifact, Ranking]:
+        """The documents by how well they answer the query, with the artifact that scored them. Raises as `generate`."""
         ...
 
     async def tokenize(

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf.constants import LlamaFileType
+from gguf.constants import LlamaFileType, PoolingType
 from jinja2 import TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -51,7 +51,8 @@ class GgufInfo:
     value_length: int
     sliding_window: int
     causal: bool
-    pooling: bool  # made for embeddings
+    pooling: bool  # made for embeddings, or for scores
+    ranking: bool  # made for scores: a reranker
     tensor_bytes: int
     split_count: int
     license: str
@@ -64,14 +65,16 @@ class GgufInfo:
 
     @property
     def capability_tags(self) -> tuple[str, ...]:
-        """What the model is for, as far as the file tells: `chat`, `tools`, `reasoning`, `code`, `embedding`."""
+        """What the model is for, as far as the file tells: `chat`, `tools`, `reasoning`, `code`, `embedding`,
+        `rerank`."""
         template = self.chat_template or ""
         told = {
             "chat": self.chat_template is not None and not self.pooling,
             "tools": self.supports_tools,
             "reasoning": "<think>" in template,
             "code": re.search(r"\b(code|coder|coding)\b", " ".join((self.name, self.family, *self.tags)).lower()),
-            "embedding": self.pooling,
+            "embedding": self.pooling and not self.ranking,
+            "rerank": self.ranking,
         }
         return tuple(tag for tag, true in told.items() if true)
 
@@ -173,6 +176,7 @@ def _info(path: Path, size_bytes: int, head: GgufHead) -> GgufInfo:
         sliding_window=number("attention.sliding_window"),
         causal=not is_encoder,
         pooling=is_encoder or bool(head.integer(f"{architecture}.pooling_type")),
+        ranking=head.integer(f"{architecture}.pooling_type") == PoolingType.RANK,
         tensor_bytes=sum(tensor.size_bytes for tensor in head.tensors),
         split_count=split_count,
         license=head.text("general.license") or "",

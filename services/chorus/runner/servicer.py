@@ -21,6 +21,7 @@ from chorus.telemetry.metrics import GenerationMetrics
 from chorus.wire.embedding import decode_embedding, encode_embedding_result, encode_token_count
 from chorus.wire.events import Origin, encode_event, encode_progress
 from chorus.wire.generation import decode_generation
+from chorus.wire.rerank import decode_rerank, encode_ranking
 from chorus.wire.resources import RUNNER_STATES, encode_load, encode_model_status, encode_node, encode_runner
 
 
@@ -53,6 +54,14 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         presence = self._presence
         result = encode_embedding_result(artifact, embeddings, node_id=presence.node_id, runner_id=presence.runner_id)
         return pb.EmbedResponse(result=result)
+
+    async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:
+        """Orders documents."""
+        with self._work.begun():
+            artifact, ranking = await self._engine.rerank(decode_rerank(request.spec))
+        presence = self._presence
+        result = encode_ranking(artifact, ranking, node_id=presence.node_id, runner_id=presence.runner_id)
+        return pb.RerankResponse(result=result)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Turns text into token ids."""

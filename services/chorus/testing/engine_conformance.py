@@ -32,6 +32,7 @@ from chorus.core.generation import (
     Progress,
     PromptScored,
     Queued,
+    RerankRequest,
     Sampling,
     Started,
     StopConditions,
@@ -42,6 +43,8 @@ from chorus.core.generation import (
 from chorus.testing.engine_subject import Heard, Subject, ask, assert_idle, expect, hear, rest_of, status_of
 
 _TEXTS = ("plain words", "émigré 🙂👩‍🚀", "สวัสดีชาวโลก", "line\nline\ttab  spaces", "{'a': [1, 2]}")
+_SAME_VECTOR = 0.9999  # the least cosine; a batch's shape decides the last bits
+_SAME_SCORE = 0.01
 _NEARLY_EQUAL = 0.2  # natural logarithm; below it, numerics may decide between two tokens
 
 Check = Callable[[Subject], Awaitable[None]]
@@ -258,7 +261,7 @@ async def tokens_are_text_again(subject: Subject) -> None:
 
 @_check(Feature.EMBED)
 async def vectors_have_length_one_and_follow_from_the_text(subject: Subject) -> None:
-    """In order; as they come where that is asked; a text that is too long is refused, or cut if that is asked."""
+    """In order, and as they come where that is asked."""
     request = EmbeddingRequest(subject.model, ("one", "two", "one"))
     artifact, vectors = await subject.engine.embed(request)
     assert artifact == status_of(subject).artifact
@@ -267,11 +270,70 @@ async def vectors_have_length_one_and_follow_from_the_text(subject: Subject) -> 
     assert max(abs(a - b) for a, b in zip(vectors[0].values, vectors[2].values, strict=True)) < 1e-4
     _, raw = await subject.engine.embed(replace(request, normalize=False))
     assert math.hypot(*raw[0].values) != math.hypot(*raw[1].values) or not subject.exact
-    long = " ".join(["word"] * (2 * status_of(subject).context_length))
-    await expect(PromptTooLongError, subject.engine.embed(replace(request, inputs=("short", long))))
-    _, (cut,) = await subject.engine.embed(replace(request, inputs=(long,), truncate="end"))
-    assert cut.truncated
-    assert cut.token_count <= status_of(subject).context_length
+
+
+@_check(Feature.EMBED)
+async def a_text_has_the_same_vector_alone_and_in_company(subject: Subject) -> None:
+    """However many texts a request has, of whatever lengths, and whoever else asks meanwhile."""
+    texts = tuple(f"{text} {number}" for number, text in enumerate(_TEXTS * 4))
+    request = EmbeddingRequest(subject.model, texts)
+    (_, together), _ = await asyncio.gather(
+        subject.engine.embed(request), subject.engine.embed(replace(request, inputs=texts[::-1]))
+    )
+    for text, vector in zip(texts, together, strict=True):
+        _, (alone,) = await subject.engine.embed(replace(request, inputs=(text,)))
+        assert (alone.token_count, alone.truncated) == (vector.token_count, False)
+        assert sum(a * b for a, b in zip(alone.values, vector.values, strict=True)) >= _SAME_VECTOR
+
+
+@_check(Feature.EMBED)
+async def a_long_text_is_refused_or_cut_as_asked(subject: Subject) -> None:
+    """By what the text itself has; its end or its start goes, where the engine can do that."""
+    context = status_of(subject).context_length
+    long = " ".join(f"word{number % 7}" for number in range(2 * context))
+    request = EmbeddingRequest(subject.model, ("short", long))
+    refused = await expect(PromptTooLongError, subject.engine.embed(request))
+    assert isinstance(refused, PromptTooLongError)
+    assert refused.context_length <= context
+    assert refused.context_length < refused.prompt_tokens
+    vectors = {}
+    for truncate in ("end", "start"):
+        try:
+            _, (short, cut) = await subject.engine.embed(replace(request, truncate=truncate))
+        except UnsupportedFeatureError:
+            assert truncate == "start"  # what servers behind HTTP lack
+            continue
+        assert (short.truncated, cut.truncated) == (False, True)
+        assert short.token_count < cut.token_count <= context
+        vectors[truncate] = cut.values
+    assert "end" in vectors
+    assert vectors.get("start") != vectors["end"]
+
+
+@_check(Feature.RERANK)
+async def documents_come_back_best_first(subject: Subject) -> None:
+    """Each once, with the same score in any company; only the best where that is asked; long ones refused or cut."""
+    documents = (*_TEXTS, "other words", "plain words")
+    request = RerankRequest(subject.model, "plain words", documents)
+    artifact, ranking = await subject.engine.rerank(request)
+    assert artifact == status_of(subject).artifact
+    assert sorted(ranked.index for ranked in ranking.results) == list(range(len(documents)))
+    scores = [ranked.score for ranked in ranking.results]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[-1]
+    assert ranking.token_count > 0
+    by_index = {ranked.index: ranked.score for ranked in ranking.results}
+    assert abs(by_index[0] - by_index[len(documents) - 1]) < _SAME_SCORE
+    for index, document in enumerate(documents):
+        _, alone = await subject.engine.rerank(replace(request, documents=(document,)))
+        assert abs(alone.results[0].score - by_index[index]) < _SAME_SCORE
+    _, best = await subject.engine.rerank(replace(request, top_n=2))
+    assert [ranked.score for ranked in best.results] == scores[:2] or not subject.exact
+    assert len(best.results) == 2
+    long = "word " * (2 * status_of(subject).context_length)
+    await expect(PromptTooLongError, subject.engine.rerank(replace(request, documents=("short", long))))
+    _, cut = await subject.engine.rerank(replace(request, documents=("short", long), truncate="end"))
+    assert {ranked.index: ranked.truncated for ranked in cut.results} == {0: False, 1: True}
 
 
 @_check()

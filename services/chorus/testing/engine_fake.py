@@ -39,6 +39,9 @@ from chorus.core.generation import (
     Progress,
     Prompt,
     Queued,
+    Ranked,
+    Ranking,
+    RerankRequest,
     Tool,
 )
 from chorus.engine.base import ProgressCallback
@@ -283,6 +286,20 @@ class FakeEngine:
             norm = sum(value * value for value in values) ** 0.5 if request.normalize else 1.0
             embeddings.append(Embedding(tuple(value / norm for value in values), len(token_ids), truncated))
         return host.model.artifact, embeddings
+
+    async def rerank(self, request: RerankRequest) -> tuple[Artifact, Ranking]:
+        """A score is the share of the query's words that are in the document."""
+        host = self._host(request.model, {Feature.RERANK}, request.requirements.artifact_sha256)
+        await self.load(host.model.artifact.name)
+        asked, longest, count, ranked = set(request.query.split()), host.context_length, 0, []
+        for index, document in enumerate(request.documents):
+            size = len(request.query.encode()) + len(document.encode()) + 2
+            truncated = size > longest
+            if truncated and request.truncate is None:
+                raise PromptTooLongError(size, longest, model=host.model.artifact.name)
+            count += min(size, longest)
+            ranked.append(Ranked(index, len(asked & set(document.split())) / max(1, len(asked)), truncated))
+        return host.model.artifact, Ranking.of(ranked, count, request.top_n)
 
     async def tokenize(
         self,

@@ -13,28 +13,33 @@ from chorus.wire.generation import PRIORITIES, decode_priority, decode_requireme
 
 MAX_INPUTS = 2048
 
-_TRUNCATIONS: dict[str | None, pb.Truncation.ValueType] = {
+TRUNCATIONS: dict[str | None, pb.Truncation.ValueType] = {
     None: pb.TRUNCATION_REFUSE,
     "end": pb.TRUNCATION_END,
     "start": pb.TRUNCATION_START,
 }
-_TRUNCATIONS_BACK = {value: key for key, value in _TRUNCATIONS.items()} | {pb.TRUNCATION_UNSPECIFIED: None}
+_TRUNCATIONS_BACK = {value: key for key, value in TRUNCATIONS.items()} | {pb.TRUNCATION_UNSPECIFIED: None}
 
 
 def decode_embedding(message: pb.EmbeddingSpec) -> EmbeddingRequest:
     """A checked request. Raises `InvalidRequestError`."""
     if not 1 <= len(message.inputs) <= MAX_INPUTS:
         raise InvalidRequestError("inputs", f"has {len(message.inputs)} texts, but must have 1 to {MAX_INPUTS}")
-    if message.truncation not in _TRUNCATIONS_BACK:
-        raise InvalidRequestError("truncation", f"{message.truncation} is not a way that this version knows")
     return EmbeddingRequest(
         model=message.model,
         inputs=tuple(_decode_input(index, item) for index, item in enumerate(message.inputs)),
         normalize=message.normalize if message.HasField("normalize") else True,
-        truncate=_TRUNCATIONS_BACK[message.truncation],
+        truncate=decode_truncation(message.truncation),
         priority=decode_priority("priority", message.priority),
         requirements=decode_requirements(message.requirements),
     )
+
+
+def decode_truncation(value: pb.Truncation.ValueType) -> str | None:
+    """Which end of a text may be cut off, if any. Raises `InvalidRequestError`."""
+    if value not in _TRUNCATIONS_BACK:
+        raise InvalidRequestError("truncation", f"{value} is not a way that this version knows")
+    return _TRUNCATIONS_BACK[value]
 
 
 def _decode_input(index: int, message: pb.EmbeddingInput) -> str | tuple[int, ...]:
@@ -54,7 +59,7 @@ def encode_embedding(request: EmbeddingRequest) -> pb.EmbeddingSpec:
     message = pb.EmbeddingSpec(
         model=request.model,
         normalize=request.normalize,
-        truncation=_TRUNCATIONS[request.truncate],
+        truncation=TRUNCATIONS[request.truncate],
         priority=PRIORITIES[request.priority],
         requirements=encode_requirements(request.requirements),
     )

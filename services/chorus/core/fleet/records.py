@@ -56,6 +56,7 @@ class Feature(StrEnum):
     CONTEXT_SHIFT = "context_shift"
     ADAPTER = "adapter"
     EMBED = "embed"
+    RERANK = "rerank"
     TOKENIZE = "tokenize"
 
 

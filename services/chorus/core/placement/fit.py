@@ -21,8 +21,8 @@ from chorus.core.fleet.records import (
 )
 from chorus.core.placement.needs import Needs, Work
 
-# Models with this tag make vectors; they are never chosen to generate unless they are named.
-EMBEDDING_TAG = "embedding"
+# Models with these tags make vectors or scores; they are never chosen to generate unless they are named.
+NOT_GENERATING_TAGS = frozenset({"embedding", "rerank"})
 # Requests that may wait at a runner, for each of its slots, before placement calls it full.
 QUEUED_PER_SLOT = 16
 
@@ -118,7 +118,7 @@ def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, c
     if needs.model:
         if needs.model != artifact.family and needs.model != artifact.name:
             return Miss(RejectionReason.MODEL)
-    elif needs.work is Work.GENERATE and EMBEDDING_TAG in artifact.tags:
+    elif needs.work is Work.GENERATE and not NOT_GENERATING_TAGS.isdisjoint(artifact.tags):
         return Miss(RejectionReason.MODEL)
     if not needs.features <= status.features:
         return Miss(RejectionReason.FEATURE, status, needs.features - status.features)

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 from chorus.core.fleet.directory import Directory
 from chorus.core.fleet.records import EngineKind, Feature, ModelState, ModelStatus, RunnerState
-from chorus.core.placement.fit import EMBEDDING_TAG
+from chorus.core.placement.fit import NOT_GENERATING_TAGS
 from chorus.core.placement.needs import Work
+
+_FEATURE_OF = {Work.EMBED: Feature.EMBED, Work.RERANK: Feature.RERANK}
 
 
 def families(directory: Directory) -> tuple[str, ...]:
@@ -19,11 +21,11 @@ def families(directory: Directory) -> tuple[str, ...]:
 def default_model(directory: Directory, work: Work = Work.GENERATE, configured: str | None = None) -> str:
     """The family that answers requests which name no model; empty where there is none.
 
-    `configured` where it is set (for generations; an embedding needs another kind of model). Else the family that most
+    `configured` where it is set (for generations; vectors and scores need other models). Else the family that most
     runners have loaded; of equals the one that most runners have at all, then the one with the most parameters, then
     the first by name. Only models that chat count, unless none does; models of paid providers don't count.
     """
-    if configured and work is not Work.EMBED:
+    if configured and work not in _FEATURE_OF:
         return configured
     external = {
         (entry.record.runner.runner_id, engine.name)
@@ -51,9 +53,9 @@ def default_model(directory: Directory, work: Work = Work.GENERATE, configured: 
 
 
 def _does(status: ModelStatus, work: Work) -> bool:
-    if work is Work.EMBED:
-        return Feature.EMBED in status.features
-    return EMBEDDING_TAG not in status.artifact.tags
+    if work in _FEATURE_OF:
+        return _FEATURE_OF[work] in status.features
+    return NOT_GENERATING_TAGS.isdisjoint(status.artifact.tags)
 
 
 def _statuses(directory: Directory) -> Iterable[ModelStatus]:

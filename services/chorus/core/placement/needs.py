@@ -15,6 +15,7 @@ from chorus.core.generation import (
     ImagePart,
     Prompt,
     Requirements,
+    RerankRequest,
     TextPrompt,
     TokenPrompt,
     Tool,
@@ -33,6 +34,7 @@ class Work(StrEnum):
 
     GENERATE = "generate"
     EMBED = "embed"
+    RERANK = "rerank"
     COUNT_TOKENS = "count_tokens"
 
 
@@ -97,6 +99,26 @@ class Needs:
             likely=likely,
             prompt_tokens=least,
             counted=all(isinstance(text, tuple) for text in request.inputs),
+            allow_external=allow_external,
+        )
+
+    @classmethod
+    def of_rerank(cls, request: RerankRequest, *, allow_external: bool = False) -> Needs:
+        """What reranking needs; documents that may be cut need no context, but the query does."""
+        documents = request.documents if request.truncate is None else ()
+        sizes = [_text_tokens(document) for document in documents]
+        least, likely = _text_tokens(request.query)
+        least += max((low for low, _ in sizes), default=0)
+        likely += max((high for _, high in sizes), default=0)
+        return cls._of(
+            Work.RERANK,
+            request.model,
+            frozenset({Feature.RERANK}),
+            request.requirements,
+            least=least,
+            likely=likely,
+            prompt_tokens=least,
+            counted=False,
             allow_external=allow_external,
         )
 

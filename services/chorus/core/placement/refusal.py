@@ -100,6 +100,8 @@ def _unknown_model(needs: Needs, directory: Directory) -> UnknownModelError:
         problem = f"no runner has the model {_shown(needs.model)}"
     elif needs.work is Work.EMBED:
         problem = "no runner has a model that embeds"
+    elif needs.work is Work.RERANK:
+        problem = "no runner has a model that reranks"
     else:
         problem = "no runner has a model that generates"
     metadata = {"model": needs.model[:_SHOWN_NAME], "available": ",".join(known[:NAMED_MODELS])}

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from chorus.core.errors import ConfigError, EngineError
 from chorus.engine.llama import log
 
 _WORDPIECE = 3
+_POOLING_RANK = 4
 _TOKEN_CONTROL = (1 << 0) | (1 << 3)  # unknown and control tokens: those whose text ordinary text must not become
 _LARGEST_TEXT = 1 << 28
+_NORMALIZER = "tokenizer.ggml.normalizer"
 
 
 @functools.cache
@@ -96,6 +99,8 @@ class Model:
         def report(fraction: float, _: object) -> bool:
             return progress is None or progress(fraction)
 
+        overrides = _keep_accents(self._lib)
+        params.kv_overrides = overrides
         callback = self._lib.llama_progress_callback(report)
         params.progress_callback = callback
         with log.last_errors() as errors:
@@ -111,9 +116,15 @@ class Model:
         self.architecture = self.metadata("general.architecture") or ""
         self.trained_context = int(self.metadata(f"{self.architecture}.context_length") or 0)
         self.embedding_size = int(self._lib.llama_model_n_embd_out(self._handle))
+        self.class_count = int(self._lib.llama_model_n_cls_out(self._handle))
+        declared = self.metadata(f"{self.architecture}.pooling_type") or ""
+        self.pooling = int(declared) if declared in ("1", "2", "3", "4") else 0  # as llama.cpp counts; 0: none declared
         self.bos = int(self._lib.llama_vocab_bos(vocab))
         self.eos = int(self._lib.llama_vocab_eos(vocab))
+        self.sep = int(self._lib.llama_vocab_sep(vocab))
+        self.adds_sep = bool(self._lib.llama_vocab_get_add_sep(vocab)) and self.sep >= 0
         self.adds_bos = bool(self._lib.llama_vocab_get_add_bos(vocab)) and self.bos >= 0
+        self._strips_accents = self._find_strips_accents()
         self._pieces: list[bytes | None] = [None] * self.vocabulary_size
         self._can_add_special = self._find_can_add_special()
 
@@ -144,18 +155,17 @@ class Model:
                 return buffer.raw[:needed].decode("utf-8", "replace")
             size = needed + 1
 
-    def chat_template(self) -> str | None:
-        """The model's default chat template, where it has one."""
-        template = self._lib.llama_model_chat_template(self.handle, None)
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The model's default chat template, or the one called `name`, where it has one."""
+        template = self._lib.llama_model_chat_template(self.handle, name.encode() if name else None)
         return template.decode("utf-8", "replace") if template else None
 
     @property
     def generates(self) -> bool:
         """Whether it is a decoder that goes on with text, rather than one that only embeds it."""
-        pooled = self.metadata(f"{self.architecture}.pooling_type") not in (None, "0", "4294967295")
         lib, handle = self._lib, self.handle
         special = lib.llama_model_has_encoder(handle) or lib.llama_model_is_diffusion(handle)
-        return self.causal and not pooled and not special and bool(lib.llama_model_has_decoder(handle))
+        return self.causal and not self.pooling and not special and bool(lib.llama_model_has_decoder(handle))
 
     @property
     def causal(self) -> bool:
@@ -164,8 +174,13 @@ class Model:
 
     @property
     def embeds(self) -> bool:
-        """Whether vectors can be taken from it (not from encoder-decoder models)."""
-        return not self._lib.llama_model_has_encoder(self.handle)
+        """Whether vectors can be taken from it (not from rerankers and encoder-decoder models)."""
+        return self.pooling != _POOLING_RANK and not self._lib.llama_model_has_encoder(self.handle)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it scores a document for a query: a cross-encoder with a head for it."""
+        return self.pooling == _POOLING_RANK and not self._lib.llama_model_has_encoder(self.handle)
 
     @property
     def copies_prefixes(self) -> bool:
@@ -182,6 +197,8 @@ class Model:
         Raises `UnicodeEncodeError` for half a surrogate pair, `EngineError` for text that is too large. Thread-safe
         while the model is open.
         """
+        if self._strips_accents and not text.isascii():
+            text = _without_accents(text)
         data = text.encode()
         if len(data) > _LARGEST_TEXT:
             raise EngineError(f"a text of {len(data)} bytes is too large to tokenize")
@@ -264,6 +281,14 @@ class Model:
                 self._uses -= 1
                 self._unused.notify_all()
 
+    def _find_strips_accents(self) -> bool:
+        """Whether accents are no part of this vocabulary: in WordPiece ones without capitals, unless the file says."""
+        if self._lib.llama_vocab_type(self._vocab) != _WORDPIECE:
+            return False
+        capitals = "false" if self.metadata("tokenizer.ggml.pre") == "whitespace" else "true"
+        uncased = self.metadata(f"{_NORMALIZER}.lowercase") or capitals
+        return (self.metadata(f"{_NORMALIZER}.strip_accents") or uncased) == "true"
+
     def _find_can_add_special(self) -> bool:
         """Whether the special tokens that tokenizing would add all exist; llama.cpp asserts it."""
         lib, vocab = self._lib, self._vocab
@@ -272,3 +297,22 @@ class Model:
         bos_missing = bool(lib.llama_vocab_get_add_bos(vocab)) and self.bos < 0
         eos_missing = bool(lib.llama_vocab_get_add_eos(vocab)) and self.eos < 0
         return not bos_missing and not eos_missing
+
+
+def _keep_accents(lib: Any) -> Any:
+    """Has llama.cpp leave accents to `_without_accents`.
+
+    Its own way of stripping them knows one character for each, so that Korean syllables lose all but their first
+    letter, and takes spacing vowel signs for accents, which are letters of most scripts of India.
+    """
+    overrides = (lib.llama_model_kv_override * 2)()  # the second one, empty, ends the list
+    overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL
+    overrides[0].key = f"{_NORMALIZER}.strip_accents".encode()
+    overrides[0].value.val_bool = False
+    return overrides
+
+
+def _without_accents(text: str) -> str:
+    """As BERT's own tokenizer has it: taken apart by Unicode's form D, without the marks that take no space."""
+    apart = unicodedata.normalize("NFD", text)
+    return "".join([character for character in apart if unicodedata.category(character) != "Mn"])

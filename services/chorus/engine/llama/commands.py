@@ -9,12 +9,14 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from chorus.core.errors import ChorusError
+from chorus.core.generation import Priority
 from chorus.engine.llama.job import Job
 
 T = TypeVar("T")
+Vector: TypeAlias = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,21 @@ class Cancel:
     job: Job
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Embed:
-    """Make the vector of one text; the result is a list of floats."""
+    """Make the vector of each text, given as token ids; the result has them in order."""
 
-    token_ids: list[int]
+    texts: list[list[int]]
     normalize: bool
-    result: asyncio.Future[list[float]]
+    priority: Priority
+    result: asyncio.Future[list[Vector]]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Nobody waits for these vectors any more."""
+
+    request: Embed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class Stop:
     """End everything."""
 
 
-Command = Submit | Cancel | Embed | ForgetCache | Stop
+Command = Submit | Cancel | Embed | Withdraw | ForgetCache | Stop
 
 
 class Outbox:

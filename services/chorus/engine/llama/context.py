@@ -19,7 +19,7 @@ from chorus.engine.llama.binding import Model, library
 
 FloatArray = npt.NDArray[np.float32]
 
-POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST = 0, 1, 2, 3
+POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = 0, 1, 2, 3, 4
 MAX_SEQUENCES = 256
 
 
@@ -178,11 +178,10 @@ class Context:
         return self._view(self._lib.llama_get_embeddings(self.handle), rows, self._model.embedding_size)
 
     def pooled(self, sequence: int) -> FloatArray:
-        """The pooled vector of one sequence of the last batch, shape (size,). A view."""
+        """The pooled vector of one sequence of the last batch: shape (size,), or (classes,) of a reranker. A view."""
         self._check_sequence(sequence)
-        return self._view(
-            self._lib.llama_get_embeddings_seq(self.handle, sequence), 1, self._model.embedding_size
-        ).reshape(-1)
+        size = self._model.class_count if self.pooling == POOLING_RANK else self._model.embedding_size
+        return self._view(self._lib.llama_get_embeddings_seq(self.handle, sequence), 1, size).reshape(-1)
 
     def remove(self, sequence: int) -> None:
         """Forgets a whole sequence."""

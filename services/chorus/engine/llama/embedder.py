@@ -1,16 +1,22 @@
-"""Vectors of texts: a context of its own, used by the model's owner thread between two steps."""
+"""Vectors of texts, and scores of pairs: a context of its own, used by the model's owner thread between two steps."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from chorus.core.batching.texts import Piece, TextLimits
 from chorus.core.errors import EngineError
-from chorus.engine.llama.binding import Model
+from chorus.engine.llama.binding import Model, supports_gpu_offload
 from chorus.engine.llama.context import (
     POOLING_CLS,
     POOLING_LAST,
     POOLING_MEAN,
     POOLING_NONE,
+    POOLING_RANK,
     Context,
     ContextParams,
     FloatArray,
@@ -18,6 +24,9 @@ from chorus.engine.llama.context import (
 
 _OUTPUT_BYTES = 64 * 1024 * 1024
 _LONGEST_IN_ONE_PIECE = 8192
+# Attention costs the square of a batch, so that on a processor more than enough to keep it busy is slower.
+_BATCH_TOKENS, _GPU_BATCH_TOKENS = 128, 512
+_MOST_TEXTS = 64  # in one batch
 
 
 def longest_input(model: Model, context_length: int) -> int:
@@ -25,75 +34,131 @@ def longest_input(model: Model, context_length: int) -> int:
     return context_length if model.causal else min(context_length, _LONGEST_IN_ONE_PIECE)
 
 
-class Embedder:
-    """Turns token ids into one vector each, pooled as the model wants (its mean where it does not say)."""
+def text_limits(model: Model, longest: int) -> TextLimits:
+    """What the context of an `Embedder` takes, for texts of at most `longest` tokens."""
+    # llama.cpp keeps room for logits of every token beside its vector, so a large vocabulary makes batches small
+    best = _GPU_BATCH_TOKENS if supports_gpu_offload() or model.causal else _BATCH_TOKENS
+    tokens = max(32, min(best, _OUTPUT_BYTES // (4 * model.vocabulary_size)))
+    one_by_one = model.causal and not model.copies_prefixes  # each more sequence has a whole state in memory
+    return TextLimits(
+        slots=1 if one_by_one else min(_MOST_TEXTS, tokens),
+        cells=max(longest, tokens),
+        batch_tokens=tokens,
+        longest=longest,
+        whole=not model.causal,
+    )
 
-    def __init__(self, model: Model, *, longest: int, threads: int) -> None:
+
+@dataclass(slots=True)
+class _Sum:
+    """What is known of a text whose tokens are pooled here: their sum, the first one's and the last one's vector."""
+
+    total: npt.NDArray[np.float64]
+    first: FloatArray
+    last: FloatArray
+
+
+class Embedder:
+    """Reads many texts at once, and pools each as its model wants (the mean where it does not say).
+
+    Vectors of models that read both ways are pooled by llama.cpp, and so are the scores of rerankers. Those of causal
+    models are pooled here, since their long texts come in pieces.
+    """
+
+    def __init__(self, model: Model, *, longest: int, threads: int, flash_attention: bool) -> None:
         """Raises `EngineError` where the context cannot be made."""
-        self._model = model
-        self._causal = model.causal
-        declared = model.metadata(f"{model.architecture}.pooling_type")
-        self._pooling = POOLING_MEAN
-        if declared and declared.isdigit() and int(declared) in (POOLING_CLS, POOLING_LAST):
-            self._pooling = int(declared)
-        # llama.cpp keeps logits of every token beside its vector, so long texts go in pieces where that is possible
-        rows = max(32, min(512, longest, _OUTPUT_BYTES // (4 * model.vocabulary_size)))
-        piece = rows if self._causal else longest
+        self.limits = text_limits(model, longest)
+        self._pooling = model.pooling if model.pooling != POOLING_NONE else POOLING_MEAN
+        self._pools_here = model.causal and self._pooling != POOLING_RANK
+        self._sums: dict[int, _Sum] = {}  # by slot
+        batch = self.limits.batch_tokens if model.causal else max(longest, self.limits.batch_tokens)
         self._context = Context(
             model,
             ContextParams(
-                cells=longest,
-                batch_tokens=piece,
-                micro_batch_tokens=piece,
-                sequences=1,
-                outputs=piece,
+                cells=self.limits.cells,
+                batch_tokens=batch,
+                micro_batch_tokens=batch,
+                sequences=self.limits.slots,
+                outputs=batch,
                 threads=threads,
                 threads_batch=threads,
-                flash_attention=self._causal,
+                flash_attention=flash_attention,
                 embeddings=True,
-                pooling=POOLING_NONE if self._causal else self._pooling,
+                pooling=POOLING_NONE if self._pools_here else self._pooling,
             ),
         )
-        self.longest = min(longest, self._context.cells) if self._causal else min(longest, self._context.batch_tokens)
 
     def close(self) -> None:
         """Frees the context."""
         self._context.close()
 
-    def vector(self, token_ids: list[int], *, normalize: bool) -> FloatArray:
-        """The vector of 1 to `longest` tokens, shape (size,). Raises `EngineError` where llama.cpp fails."""
-        context = self._context
-        if not 1 <= len(token_ids) <= self.longest:
-            raise EngineError(f"a text of {len(token_ids)} tokens cannot be embedded")
-        vectors: list[FloatArray] = []
-        try:
-            for start in range(0, len(token_ids), context.batch_tokens):
-                part = token_ids[start : start + context.batch_tokens]
-                count = len(part)
-                context.token_ids[:count] = part
-                context.positions[:count] = np.arange(start, start + count, dtype=np.int32)
-                context.sequence_ids[:count] = 0
-                context.wants_output[:count] = 1
-                code = context.decode(count)
-                if code:
-                    raise EngineError(f"llama.cpp failed to embed a text of {len(token_ids)} tokens (code {code})")
-                vectors.append(context.embeddings(count).copy() if self._causal else context.pooled(0).copy())
-        finally:
-            context.remove(0)
-        vector = self._pool(np.concatenate(vectors)) if self._causal else vectors[0]
-        if not np.isfinite(vector).all():
-            raise EngineError("the model gave a vector that is not finite; its file may be damaged")
-        if normalize:
-            length = float(np.sqrt((vector.astype(np.float64) ** 2).sum()))
-            vector = (vector / length).astype(np.float32) if length > 0 else vector
-        return vector
+    def forget(self, slots: Sequence[int]) -> None:
+        """Clears what was read of texts that will not be read to their end."""
+        for slot in slots:
+            self._sums.pop(slot, None)
+            self._context.remove(slot)
 
-    def _pool(self, vectors: FloatArray) -> FloatArray:
-        pooled: FloatArray
+    def read(self, pieces: Sequence[Piece], token_ids: Sequence[Sequence[int]]) -> list[FloatArray | None]:
+        """Reads one batch: for each piece its tokens. Returns the vectors of the texts that are complete, else None.
+
+        Vectors have shape (size,), as the model gives them; a reranker's, shape (classes,). Raises `EngineError` where
+        llama.cpp fails; what it has of these texts is to be forgotten then.
+        """
+        count = self._fill(pieces, token_ids)
+        code = self._context.decode(count)
+        if code:
+            raise EngineError(f"llama.cpp could not read a batch of {count} tokens (code {code})")
+        if self._pools_here:
+            self._add_up(pieces, self._context.embeddings(count))
+        vectors: list[FloatArray | None] = []
+        for piece in pieces:
+            if not piece.is_last:
+                vectors.append(None)
+                continue
+            slot = _slot(piece)
+            vectors.append(self._pooled(piece) if self._pools_here else self._context.pooled(slot).copy())
+            self._context.remove(slot)
+        return vectors
+
+    def _fill(self, pieces: Sequence[Piece], token_ids: Sequence[Sequence[int]]) -> int:
+        context, count = self._context, 0
+        if sum([piece.count for piece in pieces]) > context.batch_tokens:
+            raise EngineError(f"texts of more than {context.batch_tokens} tokens in one batch")
+        for piece, ids in zip(pieces, token_ids, strict=True):
+            if len(ids) != piece.count:
+                raise EngineError(f"{len(ids)} tokens for a piece of {piece.count}")
+            end = count + piece.count
+            context.token_ids[count:end] = ids
+            context.positions[count:end] = np.arange(piece.start, piece.start + piece.count, dtype=np.int32)
+            context.sequence_ids[count:end] = _slot(piece)
+            count = end
+        context.wants_output[:count] = 1
+        return count
+
+    def _add_up(self, pieces: Sequence[Piece], rows: FloatArray) -> None:
+        begin = 0
+        for piece in pieces:
+            part = rows[begin : begin + piece.count]
+            begin += piece.count
+            total = part.sum(axis=0, dtype=np.float64)
+            if piece.start:
+                known = self._sums[_slot(piece)]
+                known.total += total
+                known.last = part[-1].copy()
+            else:
+                self._sums[_slot(piece)] = _Sum(total, part[0].copy(), part[-1].copy())
+
+    def _pooled(self, piece: Piece) -> FloatArray:
+        known = self._sums.pop(_slot(piece))
         if self._pooling == POOLING_CLS:
-            pooled = vectors[0]
-        elif self._pooling == POOLING_LAST:
-            pooled = vectors[-1]
-        else:
-            pooled = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return pooled
+            return known.first
+        if self._pooling == POOLING_LAST:
+            return known.last
+        mean: FloatArray = (known.total / piece.text.size).astype(np.float32)
+        return mean
+
+
+def _slot(piece: Piece) -> int:
+    if piece.text.slot is None:
+        raise EngineError("a text that has no slot cannot be read")
+    return piece.text.slot

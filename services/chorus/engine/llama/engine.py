@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,23 +21,30 @@ from chorus.core.generation import (
     EmbeddingRequest,
     Event,
     GenerationRequest,
+    Priority,
     Prompt,
+    Ranked,
+    Ranking,
+    RerankRequest,
     Tool,
     ToolChoice,
 )
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
-from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit
+from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit, Vector, Withdraw
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
 from chorus.engine.llama.prompt import text_size
+from chorus.engine.llama.reading import TRUNCATIONS, Reading, TextReader
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
 from chorus.engine.llama.worker import Worker
 from chorus.engine.selection import require_features, select_model
 
 T = TypeVar("T")
+Item = TypeVar("Item", bound=Sized)
 _NAME = "llama.cpp"
 _LONG_TEXT = 100_000  # characters; about 50 ms
+_READ_AT_ONCE = 20_000  # characters of short texts
 
 
 class LlamaEngine:
@@ -202,22 +209,37 @@ class LlamaEngine:
     async def embed(self, request: EmbeddingRequest) -> tuple[Artifact, Sequence[Embedding]]:
         """The vectors of the inputs, pooled as the model wants (its mean where it does not say)."""
         host = self._host(request.model, {Feature.EMBED}, request.requirements.artifact_sha256)
-        if request.truncate not in (None, "start", "end"):
-            raise InvalidRequestError("truncate", f"{request.truncate!r} is neither start nor end")
-        host.enter()
-        try:
-            await host.load(None, None)
-            prepared = [await self._in_text_thread(_embedding_input, host, item, request.truncate, size=len(item))
-                        for item in request.inputs]  # fmt: skip
-            loop = asyncio.get_running_loop()
-            embeddings = []
-            for token_ids, truncated in prepared:
-                result: asyncio.Future[list[float]] = loop.create_future()
-                host.worker.send(Embed(token_ids, request.normalize, result))
-                embeddings.append(Embedding(tuple(await result), len(token_ids), truncated))
-            return host.artifact, embeddings
-        finally:
-            host.leave()
+        _check_truncation(request.truncate)
+
+        def read(reader: TextReader, items: Sequence[str | tuple[int, ...]]) -> list[Reading]:
+            return reader.texts(items, request.truncate)
+
+        readings, vectors = await self._vectors(
+            host, request.inputs, read, normalize=request.normalize, priority=request.priority
+        )
+        return host.artifact, [
+            Embedding(vector, len(reading.token_ids), reading.truncated)
+            for reading, vector in zip(readings, vectors, strict=True)
+        ]
+
+    async def rerank(self, request: RerankRequest) -> tuple[Artifact, Ranking]:
+        """The documents by the score that the model's own head gives each beside the query."""
+        host = self._host(request.model, {Feature.RERANK}, request.requirements.artifact_sha256)
+        _check_truncation(request.truncate)
+        if request.top_n is not None and request.top_n < 1:
+            raise InvalidRequestError("top_n", "must be at least 1")
+
+        def read(reader: TextReader, documents: Sequence[str]) -> list[Reading]:
+            return reader.pairs(request.query, documents, request.truncate)
+
+        readings, scores = await self._vectors(
+            host, request.documents, read, normalize=False, priority=request.priority
+        )
+        ranked = [
+            Ranked(index, score[0], reading.truncated)
+            for index, (reading, score) in enumerate(zip(readings, scores, strict=True))
+        ]
+        return host.artifact, Ranking.of(ranked, sum(len(reading.token_ids) for reading in readings), request.top_n)
 
     async def tokenize(
         self, model: str, text: str, *, add_special: bool, parse_special: bool
@@ -265,6 +287,37 @@ class LlamaEngine:
         if host.state is not ModelState.LOADED:
             async for progress in host.loading():
                 yield progress
+
+    async def _vectors(
+        self,
+        host: Host,
+        items: Sequence[Item],
+        read: Callable[[TextReader, Sequence[Item]], list[Reading]],
+        *,
+        normalize: bool,
+        priority: Priority,
+    ) -> tuple[list[Reading], list[Vector]]:
+        """What the model reads of each item, and what it makes of it, in order."""
+        host.enter()
+        try:
+            await host.load(None, None)
+            reader = TextReader(host.model, host.name, host.embedding_length)
+            readings: list[Reading] = []
+            for part in _parts(items):
+                readings += await self._in_text_thread(read, reader, part, size=sum(map(len, part)))
+            if not readings:
+                return [], []
+            result: asyncio.Future[list[Vector]] = asyncio.get_running_loop().create_future()
+            worker = host.worker
+            command = Embed([reading.token_ids for reading in readings], normalize, priority, result)
+            worker.send(command)
+            try:
+                return readings, await result
+            except asyncio.CancelledError:
+                worker.send(Withdraw(command))
+                raise
+        finally:
+            host.leave()
 
     async def _in_text_thread(self, call: Callable[..., T], *arguments: object, size: int) -> T:
         """Runs what reads a text of about `size` characters; long ones, which take seconds, have their own queue."""
@@ -339,27 +392,20 @@ def _check_vocabulary(host: Host, field: str, token_ids: Iterable[int]) -> None:
             raise InvalidRequestError(field, f"{token_id} is not in the vocabulary of {host.name}")
 
 
-def _embedding_input(host: Host, item: str | tuple[int, ...], truncate: str | None) -> tuple[list[int], bool]:
-    """The token ids of a text to embed, and whether it was cut."""
-    if isinstance(item, str):
-        try:
-            ids = host.model.tokenize(item, add_special=True, parse_special=False)
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError("inputs", "holds half a surrogate pair, which is no Unicode text") from error
-        plain = host.model.tokenize(item, add_special=False, parse_special=False)
-    else:
-        _check_vocabulary(host, "inputs", item)
-        ids = plain = list(item)
-    if not ids:
-        raise InvalidRequestError("inputs", "holds a text without tokens")
-    longest = host.embedding_length
-    if len(ids) <= longest:
-        return ids, False
-    if truncate is None:
-        raise PromptTooLongError(len(ids), longest, model=host.name)
-    # the model's own tokens at both ends stay, as it was trained with them
-    before = 1 if ids[: len(plain)] != plain else 0
-    first, last = ids[:before], ids[before + len(plain) :]
-    room = max(longest - len(first) - len(last), 0)
-    cut = plain[len(plain) - room :] if truncate == "start" else plain[:room]
-    return [*first, *cut, *last], True
+def _check_truncation(truncate: str | None) -> None:
+    if truncate not in TRUNCATIONS:
+        raise InvalidRequestError("truncate", f"{truncate!r} is neither start nor end")
+
+
+def _parts(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The items in runs short enough that nobody waits long for the thread for texts; a long one by itself."""
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        if part and size + len(item) > _READ_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += len(item)
+    if part:
+        yield part

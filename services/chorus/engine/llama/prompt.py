@@ -70,6 +70,8 @@ class PromptReader:
             features |= _GENERATING
         if model.embeds:
             features.add(Feature.EMBED)
+        if model.ranks:
+            features.add(Feature.RERANK)
         if self._template is not None:
             features.add(Feature.CHAT)
             if self._template.calls_as_tags:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -20,9 +19,10 @@ from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
 from chorus.engine.llama.binding import Model
-from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, Stop, Submit
+from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, Stop, Submit, Withdraw
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
-from chorus.engine.llama.embedder import Embedder
+from chorus.engine.llama.embedder import Embedder, text_limits
+from chorus.engine.llama.embedding_queue import EmbeddingQueue
 from chorus.engine.llama.job import Choice, Job
 from chorus.engine.llama.settings import LlamaSettings
 
@@ -52,14 +52,24 @@ class Worker:
         self._model = model
         self._name = name
         self._settings = settings
-        self._embedding_length = embedding_length
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._outbox = Outbox(self._loop)
         self._post = self._outbox.post
-        self._embeds: deque[Embed] = deque()
-        self._embedder: Embedder | None = None
+        self._embeds = EmbeddingQueue(
+            text_limits(model, embedding_length),
+            lambda: Embedder(
+                model,
+                longest=embedding_length,
+                threads=settings.thread_count(),
+                flash_attention=settings.flash_attention,
+            ),
+            self._outbox,
+            most_waiting=settings.max_queue,
+            most_beside_streams=settings.prefill_tokens,
+            gap_s=settings.gap_s,
+        )
         self._context: Context | None = None
         self._choices: dict[Sequence, Choice] = {}
         self._jobs: set[Job] = set()
@@ -134,8 +144,7 @@ class Worker:
                 self._post(self._settle_failed, failure)
                 self._end_all(failure)
                 self._hand_over()
-            if self._embedder is not None:
-                self._embedder.close()
+            self._embeds.close()
             if self._context is not None:
                 self._context.close()
             self._model.close()
@@ -146,7 +155,7 @@ class Worker:
     def _take_commands(self) -> bool:
         """Carries out what came; waits for something where there is nothing to do. Returns False at the end."""
         while True:
-            waits = self._scheduler.idle and not self._embeds
+            waits = self._scheduler.idle and self._embeds.idle
             if not waits and self._commands.empty():
                 return True
             if waits:
@@ -164,7 +173,7 @@ class Worker:
                 self._carry_out()
                 self._outbox.settle(command.result, None)
             else:
-                self._embeds.append(command)
+                self._embeds.take(command)
             self.load = self._load_report()
 
     def _submit(self, job: Job) -> None:
@@ -211,20 +220,20 @@ class Worker:
             command = self._commands.get()
             if isinstance(command, Submit):
                 self._post(command.job.stream.push, error)
-            elif isinstance(command, Embed):
-                self._embeds.append(command)
+            elif isinstance(command, Embed | Withdraw):
+                self._embeds.take(command)
             elif isinstance(command, ForgetCache):
                 self._outbox.settle(command.result, None)
-        for embed in self._embeds:
-            self._outbox.settle(embed.result, error)
-        self._embeds.clear()
+        self._embeds.end(error)
         self.load = self._load_report()
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        if self._embeds:
-            self._embed(self._embeds.popleft())
+        if not self._embeds.idle:
+            self._embeds.step(streams=not self._scheduler.idle)
+            self.load = self._load_report()
+            self._hand_over()
         if self._scheduler.idle:
             return
         self._guess()
@@ -404,24 +413,13 @@ class Worker:
                 wait_s = self._scheduler.room.rate.wait_s(position + 1)
                 self._post(job.stream.push, Queued(position, wait_s))
 
-    def _embed(self, command: Embed) -> None:
-        try:
-            if self._embedder is None:
-                self._embedder = Embedder(
-                    self._model, longest=self._embedding_length, threads=self._settings.thread_count()
-                )
-            vector = self._embedder.vector(command.token_ids, normalize=command.normalize)
-            self._outbox.settle(command.result, vector.tolist())
-        except ChorusError as error:
-            self._outbox.settle(command.result, error)
-
     def _load_report(self) -> ModelLoad:
         scheduler = self._scheduler
         return ModelLoad(
             self._name,
             len(scheduler.running),
             scheduler.limits.slots,
-            len(scheduler.room),
+            len(scheduler.room) + len(self._embeds),
             scheduler.used_cells,
             scheduler.limits.cells if self._generates else 0,
             scheduler.times.decode_rate,

@@ -38,6 +38,8 @@ from chorus.core.generation import (
     Progress,
     Prompt,
     Queued,
+    Ranking,
+    RerankRequest,
     TextPrompt,
     Tool,
 )
@@ -275,6 +277,11 @@ class RemoteEngine:
             raise EngineError(f"{self._http.server} sent a vector that is not made of numbers")
         norm = math.hypot(*values) if request.normalize else 1.0
         return Embedding(tuple(value / (norm or 1.0) for value in values), count, truncated)
+
+    async def rerank(self, request: RerankRequest) -> tuple[Artifact, Ranking]:
+        """Raises `UnsupportedFeatureError`: no server is asked for scores."""
+        model = self._host(request.model, (), request.requirements.artifact_sha256).model
+        raise unsupported(model, Feature.RERANK, "rerank documents")
 
     async def tokenize(
         self,

@@ -26,12 +26,13 @@ from chorus.api.coordinator.v1 import ensemble_pb2 as chorus_dot_api_dot_coordin
 from chorus.api.identity.v1 import access_pb2 as chorus_dot_api_dot_identity_dot_v1_dot_access__pb2
 from chorus.api.inference.v1 import embedding_pb2 as chorus_dot_api_dot_inference_dot_v1_dot_embedding__pb2
 from chorus.api.inference.v1 import generation_pb2 as chorus_dot_api_dot_inference_dot_v1_dot_generation__pb2
+from chorus.api.inference.v1 import rerank_pb2 as chorus_dot_api_dot_inference_dot_v1_dot_rerank__pb2
 from chorus.api.registry.v1 import registry_pb2 as chorus_dot_api_dot_registry_dot_v1_dot_registry__pb2
 from chorus.api.runner.v1 import resources_pb2 as chorus_dot_api_dot_runner_dot_v1_dot_resources__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+chorus/api/coordinator/v1/coordinator.proto\x12\x19\x63horus.api.coordinator.v1\x1a(chorus/api/coordinator/v1/ensemble.proto\x1a#chorus/api/identity/v1/access.proto\x1a\'chorus/api/inference/v1/embedding.proto\x1a(chorus/api/inference/v1/generation.proto\x1a%chorus/api/registry/v1/registry.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"\x99\x02\n\x0fGenerateRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x39\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\'.chorus.api.coordinator.v1.EnsembleSpec\x12\x35\n\x08\x66\x61llback\x18\x04 \x01(\x0b\x32#.chorus.api.coordinator.v1.Fallback\x12\x35\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32&.chorus.api.coordinator.v1.CachePolicy\x12\x15\n\rallow_hedging\x18\x06 \x01(\x08\"\xd2\x01\n\x10GenerateResponse\x12\x37\n\x05\x65vent\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x33\n\x07verdict\x18\x03 \x01(\x0b\x32\".chorus.api.coordinator.v1.Verdict\x12=\n\x0csubstitution\x18\x04 \x01(\x0b\x32\'.chorus.api.coordinator.v1.Substitution\"J\n\x08\x46\x61llback\x12\x15\n\rsimilar_model\x18\x01 \x01(\x08\x12\x15\n\rcached_answer\x18\x02 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x03 \x01(\x08\"F\n\x0cSubstitution\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"m\n\x0b\x43\x61\x63hePolicy\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.chorus.api.coordinator.v1.CacheMode\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x0c\x45mbedRequest\x12\x34\n\x04spec\x18\x01 \x01(\x0b\x32&.chorus.api.inference.v1.EmbeddingSpec\"I\n\rEmbedResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.EmbeddingResult\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"I\n\x13\x43ountTokensResponse\x12\x32\n\x05\x63ount\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.TokenCount\"\x13\n\x11ListModelsRequest\"a\n\x12ListModelsResponse\x12\x34\n\x06models\x18\x01 \x03(\x0b\x32$.chorus.api.coordinator.v1.MeshModel\x12\x15\n\rdefault_model\x18\x02 \x01(\t\"t\n\tMeshModel\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.chorus.api.runner.v1.Artifact\x12\x35\n\x06places\x18\x02 \x03(\x0b\x32%.chorus.api.coordinator.v1.ModelPlace\"c\n\nModelPlace\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"m\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".chorus.api.registry.v1.NodeFilter\"\xce\x01\n\x11ListNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.chorus.api.registry.v1.NodeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\x12=\n\nregistries\x18\x06 \x03(\x0b\x32).chorus.api.coordinator.v1.RegistryStatus\"\x84\x01\n\x0eRegistryStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12-\n\nlast_heard\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x11WatchNodesRequest\x12\x14\n\x0cwithout_load\x18\x01 \x01(\x08\"K\n\x12WatchNodesResponse\x12\x35\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.chorus.api.registry.v1.DirectoryEvent\"P\n\x17\x45xplainPlacementRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"\xd2\x01\n\x18\x45xplainPlacementResponse\x12\x18\n\x10\x63hosen_runner_id\x18\x01 \x01(\t\x12\x38\n\ncandidates\x18\x02 \x03(\x0b\x32$.chorus.api.coordinator.v1.Candidate\x12\x35\n\x08rejected\x18\x03 \x03(\x0b\x32#.chorus.api.coordinator.v1.Rejected\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\"\x83\x01\n\tCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x03 \x01(\t\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x12\x32\n\x05terms\x18\x05 \x03(\x0b\x32#.chorus.api.coordinator.v1.CostTerm\"\'\n\x08\x43ostTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"z\n\x08Rejected\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12:\n\x06reason\x18\x03 \x01(\x0e\x32*.chorus.api.coordinator.v1.RejectionReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*j\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43\x41\x43HE_MODE_OFF\x10\x01\x12\x14\n\x10\x43\x41\x43HE_MODE_EXACT\x10\x02\x12\x17\n\x13\x43\x41\x43HE_MODE_SEMANTIC\x10\x03*\xed\x03\n\x0fRejectionReason\x12 \n\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REJECTION_REASON_MODEL\x10\x01\x12\x1f\n\x1bREJECTION_REASON_NOT_LOADED\x10\x02\x12\x1c\n\x18REJECTION_REASON_FEATURE\x10\x03\x12\x1c\n\x18REJECTION_REASON_CONTEXT\x10\x04\x12\x1a\n\x16REJECTION_REASON_LABEL\x10\x05\x12\x19\n\x15REJECTION_REASON_TIER\x10\x06\x12\x18\n\x14REJECTION_REASON_TAG\x10\x07\x12\x1b\n\x17REJECTION_REASON_PINNED\x10\x08\x12\x1c\n\x18REJECTION_REASON_PRIVATE\x10\t\x12\x1a\n\x16REJECTION_REASON_STATE\x10\n\x12 \n\x1cREJECTION_REASON_UNREACHABLE\x10\x0b\x12\x19\n\x15REJECTION_REASON_FULL\x10\x0c\x12\x1a\n\x16REJECTION_REASON_TRIED\x10\r\x12!\n\x1dREJECTION_REASON_BREAKER_OPEN\x10\x0e\x12\x1b\n\x17REJECTION_REASON_MEMORY\x10\x0f\x32\xc2\x06\n\x0b\x43oordinator\x12o\n\x08Generate\x12*.chorus.api.coordinator.v1.GenerateRequest\x1a+.chorus.api.coordinator.v1.GenerateResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12\x64\n\x05\x45mbed\x12\'.chorus.api.coordinator.v1.EmbedRequest\x1a(.chorus.api.coordinator.v1.EmbedResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12v\n\x0b\x43ountTokens\x12-.chorus.api.coordinator.v1.CountTokensRequest\x1a..chorus.api.coordinator.v1.CountTokensResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12s\n\nListModels\x12,.chorus.api.coordinator.v1.ListModelsRequest\x1a-.chorus.api.coordinator.v1.ListModelsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12p\n\tListNodes\x12+.chorus.api.coordinator.v1.ListNodesRequest\x1a,.chorus.api.coordinator.v1.ListNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12u\n\nWatchNodes\x12,.chorus.api.coordinator.v1.WatchNodesRequest\x1a-.chorus.api.coordinator.v1.WatchNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12\x85\x01\n\x10\x45xplainPlacement\x12\x32.chorus.api.coordinator.v1.ExplainPlacementRequest\x1a\x33.chorus.api.coordinator.v1.ExplainPlacementResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+chorus/api/coordinator/v1/coordinator.proto\x12\x19\x63horus.api.coordinator.v1\x1a(chorus/api/coordinator/v1/ensemble.proto\x1a#chorus/api/identity/v1/access.proto\x1a\'chorus/api/inference/v1/embedding.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/inference/v1/rerank.proto\x1a%chorus/api/registry/v1/registry.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"\x99\x02\n\x0fGenerateRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x39\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\'.chorus.api.coordinator.v1.EnsembleSpec\x12\x35\n\x08\x66\x61llback\x18\x04 \x01(\x0b\x32#.chorus.api.coordinator.v1.Fallback\x12\x35\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32&.chorus.api.coordinator.v1.CachePolicy\x12\x15\n\rallow_hedging\x18\x06 \x01(\x08\"\xd2\x01\n\x10GenerateResponse\x12\x37\n\x05\x65vent\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x33\n\x07verdict\x18\x03 \x01(\x0b\x32\".chorus.api.coordinator.v1.Verdict\x12=\n\x0csubstitution\x18\x04 \x01(\x0b\x32\'.chorus.api.coordinator.v1.Substitution\"J\n\x08\x46\x61llback\x12\x15\n\rsimilar_model\x18\x01 \x01(\x08\x12\x15\n\rcached_answer\x18\x02 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x03 \x01(\x08\"F\n\x0cSubstitution\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"m\n\x0b\x43\x61\x63hePolicy\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.chorus.api.coordinator.v1.CacheMode\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x0c\x45mbedRequest\x12\x34\n\x04spec\x18\x01 \x01(\x0b\x32&.chorus.api.inference.v1.EmbeddingSpec\"I\n\rEmbedResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.EmbeddingResult\"B\n\rRerankRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.RerankSpec\"G\n\x0eRerankResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.chorus.api.inference.v1.RerankResult\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"I\n\x13\x43ountTokensResponse\x12\x32\n\x05\x63ount\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.TokenCount\"\x13\n\x11ListModelsRequest\"a\n\x12ListModelsResponse\x12\x34\n\x06models\x18\x01 \x03(\x0b\x32$.chorus.api.coordinator.v1.MeshModel\x12\x15\n\rdefault_model\x18\x02 \x01(\t\"t\n\tMeshModel\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.chorus.api.runner.v1.Artifact\x12\x35\n\x06places\x18\x02 \x03(\x0b\x32%.chorus.api.coordinator.v1.ModelPlace\"c\n\nModelPlace\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"m\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".chorus.api.registry.v1.NodeFilter\"\xce\x01\n\x11ListNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.chorus.api.registry.v1.NodeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\x12=\n\nregistries\x18\x06 \x03(\x0b\x32).chorus.api.coordinator.v1.RegistryStatus\"\x84\x01\n\x0eRegistryStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12-\n\nlast_heard\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x11WatchNodesRequest\x12\x14\n\x0cwithout_load\x18\x01 \x01(\x08\"K\n\x12WatchNodesResponse\x12\x35\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.chorus.api.registry.v1.DirectoryEvent\"P\n\x17\x45xplainPlacementRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"\xd2\x01\n\x18\x45xplainPlacementResponse\x12\x18\n\x10\x63hosen_runner_id\x18\x01 \x01(\t\x12\x38\n\ncandidates\x18\x02 \x03(\x0b\x32$.chorus.api.coordinator.v1.Candidate\x12\x35\n\x08rejected\x18\x03 \x03(\x0b\x32#.chorus.api.coordinator.v1.Rejected\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\"\x83\x01\n\tCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x03 \x01(\t\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x12\x32\n\x05terms\x18\x05 \x03(\x0b\x32#.chorus.api.coordinator.v1.CostTerm\"\'\n\x08\x43ostTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"z\n\x08Rejected\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12:\n\x06reason\x18\x03 \x01(\x0e\x32*.chorus.api.coordinator.v1.RejectionReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*j\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43\x41\x43HE_MODE_OFF\x10\x01\x12\x14\n\x10\x43\x41\x43HE_MODE_EXACT\x10\x02\x12\x17\n\x13\x43\x41\x43HE_MODE_SEMANTIC\x10\x03*\xed\x03\n\x0fRejectionReason\x12 \n\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REJECTION_REASON_MODEL\x10\x01\x12\x1f\n\x1bREJECTION_REASON_NOT_LOADED\x10\x02\x12\x1c\n\x18REJECTION_REASON_FEATURE\x10\x03\x12\x1c\n\x18REJECTION_REASON_CONTEXT\x10\x04\x12\x1a\n\x16REJECTION_REASON_LABEL\x10\x05\x12\x19\n\x15REJECTION_REASON_TIER\x10\x06\x12\x18\n\x14REJECTION_REASON_TAG\x10\x07\x12\x1b\n\x17REJECTION_REASON_PINNED\x10\x08\x12\x1c\n\x18REJECTION_REASON_PRIVATE\x10\t\x12\x1a\n\x16REJECTION_REASON_STATE\x10\n\x12 \n\x1cREJECTION_REASON_UNREACHABLE\x10\x0b\x12\x19\n\x15REJECTION_REASON_FULL\x10\x0c\x12\x1a\n\x16REJECTION_REASON_TRIED\x10\r\x12!\n\x1dREJECTION_REASON_BREAKER_OPEN\x10\x0e\x12\x1b\n\x17REJECTION_REASON_MEMORY\x10\x0f\x32\xab\x07\n\x0b\x43oordinator\x12o\n\x08Generate\x12*.chorus.api.coordinator.v1.GenerateRequest\x1a+.chorus.api.coordinator.v1.GenerateResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12\x64\n\x05\x45mbed\x12\'.chorus.api.coordinator.v1.EmbedRequest\x1a(.chorus.api.coordinator.v1.EmbedResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12g\n\x06Rerank\x12(.chorus.api.coordinator.v1.RerankRequest\x1a).chorus.api.coordinator.v1.RerankResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12v\n\x0b\x43ountTokens\x12-.chorus.api.coordinator.v1.CountTokensRequest\x1a..chorus.api.coordinator.v1.CountTokensResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12s\n\nListModels\x12,.chorus.api.coordinator.v1.ListModelsRequest\x1a-.chorus.api.coordinator.v1.ListModelsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12p\n\tListNodes\x12+.chorus.api.coordinator.v1.ListNodesRequest\x1a,.chorus.api.coordinator.v1.ListNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12u\n\nWatchNodes\x12,.chorus.api.coordinator.v1.WatchNodesRequest\x1a-.chorus.api.coordinator.v1.WatchNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12\x85\x01\n\x10\x45xplainPlacement\x12\x32.chorus.api.coordinator.v1.ExplainPlacementRequest\x1a\x33.chorus.api.coordinator.v1.ExplainPlacementResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COORDINATOR'].methods_by_name['Generate']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['Embed']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['Embed']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['Rerank']._loaded_options = None
+  _globals['_COORDINATOR'].methods_by_name['Rerank']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['CountTokens']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['CountTokens']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['ListModels']._loaded_options = None
@@ -52,56 +55,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COORDINATOR'].methods_by_name['WatchNodes']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['ExplainPlacement']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['ExplainPlacement']._serialized_options = b'\212\350\030\004\n\002\004\005'
-  _globals['_CACHEMODE']._serialized_start=2906
-  _globals['_CACHEMODE']._serialized_end=3012
-  _globals['_REJECTIONREASON']._serialized_start=3015
-  _globals['_REJECTIONREASON']._serialized_end=3508
-  _globals['_GENERATEREQUEST']._serialized_start=346
-  _globals['_GENERATEREQUEST']._serialized_end=627
-  _globals['_GENERATERESPONSE']._serialized_start=630
-  _globals['_GENERATERESPONSE']._serialized_end=840
-  _globals['_FALLBACK']._serialized_start=842
-  _globals['_FALLBACK']._serialized_end=916
-  _globals['_SUBSTITUTION']._serialized_start=918
-  _globals['_SUBSTITUTION']._serialized_end=988
-  _globals['_CACHEPOLICY']._serialized_start=990
-  _globals['_CACHEPOLICY']._serialized_end=1099
-  _globals['_EMBEDREQUEST']._serialized_start=1101
-  _globals['_EMBEDREQUEST']._serialized_end=1169
-  _globals['_EMBEDRESPONSE']._serialized_start=1171
-  _globals['_EMBEDRESPONSE']._serialized_end=1244
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1246
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1321
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1323
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1396
-  _globals['_LISTMODELSREQUEST']._serialized_start=1398
-  _globals['_LISTMODELSREQUEST']._serialized_end=1417
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1419
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1516
-  _globals['_MESHMODEL']._serialized_start=1518
-  _globals['_MESHMODEL']._serialized_end=1634
-  _globals['_MODELPLACE']._serialized_start=1636
-  _globals['_MODELPLACE']._serialized_end=1735
-  _globals['_LISTNODESREQUEST']._serialized_start=1737
-  _globals['_LISTNODESREQUEST']._serialized_end=1846
-  _globals['_LISTNODESRESPONSE']._serialized_start=1849
-  _globals['_LISTNODESRESPONSE']._serialized_end=2055
-  _globals['_REGISTRYSTATUS']._serialized_start=2058
-  _globals['_REGISTRYSTATUS']._serialized_end=2190
-  _globals['_WATCHNODESREQUEST']._serialized_start=2192
-  _globals['_WATCHNODESREQUEST']._serialized_end=2233
-  _globals['_WATCHNODESRESPONSE']._serialized_start=2235
-  _globals['_WATCHNODESRESPONSE']._serialized_end=2310
-  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=2312
-  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=2392
-  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=2395
-  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=2605
-  _globals['_CANDIDATE']._serialized_start=2608
-  _globals['_CANDIDATE']._serialized_end=2739
-  _globals['_COSTTERM']._serialized_start=2741
-  _globals['_COSTTERM']._serialized_end=2780
-  _globals['_REJECTED']._serialized_start=2782
-  _globals['_REJECTED']._serialized_end=2904
-  _globals['_COORDINATOR']._serialized_start=3511
-  _globals['_COORDINATOR']._serialized_end=4345
+  _globals['_CACHEMODE']._serialized_start=3085
+  _globals['_CACHEMODE']._serialized_end=3191
+  _globals['_REJECTIONREASON']._serialized_start=3194
+  _globals['_REJECTIONREASON']._serialized_end=3687
+  _globals['_GENERATEREQUEST']._serialized_start=384
+  _globals['_GENERATEREQUEST']._serialized_end=665
+  _globals['_GENERATERESPONSE']._serialized_start=668
+  _globals['_GENERATERESPONSE']._serialized_end=878
+  _globals['_FALLBACK']._serialized_start=880
+  _globals['_FALLBACK']._serialized_end=954
+  _globals['_SUBSTITUTION']._serialized_start=956
+  _globals['_SUBSTITUTION']._serialized_end=1026
+  _globals['_CACHEPOLICY']._serialized_start=1028
+  _globals['_CACHEPOLICY']._serialized_end=1137
+  _globals['_EMBEDREQUEST']._serialized_start=1139
+  _globals['_EMBEDREQUEST']._serialized_end=1207
+  _globals['_EMBEDRESPONSE']._serialized_start=1209
+  _globals['_EMBEDRESPONSE']._serialized_end=1282
+  _globals['_RERANKREQUEST']._serialized_start=1284
+  _globals['_RERANKREQUEST']._serialized_end=1350
+  _globals['_RERANKRESPONSE']._serialized_start=1352
+  _globals['_RERANKRESPONSE']._serialized_end=1423
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1425
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1500
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1502
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1575
+  _globals['_LISTMODELSREQUEST']._serialized_start=1577
+  _globals['_LISTMODELSREQUEST']._serialized_end=1596
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1598
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1695
+  _globals['_MESHMODEL']._serialized_start=1697
+  _globals['_MESHMODEL']._serialized_end=1813
+  _globals['_MODELPLACE']._serialized_start=1815
+  _globals['_MODELPLACE']._serialized_end=1914
+  _globals['_LISTNODESREQUEST']._serialized_start=1916
+  _globals['_LISTNODESREQUEST']._serialized_end=2025
+  _globals['_LISTNODESRESPONSE']._serialized_start=2028
+  _globals['_LISTNODESRESPONSE']._serialized_end=2234
+  _globals['_REGISTRYSTATUS']._serialized_start=2237
+  _globals['_REGISTRYSTATUS']._serialized_end=2369
+  _globals['_WATCHNODESREQUEST']._serialized_start=2371
+  _globals['_WATCHNODESREQUEST']._serialized_end=2412
+  _globals['_WATCHNODESRESPONSE']._serialized_start=2414
+  _globals['_WATCHNODESRESPONSE']._serialized_end=2489
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=2491
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=2571
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=2574
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=2784
+  _globals['_CANDIDATE']._serialized_start=2787
+  _globals['_CANDIDATE']._serialized_end=2918
+  _globals['_COSTTERM']._serialized_start=2920
+  _globals['_COSTTERM']._serialized_end=2959
+  _globals['_REJECTED']._serialized_start=2961
+  _globals['_REJECTED']._serialized_end=3083
+  _globals['_COORDINATOR']._serialized_start=3690
+  _globals['_COORDINATOR']._serialized_end=4629
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ The service that clients talk to."""
 from chorus.api.coordinator.v1 import ensemble_pb2 as _ensemble_pb2
 from chorus.api.inference.v1 import embedding_pb2 as _embedding_pb2
 from chorus.api.inference.v1 import generation_pb2 as _generation_pb2
+from chorus.api.inference.v1 import rerank_pb2 as _rerank_pb2
 from chorus.api.registry.v1 import registry_pb2 as _registry_pb2
 from chorus.api.runner.v1 import resources_pb2 as _resources_pb2
 from collections import abc as _abc
@@ -356,6 +357,54 @@ class EmbedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class RerankRequest(_message.Message):
+    """Documents to order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _rerank_pb2.RerankSpec:
+        """The query, the documents and how."""
+
+    def __init__(
+        self,
+        *,
+        spec: _rerank_pb2.RerankSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class RerankResponse(_message.Message):
+    """The documents, ordered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> _rerank_pb2.RerankResult:
+        """The documents, the best one first."""
+
+    def __init__(
+        self,
+        *,
+        result: _rerank_pb2.RerankResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankResponse: _TypeAlias = RerankResponse  # noqa: Y015
 
 @_typing.final
 class CountTokensRequest(_message.Message):

@@ -47,6 +47,11 @@ class CoordinatorStub:
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/Rerank',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.RerankRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/chorus.api.coordinator.v1.Coordinator/CountTokens',
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.CountTokensRequest.SerializeToString,
@@ -95,6 +100,16 @@ class CoordinatorServicer:
 
     def Embed(self, request, context):
         """Turns texts into vectors, on one runner.
+        Callers: clients, admins.
+        Errors: as Generate.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Orders documents by how well they answer a query, on one runner.
         Callers: clients, admins.
         Errors: as Generate.
         Retry: safe.
@@ -166,6 +181,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.RerankRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.RerankResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -250,6 +270,33 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/Embed',
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/Rerank',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.RerankRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

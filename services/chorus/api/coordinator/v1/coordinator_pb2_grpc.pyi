@@ -51,6 +51,12 @@ class CoordinatorStub:
     Errors: as Generate.
     Retry: safe.
     """
+    Rerank: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RerankRequest, _coordinator_pb2.RerankResponse]
+    """Orders documents by how well they answer a query, on one runner.
+    Callers: clients, admins.
+    Errors: as Generate.
+    Retry: safe.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CountTokensRequest, _coordinator_pb2.CountTokensResponse]
     """Tells how many tokens the prompt of a generation has.
     Callers: clients, admins.
@@ -102,6 +108,12 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """
     Embed: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EmbedRequest, _coordinator_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors, on one runner.
+    Callers: clients, admins.
+    Errors: as Generate.
+    Retry: safe.
+    """
+    Rerank: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RerankRequest, _coordinator_pb2.RerankResponse]  # type: ignore[assignment]
+    """Orders documents by how well they answer a query, on one runner.
     Callers: clients, admins.
     Errors: as Generate.
     Retry: safe.
@@ -166,6 +178,18 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.EmbedResponse, _abc.Awaitable[_coordinator_pb2.EmbedResponse]]:
         """Turns texts into vectors, on one runner.
+        Callers: clients, admins.
+        Errors: as Generate.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _coordinator_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RerankResponse, _abc.Awaitable[_coordinator_pb2.RerankResponse]]:
+        """Orders documents by how well they answer a query, on one runner.
         Callers: clients, admins.
         Errors: as Generate.
         Retry: safe.

@@ -77,6 +77,8 @@ class _FeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feature.Value
     """Embeddings."""
     FEATURE_TOKENIZE: _Feature.ValueType  # 24
     """Tokenize, Detokenize and CountTokens."""
+    FEATURE_RERANK: _Feature.ValueType  # 25
+    """Scores of documents for a query."""
 
 class Feature(_Feature, metaclass=_FeatureEnumTypeWrapper):
     """What a request can ask for beyond plain text from a prompt; declared per model."""
@@ -131,6 +133,8 @@ FEATURE_EMBED: Feature.ValueType  # 23
 """Embeddings."""
 FEATURE_TOKENIZE: Feature.ValueType  # 24
 """Tokenize, Detokenize and CountTokens."""
+FEATURE_RERANK: Feature.ValueType  # 25
+"""Scores of documents for a query."""
 Global___Feature: _TypeAlias = Feature  # noqa: Y015
 
 class _ModelState:

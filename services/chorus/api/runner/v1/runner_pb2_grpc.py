@@ -46,6 +46,11 @@ class ModelRunnerStub:
                 request_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/chorus.api.runner.v1.ModelRunner/Rerank',
+                request_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.RerankRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/chorus.api.runner.v1.ModelRunner/Tokenize',
                 request_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.TokenizeRequest.SerializeToString,
@@ -107,6 +112,16 @@ class ModelRunnerServicer:
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG), NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION
         (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING, ENGINE_FAILED).
         Retry: safe; the same texts give the same vectors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Orders documents by how well they answer a query.
+        Callers: coordinators, clients, admins.
+        Errors: as Embed.
+        Retry: safe; the same documents get the same scores.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +212,11 @@ def add_ModelRunnerServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.EmbedRequest.FromString,
                     response_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.RerankRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.RerankResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -290,6 +310,33 @@ class ModelRunner:
             '/chorus.api.runner.v1.ModelRunner/Embed',
             chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.EmbedRequest.SerializeToString,
             chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.runner.v1.ModelRunner/Rerank',
+            chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.RerankRequest.SerializeToString,
+            chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

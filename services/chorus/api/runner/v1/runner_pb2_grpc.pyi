@@ -51,6 +51,12 @@ class ModelRunnerStub:
     (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING, ENGINE_FAILED).
     Retry: safe; the same texts give the same vectors.
     """
+    Rerank: _grpc.UnaryUnaryMultiCallable[_runner_pb2.RerankRequest, _runner_pb2.RerankResponse]
+    """Orders documents by how well they answer a query.
+    Callers: coordinators, clients, admins.
+    Errors: as Embed.
+    Retry: safe; the same documents get the same scores.
+    """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_runner_pb2.TokenizeRequest, _runner_pb2.TokenizeResponse]
     """Turns text into token ids of a model's vocabulary.
     Callers: coordinators, clients, admins.
@@ -119,6 +125,12 @@ class ModelRunnerAsyncStub(ModelRunnerStub):
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG), NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION
     (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING, ENGINE_FAILED).
     Retry: safe; the same texts give the same vectors.
+    """
+    Rerank: _aio.UnaryUnaryMultiCallable[_runner_pb2.RerankRequest, _runner_pb2.RerankResponse]  # type: ignore[assignment]
+    """Orders documents by how well they answer a query.
+    Callers: coordinators, clients, admins.
+    Errors: as Embed.
+    Retry: safe; the same documents get the same scores.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_runner_pb2.TokenizeRequest, _runner_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Turns text into token ids of a model's vocabulary.
@@ -197,6 +209,18 @@ class ModelRunnerServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG), NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION
         (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING, ENGINE_FAILED).
         Retry: safe; the same texts give the same vectors.
+        """
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _runner_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runner_pb2.RerankResponse, _abc.Awaitable[_runner_pb2.RerankResponse]]:
+        """Orders documents by how well they answer a query.
+        Callers: coordinators, clients, admins.
+        Errors: as Embed.
+        Retry: safe; the same documents get the same scores.
         """
 
     @_abc_1.abstractmethod
