@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from chorus.core.errors import ChorusError
+from chorus.engine.llama.binding import Adapter
 from chorus.engine.llama.job import Job
 
 T = TypeVar("T")
@@ -48,11 +49,18 @@ class ForgetCache:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAdapter:
+    """Free an adapter that no request uses."""
+
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End everything."""
 
 
-Command = Submit | Cancel | Embed | ForgetCache | Stop
+Command = Submit | Cancel | Embed | ForgetCache | ReleaseAdapter | Stop
 
 
 class Outbox:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import psutil
 import structlog
@@ -22,9 +23,10 @@ from chorus.core.fleet.records import ModelLoad, ModelState, ModelStatus
 from chorus.core.generation import Phase, Progress
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
+from chorus.engine.llama.adapters import AdapterShelf, find_adapter
 from chorus.engine.llama.embedder import longest_input
 from chorus.engine.llama.prompt import ModelFacts, PromptReader
-from chorus.engine.llama.settings import LlamaSettings, ModelSource
+from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSource
 from chorus.engine.llama.worker import Worker
 
 _log = structlog.get_logger("chorus.engine.llama")
@@ -61,6 +63,7 @@ class Host:
         self._model: binding.Model | None = None
         self._reader: PromptReader | None = None
         self._worker: Worker | None = None
+        self._shelf: AdapterShelf | None = None
         self._dead: Worker | None = None  # failed by itself, and perhaps still freeing what it had
         self._loading: asyncio.Task[None] | None = None
         self._break_off = False
@@ -83,6 +86,7 @@ class Host:
             context_length=self.context_length,
             slot_count=self._settings.slots,
             error=self.error,
+            adapters=tuple(source.name for source in self.source.adapters) if self.facts.generates else (),
         )
 
     @property
@@ -110,6 +114,24 @@ class Host:
         if self._reader is None or self.closing:
             raise DrainingError(f"{self.name} is being unloaded")
         return self._reader
+
+    def adapter_source(self, name: str) -> AdapterSource:
+        """The adapter that a request names. Raises `NotFoundError`."""
+        return find_adapter(self.source.adapters, name, model=self.name)
+
+    @property
+    def shelf(self) -> AdapterShelf:
+        """The adapters in memory. Raises `DrainingError` if the model is not loaded (any more)."""
+        if self._shelf is None or self.closing:
+            raise DrainingError(f"{self.name} is being unloaded")
+        return self._shelf
+
+    def renew(self, source: ModelSource) -> bool:
+        """Takes over what may change of a model in use: its adapters. Returns whether they did."""
+        changed = self.source.adapters != source.adapters
+        if changed:
+            self.source = replace(self.source, adapters=source.adapters)
+        return changed
 
     @property
     def is_idle(self) -> bool:
@@ -228,6 +250,7 @@ class Host:
         finally:
             self._loading = None
         self._model, self._reader, self._worker = model, reader, worker
+        self._shelf = AdapterShelf(model, self._settings, loader=self._loader, send=worker.send)
         _log.info("model loaded", model=self.name, seconds=round(time.monotonic() - began, 2))
         self._become(ModelState.LOADED)
         if self._break_off:
@@ -320,7 +343,7 @@ class Host:
             await dead.stop()
 
     def _forget(self) -> None:
-        self._model = self._reader = self._worker = None
+        self._model = self._reader = self._worker = self._shelf = None
         self.closing = False
 
     # --- inside -----------------------------------------------------------------------------------------------------

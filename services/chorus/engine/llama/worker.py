@@ -19,8 +19,8 @@ from chorus.core.batching.speculation import PromptLookup, Speculation
 from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
-from chorus.engine.llama.binding import Model
-from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, Stop, Submit
+from chorus.engine.llama.binding import Adapter, Model
+from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, ReleaseAdapter, Stop, Submit
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
 from chorus.engine.llama.embedder import Embedder
 from chorus.engine.llama.job import Choice, Job
@@ -163,6 +163,8 @@ class Worker:
                 self._scheduler.forget_cache()
                 self._carry_out()
                 self._outbox.settle(command.result, None)
+            elif isinstance(command, ReleaseAdapter):
+                self._release_adapter(command.adapter)
             else:
                 self._embeds.append(command)
             self.load = self._load_report()
@@ -184,6 +186,11 @@ class Worker:
             job.admit(time.monotonic())
             self._start(job)
             self._finish_if_done(job)
+
+    def _release_adapter(self, adapter: Adapter) -> None:
+        if self._context is not None and self._context.adapter is adapter:
+            self._context.use_adapter(None)
+        adapter.close()
 
     def _drop(self, job: Job, *, sound: bool = True) -> None:
         """Frees whatever a request holds; says nothing. Not `sound`: what it has in memory is not used again."""
@@ -280,6 +287,8 @@ class Worker:
     def _decode(self, plan: Plan) -> None:
         context = self._context
         assert context is not None
+        assert plan.lane is None or isinstance(plan.lane, Adapter)
+        context.use_adapter(plan.lane)
         count = self._fill(context, plan.chunks)
         self._hand_over()  # the event loop tells what the last step gave while this one is computed
         began = time.monotonic()
