@@ -244,9 +244,9 @@ class ModelStore:
         return manifest.location
 
     def remove(self, entry: StoredArtifact | StoredAdapter | BrokenFile) -> tuple[Path, ...]:
-        """Removes what stands for a model or an adapter in the folder; returns the files that went. A referenced file stays.
+        """Removes what stands for a model or an adapter in the folder; returns the files that went.
 
-        Raises NotFoundError where nothing is left to remove, ConfigError where it can't be removed.
+        A referenced file stays. Raises NotFoundError where nothing is left to remove, ConfigError where it can't be.
         """
         place = entry.place
         if ".." in place.parts or place.parent not in (self.directory, self.directory / place.parent.name):

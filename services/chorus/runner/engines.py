@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
 from chorus.models import (
     DEFAULT_MODEL,
+    Listing,
     ModelStore,
     StoredAdapter,
     StoredArtifact,
@@ -91,14 +92,32 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             check=lambda: check_fit(read_adapter(info.path), stored.info),
         )
 
-    def source(stored: StoredArtifact, adapters: Sequence[StoredAdapter]) -> ModelSource:
+    def needed_bytes(stored: StoredArtifact) -> int:
         own_limit = stored.info.context_length or context_length
         plan = LoadPlan(context_tokens=min(context_length, own_limit), slots=settings.slots)
+        return estimate(stored.info, plan).total_bytes
+
+    def draft_of(stored: StoredArtifact, listing: Listing) -> StoredArtifact | None:
+        artifact = stored.artifact
+        named = settings.draft_models.get(artifact.name) or settings.draft_models.get(artifact.family)
+        if named is None:
+            return None
+        draft = next(
+            (other for other in listing.artifacts if named in (other.artifact.name, other.artifact.family)), None
+        )
+        if draft is None and (artifact.name, named) not in told:
+            told.add((artifact.name, named))
+            _log.warning("model.no_draft", model=artifact.name, draft=named, fix=f"chorus models pull {named}")
+        return draft
+
+    def source(stored: StoredArtifact, listing: Listing) -> ModelSource:
+        draft = draft_of(stored, listing)
         return ModelSource(
             stored.artifact,
             stored.path,
-            required_bytes=estimate(stored.info, plan).total_bytes,
-            adapters=tuple(adapter(found, stored) for found in adapters),
+            required_bytes=needed_bytes(stored) + (needed_bytes(draft) if draft is not None else 0),
+            adapters=tuple(adapter(found, stored) for found in listing.adapters_of(stored)),
+            draft=None if draft is None else ModelSource(draft.artifact, draft.path),
         )
 
     def sources() -> list[ModelSource]:
@@ -108,7 +127,7 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             if problem not in told:
                 told.add(problem)
                 _log.warning("model.broken", path=problem[0], why=problem[1])
-        return [source(stored, listing.adapters_of(stored)) for stored in listing.artifacts]
+        return [source(stored, listing) for stored in listing.artifacts]
 
     engine = LlamaEngine(
         sources(),

@@ -179,9 +179,13 @@ class Model:
     @property
     def copies_prefixes(self) -> bool:
         """Whether part of a sequence may be copied to another: not where memory is a state or a sliding window."""
+        return not self.keeps_state and not self._lib.llama_model_n_swa(self.handle)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether memory is a state of all tokens so far, from which the last ones cannot be taken back."""
         lib, handle = self._lib, self.handle
-        stateful = lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
-        return not stateful and not lib.llama_model_n_swa(handle)
+        return bool(lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle))
 
     # --- adapters ---------------------------------------------------------------------------------------------------
 
@@ -242,6 +246,19 @@ class Model:
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
+
+    @property
+    def vocabulary_type(self) -> int:
+        """How texts become tokens, by llama.cpp's own numbers."""
+        with self._in_use() as vocab:
+            return int(self._lib.llama_vocab_type(vocab))
+
+    def token_texts(self) -> Iterator[bytes]:
+        """Every token as the vocabulary writes it, in order of their ids."""
+        text = self._lib.llama_vocab_get_text
+        with self._in_use() as vocab:
+            for token_id in range(self.vocabulary_size):
+                yield text(vocab, token_id) or b""
 
     def detokenize(self, token_ids: Sequence[int], *, show_special: bool) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD. Thread-safe while the model is open."""

@@ -7,19 +7,22 @@ speculative decoding", arXiv 2211.17192.) How many tokens are worth guessing, an
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from chorus.core.errors import ConfigError
+from chorus.core.batching.prefixes import common_prefix
+from chorus.core.errors import ConfigError, EngineError
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
 
 # Vocabularies of one family differ by some unused entries at the end, and in how the first ones are written.
 _SIZE_DIFFERENCE = 128
 _FIRST_COMPARED = 5
+_SMOOTHING = 0.1
 
 
 def check_vocabularies(target: Model, draft: Model, *, target_name: str, draft_name: str) -> None:
@@ -34,7 +37,7 @@ def check_vocabularies(target: Model, draft: Model, *, target_name: str, draft_n
 
     if not draft.generates:
         raise refuse("it does not generate text")
-    if not draft.unified:
+    if draft.keeps_state:
         raise refuse("it keeps a state that cannot take back a wrong guess")
     if target.vocabulary_type != draft.vocabulary_type:
         raise refuse("their vocabularies are of different types")
@@ -45,11 +48,11 @@ def check_vocabularies(target: Model, draft: Model, *, target_name: str, draft_n
     sizes = (target.vocabulary_size, draft.vocabulary_size)
     if abs(sizes[0] - sizes[1]) > _SIZE_DIFFERENCE:
         raise refuse(f"their vocabularies have {sizes[0]} and {sizes[1]} tokens")
-    for token_id in range(_FIRST_COMPARED, min(sizes)):
-        ours, theirs = target.token_text(token_id), draft.token_text(token_id)
-        if ours != theirs:
-            shown = (text.decode("utf-8", "replace")[:40] for text in (ours, theirs))
-            raise refuse("token {} is {!r} in one and {!r} in the other".format(token_id, *shown))
+    # the longer one has tokens at its end that the other lacks
+    for token_id, (ours, theirs) in enumerate(zip(target.token_texts(), draft.token_texts(), strict=False)):
+        if token_id >= _FIRST_COMPARED and ours != theirs:
+            one, other = (text.decode("utf-8", "replace")[:40] for text in (ours, theirs))
+            raise refuse(f"token {token_id} is {one!r} in one and {other!r} in the other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Drafter:
         tokens that the draft model has not seen, so that streams keep moving. A token of which it is less `sure`
         (0 to 1) is not guessed. Raises `EngineError` where its context does not fit.
         """
+        self.step_s = 0.0  # what guessing one token for everybody took lately; 0 until it is known
         self._model = model
         self._ids = min(target.vocabulary_size, model.vocabulary_size)
         self._ends = model.end_tokens()
@@ -112,16 +116,26 @@ class Drafter:
 
         The slots must differ. A batch that fails costs guesses alone: what it was about is forgotten.
         """
-        guesses = [self._begin(request, requests) for request in requests]
+        asked = {request.slot for request in requests}
+        guesses: list[_Guess | None] = []
+        promised = 0  # cells that those before need in this call
+        for request in requests:
+            guess = self._begin(request, asked, promised)
+            promised += 0 if guess is None else len(guess.todo) + guess.count
+            guesses.append(guess)
         reading = [guess for guess in guesses if guess is not None]
         left = self._catch_up_tokens
         while reading:
             batch, left = self._share(reading, left)
             if not batch:
                 break
+            began = time.perf_counter()
             rows = self._compute(batch)
             if rows is None:
                 break
+            if len(batch) == sum(count for _, count in batch):  # nothing but guessing
+                step_s = time.perf_counter() - began
+                self.step_s += (step_s - self.step_s) * (_SMOOTHING if self.step_s else 1.0)
             reading = [guess for guess in reading if guess.todo or self._goes_on(guess, next(rows))]
         return [[] if guess is None else guess.found for guess in guesses]
 
@@ -144,47 +158,42 @@ class Drafter:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, request: DraftRequest, requests: Sequence[DraftRequest]) -> _Guess | None:
+    def _begin(self, request: DraftRequest, asked: Set[int], promised: int) -> _Guess | None:
         """Brings what is in memory of a stream in step with it; None where nothing can be guessed."""
         tokens = request.tokens
         count = min(request.count, self._longest - len(tokens))
         if count < 1 or not tokens:
             return None
-        stream = self._stream(request.slot, requests)
+        stream = self._stream(request.slot, asked)
         if stream is None:
             return None
-        kept = _common(stream.tokens, tokens, len(tokens) - 1)
+        # the last token is computed even where it is known, for what follows it
+        kept = min(common_prefix(stream.tokens, tokens), len(tokens) - 1)
         if kept < len(stream.tokens):
             self._trim(stream, kept)
         kept = len(stream.tokens)
         todo = list(tokens[kept:])
         if max(todo) >= self._ids or min(todo) < 0:
             return None
-        if not self._make_room(len(todo) + count, requests):
-            return None
+        while self._held_tokens() + promised + len(todo) + count > self._context.cells:
+            if not self._forget_another(asked):
+                return None
         return _Guess(stream, todo, count)
 
-    def _stream(self, slot: int, requests: Sequence[DraftRequest]) -> _Stream | None:
+    def _stream(self, slot: int, asked: Set[int]) -> _Stream | None:
         stream = self._streams.get(slot)
         if stream is None:
-            if not self._free and not self._forget_another(requests):
+            if not self._free and not self._forget_another(asked):
                 return None
             stream = self._streams[slot] = _Stream(self._free.pop())
         self._streams.move_to_end(slot)
         return stream
 
-    def _make_room(self, tokens: int, requests: Sequence[DraftRequest]) -> bool:
-        """Whether so many more tokens fit, for which streams that nobody asks about now are forgotten."""
-        while self._held_tokens() + tokens > self._context.cells:
-            if not self._forget_another(requests):
-                return False
-        return True
-
     def _held_tokens(self) -> int:
         return sum(len(stream.tokens) for stream in self._streams.values())
 
-    def _forget_another(self, requests: Sequence[DraftRequest]) -> bool:
-        asked = {request.slot for request in requests}
+    def _forget_another(self, asked: Set[int]) -> bool:
+        """Forgets the stream that was asked about longest ago, if there is one that nobody asks about now."""
         for slot in self._streams:
             if slot not in asked:
                 self.forget(slot)
@@ -192,7 +201,9 @@ class Drafter:
         return False
 
     def _trim(self, stream: _Stream, length: int) -> None:
-        if not self._context.cut(stream.sequence, length):
+        try:
+            self._context.trim(stream.sequence, length)
+        except EngineError:
             self._context.remove(stream.sequence)
             length = 0
         del stream.tokens[length:]
@@ -213,7 +224,7 @@ class Drafter:
             else:
                 count = more
             room -= count - 1
-            left -= count - 1
+            left -= count - (count == len(guess.todo))
             batch.append((guess, count))
         return batch, left
 
@@ -221,7 +232,6 @@ class Drafter:
         """Decodes; returns the logits of those that have caught up, in order, or None where it failed."""
         context = self._context
         place = outputs = 0
-        room = self._held_tokens() + sum(count for _, count in batch) <= context.cells
         for guess, count in batch:
             end = place + count
             start = len(guess.stream.tokens)
@@ -233,9 +243,9 @@ class Drafter:
                 context.wants_output[end - 1] = 1
                 outputs += 1
             place = end
-        if not room or context.decode(place):
-            asked = {id(guess.stream) for guess, _ in batch}
-            for slot in [slot for slot, stream in self._streams.items() if id(stream) in asked]:
+        if context.decode(place):
+            failed = {guess.stream.sequence for guess, _ in batch}
+            for slot in [slot for slot, stream in self._streams.items() if stream.sequence in failed]:
                 self.forget(slot)
             return None
         for guess, count in batch:
@@ -254,19 +264,3 @@ class Drafter:
             return False
         guess.todo.append(token_id)
         return True
-
-
-def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """How many of their first tokens are the same, at most `most`."""
-    low, high = 0, min(len(one), len(other), most)
-    while low < high:  # the first `low` are the same; they seldom differ but at the end
-        middle = high if low == 0 else (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        elif middle - low == 1:
-            return low
-        else:
-            high = middle - 1 if middle == high and middle - low > 8 else (low + middle) // 2 if middle - low > 1 else low
-            if high == low:
-                return low if one[low : low + 1] != other[low : low + 1] else low + 1
-    return low

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from dataclasses import replace
 
 import psutil
 import structlog
@@ -24,6 +23,7 @@ from chorus.core.generation import Phase, Progress
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
 from chorus.engine.llama.adapters import AdapterShelf, find_adapter
+from chorus.engine.llama.drafting import check_vocabularies
 from chorus.engine.llama.embedder import longest_input
 from chorus.engine.llama.prompt import ModelFacts, PromptReader
 from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSource
@@ -127,10 +127,12 @@ class Host:
         return self._shelf
 
     def renew(self, source: ModelSource) -> bool:
-        """Takes over what may change of a model in use: its adapters. Returns whether they did."""
+        """Takes over another source of the same artifact: its adapters at once, the rest for the next load.
+
+        Returns whether the adapters have changed.
+        """
         changed = self.source.adapters != source.adapters
-        if changed:
-            self.source = replace(self.source, adapters=source.adapters)
+        self.source = source
         return changed
 
     @property
@@ -220,7 +222,7 @@ class Host:
         began = time.monotonic()
         try:
             await self._bury()
-            model, reader, end_tokens = await loop.run_in_executor(self._loader, self._open, report)
+            model, reader, end_tokens, draft = await loop.run_in_executor(self._loader, self._open, report)
             self.facts = reader.facts
             self.end_tokens = end_tokens
             self.context_length = self._context(context_length)
@@ -232,6 +234,7 @@ class Host:
                 embedding_length=self.embedding_length,
                 settings=self._settings,
                 failed=self._on_failed,
+                draft=draft,
             )
             try:
                 await worker.ready
@@ -257,7 +260,9 @@ class Host:
             await self.unload(wait=False)
             raise DrainingError("the engine is shutting down")
 
-    def _open(self, report: Callable[[float], bool]) -> tuple[binding.Model, PromptReader, frozenset[int]]:
+    def _open(
+        self, report: Callable[[float], bool]
+    ) -> tuple[binding.Model, PromptReader, frozenset[int], binding.Model | None]:
         """In the loader's thread: reads the weights."""
         settings = self._settings
         if self._break_off:
@@ -272,10 +277,27 @@ class Host:
         except EngineError as error:
             raise ModelFileError(error.message) from error
         try:
-            return model, PromptReader(model, self.source.chat_template), model.end_tokens()
+            reader, end_tokens = PromptReader(model, self.source.chat_template), model.end_tokens()
+            return model, reader, end_tokens, self._open_draft(model)
         except BaseException:
             model.close()
             raise
+
+    def _open_draft(self, target: binding.Model) -> binding.Model | None:
+        """The model that is to draft for this one, if there is one and guesses are of use."""
+        source, settings = self.source.draft, self._settings
+        if source is None or not settings.speculation or not target.generates or not target.copies_prefixes:
+            return None
+        try:
+            draft = binding.Model(source.path, gpu_layers=settings.gpu_layers, lock_memory=settings.lock_memory)
+        except EngineError as error:
+            raise ModelFileError(f"the draft model of {self.name}: {error.message}") from error
+        try:
+            check_vocabularies(target, draft, target_name=self.name, draft_name=source.artifact.name)
+        except BaseException:
+            draft.close()
+            raise
+        return draft
 
     def _require_memory(self) -> None:
         offloads = self._settings.gpu_layers != 0 and binding.supports_gpu_offload()

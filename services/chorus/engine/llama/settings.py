@@ -36,7 +36,7 @@ class ModelSource:
     `chat_template` overrides the file's own. `required_bytes` is an estimate of the memory that weights, KV memory and
     buffers take with the engine's settings; with it, a load that cannot fit is refused before it begins. `adapters` may
     be named by requests. `draft` is a small model with the same vocabulary that guesses tokens ahead for this one; its
-    memory is not in `required_bytes` of this one, but in its own.
+    memory is part of this one's `required_bytes`.
     """
 
     artifact: Artifact

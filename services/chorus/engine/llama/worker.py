@@ -10,18 +10,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 
 import structlog
 
 from chorus.core.batching.scheduler import BatchLimits, Chunk, Copy, Plan, Scheduler, Sequence, Sharing
-from chorus.core.batching.speculation import PromptLookup, Speculation
+from chorus.core.batching.speculation import PromptLookup, Source, Speculation
 from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
 from chorus.engine.llama.binding import Adapter, Model
 from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, ReleaseAdapter, Stop, Submit
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
+from chorus.engine.llama.drafting import Drafter, DraftRequest
 from chorus.engine.llama.embedder import Embedder
 from chorus.engine.llama.job import Choice, Job
 from chorus.engine.llama.settings import LlamaSettings
@@ -44,12 +46,15 @@ class Worker:
         embedding_length: int,
         settings: LlamaSettings,
         failed: Callable[[ChorusError], None],
+        draft: Model | None = None,
     ) -> None:
-        """Takes the model over, and closes it at the end whatever happens.
+        """Takes the model over, and the one that drafts for it, and closes them at the end whatever happens.
 
         `failed` is called on the event loop if the thread dies after it was ready.
         """
         self._model = model
+        self._draft_model = draft
+        self._drafter: Drafter | None = None
         self._name = name
         self._settings = settings
         self._embedding_length = embedding_length
@@ -119,6 +124,8 @@ class Worker:
         try:
             if self._generates:
                 self._context = Context(self._model, self._params)
+                if self._draft_model is not None:
+                    self._drafter = Drafter(self._model, self._draft_model, replace(self._params, kept=0))
             self._post(self.ready.set_result, None)
             self._hand_over()
             while self._take_commands():
@@ -136,6 +143,10 @@ class Worker:
                 self._hand_over()
             if self._embedder is not None:
                 self._embedder.close()
+            if self._drafter is not None:
+                self._drafter.close()
+            elif self._draft_model is not None:
+                self._draft_model.close()
             if self._context is not None:
                 self._context.close()
             self._model.close()
@@ -268,6 +279,7 @@ class Worker:
             return
         decoding = [sequence for sequence in self._scheduler.running if sequence.missing == 1]
         tokens, cells = len(decoding), self._scheduler.tree.cells
+        drafter, wanted = self._drafter, []
         for sequence in decoding:
             choice = self._choices[sequence]
             if not choice.guesses:
@@ -275,14 +287,23 @@ class Worker:
             if choice.lookup is None:
                 choice.lookup = PromptLookup(choice.tokens)
             found = choice.lookup.propose(_SCORED_ROWS)
-            if found is None:
-                continue
-            source, guess = found
-            count = speculation.count(source, tokens=tokens, cells=cells)
+            source, guess = found or (None, [])
+            count = speculation.count(source, tokens=tokens, cells=cells) if source else 0
             if count:
                 sequence.draft = guess[:count]
                 choice.source = source
-                tokens += len(sequence.draft)
+            elif drafter is not None and not sequence.draft:  # one whose turn has not come yet has its guess already
+                cost_s = drafter.step_s / len(decoding)  # which they share
+                count = speculation.count(Source.DRAFT_MODEL, tokens=tokens, cells=cells, cost_s=cost_s)
+                if count and sequence.slot is not None:
+                    wanted.append((choice, DraftRequest(sequence.slot, sequence.tokens, count)))
+            tokens += count
+        if wanted and drafter is not None:
+            guesses = drafter.propose([request for _, request in wanted])
+            for (choice, _), guess in zip(wanted, guesses, strict=True):
+                if guess and choice.sequence is not None:
+                    choice.sequence.draft = guess
+                    choice.source = Source.DRAFT_MODEL
 
     def _decode(self, plan: Plan) -> None:
         context = self._context
