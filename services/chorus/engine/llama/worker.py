@@ -298,12 +298,24 @@ class Worker:
                 if count and sequence.slot is not None:
                     wanted.append((choice, DraftRequest(sequence.slot, sequence.tokens, count)))
             tokens += count
-        if wanted and drafter is not None:
+        if wanted:
+            self._ask_drafter(wanted)
+
+    def _ask_drafter(self, wanted: list[tuple[Choice, DraftRequest]]) -> None:
+        """Lets the draft model guess; one that fails is given up, as streams go on without it."""
+        drafter = self._drafter
+        assert drafter is not None
+        try:
             guesses = drafter.propose([request for _, request in wanted])
-            for (choice, _), guess in zip(wanted, guesses, strict=True):
-                if guess and choice.sequence is not None:
-                    choice.sequence.draft = guess
-                    choice.source = Source.DRAFT_MODEL
+        except ChorusError as error:
+            _log.warning("draft model given up", model=self._name, why=error.message)
+            self._drafter = None
+            drafter.close()
+            return
+        for (choice, _), guess in zip(wanted, guesses, strict=True):
+            if guess and choice.sequence is not None:
+                choice.sequence.draft = guess
+                choice.source = Source.DRAFT_MODEL
 
     def _decode(self, plan: Plan) -> None:
         context = self._context
