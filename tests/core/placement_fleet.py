@@ -57,9 +57,10 @@ def model(
     tier: Tier = Tier.SMALL,
     tags: tuple[str, ...] = ("chat",),
     parameter_count: int = 1_000_000_000,
+    adapters: tuple[str, ...] = (),
 ) -> ModelStatus:
     made = artifact(family, name, size_bytes=size_bytes, tier=tier, tags=tags, parameter_count=parameter_count)
-    return ModelStatus(made, engine, state, features, context_length, slots, error)
+    return ModelStatus(made, engine, state, features, context_length, slots, error, adapters)
 
 
 LOCAL = EngineInfo("local", "1", EngineKind.LOCAL, ("cpu",))
@@ -111,6 +112,7 @@ def directory(*entries: DirectoryEntry, synced: bool = True, version: int = 1) -
 FAMILIES = ("alpha", "beta", "gamma")
 FEATURES = (Feature.CHAT, Feature.TOOLS, Feature.JSON_SCHEMA, Feature.EMBED)
 TAGS = ("chat", "code", "embedding")
+ADAPTERS = ("pirate", "poet")
 LABELS = st.dictionaries(st.sampled_from(["room", "owner"]), st.sampled_from(["attic", "cellar"]), max_size=2)
 
 
@@ -128,6 +130,7 @@ def models(draw: st.DrawFn) -> ModelStatus:
         size_bytes=draw(st.sampled_from([0, GIB, 99 * GIB])),
         tier=draw(st.sampled_from([Tier.MICRO, Tier.SMALL])),
         tags=tuple(draw(st.sets(st.sampled_from(TAGS), max_size=2))),
+        adapters=tuple(draw(st.sets(st.sampled_from(ADAPTERS), max_size=2))),
     )
 
 
@@ -168,6 +171,7 @@ needs = st.builds(
     work=st.sampled_from(Work),
     model=st.sampled_from(["", *FAMILIES, "alpha.q4", "nothing"]),
     features=st.frozensets(st.sampled_from(FEATURES), max_size=2),
+    adapter=st.sampled_from(["", "", "", *ADAPTERS]),
     labels=LABELS,
     tier=st.none() | st.sampled_from([Tier.MICRO, Tier.SMALL]),
     tags=st.frozensets(st.sampled_from(TAGS), max_size=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import pytest
 from hypothesis import settings
@@ -363,6 +364,23 @@ def test_lanes_take_turns_and_share_nothing() -> None:
     turns = [run(scheduler) for _ in range(4)]
     assert turns[0::2] == [[(adapted, 0, 40)], [(adapted, 40, 1)]]
     assert turns[1::2] == [[(plain, 0, 40)], [(plain, 40, 1)]]
+
+
+def test_a_lane_keeps_its_turn_for_its_share_of_the_gap() -> None:
+    scheduler = Scheduler(replace(WIDE, gap_s=0.1))
+    plain, adapted = one(4, 60), one(4, 60)
+    adapted.lane = "adapter"
+    scheduler.submit([plain])
+    scheduler.submit([adapted])
+    lanes = []
+    for _ in range(12):
+        plan = scheduler.plan()
+        for chunk in plan.chunks:
+            scheduler.computed(chunk)
+            chunk.sequence.tokens.append(-1)
+        scheduler.stepped(plan, 0.02)
+        lanes.append(plan.lane)
+    assert [len(list(run)) for _, run in groupby(lanes)] == [3, 3, 3, 3]
 
 
 def test_drafts_are_cut_to_what_fits_and_given_back_where_they_were_wrong() -> None:

@@ -39,6 +39,7 @@ def serves(needs: Needs, entry: DirectoryEntry, status: ModelStatus, situation: 
             needs.model in ("", status.artifact.family, status.artifact.name),
             needs.model or needs.work is not Work.GENERATE or "embedding" not in status.artifact.tags,
             needs.features <= status.features,
+            not needs.adapter or needs.adapter in status.adapters,
             needs.tier in (None, status.artifact.tier),
             needs.tags <= set(status.artifact.tags),
             not needs.private or (kind is not EngineKind.EXTERNAL and not plaintext),

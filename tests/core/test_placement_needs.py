@@ -150,6 +150,20 @@ def test_a_base_model_is_the_default_where_nothing_chats() -> None:
     assert default_model(fleet.directory(fleet.runner("r1", fleet.model("base", features=frozenset())))) == "base"
 
 
+def test_an_adapter_goes_where_it_is_and_chooses_the_model_where_none_is_named() -> None:
+    request = GenerationRequest("", TextPrompt("Ahoy"), adapter="pirate")
+    needs = Needs.of_generation(request)
+    assert needs.adapter == "pirate"
+    assert Feature.ADAPTER in needs.features
+    plain = fleet.runner("r1", fleet.model("alpha", features=frozenset({Feature.ADAPTER})))
+    has = fleet.runner("r2", fleet.model("beta", features=frozenset({Feature.ADAPTER}), adapters=("pirate", "poet")))
+    directory = fleet.directory(plain, has)
+    resolved = Roster().resolve(needs, directory)
+    assert resolved.model == ""
+    assert Roster().pool(resolved, directory) == ("r2",)
+    assert Needs.of_token_count(request).adapter == ""
+
+
 def test_tier_and_tags_choose_among_all_models() -> None:
     directory = fleet.directory(fleet.runner("r1", fleet.model("alpha"), fleet.model("beta", tier=Tier.LARGE)))
     roster = Roster()

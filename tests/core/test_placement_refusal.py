@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import given
 from chorus.core.errors import (
     ChorusError,
     NoCapableRunnerError,
+    NotFoundError,
     OverloadedError,
     PromptTooLongError,
     RunnersUnavailableError,
@@ -62,6 +64,18 @@ def test_only_the_features_that_the_least_lacking_runner_lacks_are_named() -> No
     needs = Needs(features=frozenset({Feature.JSON_SCHEMA, Feature.CHAT}))
     error = refused(needs, READY, fleet.runner("bare", fleet.model(features=frozenset())))
     assert error.message == "the request needs json_schema, which no runner can do"
+
+
+def test_an_adapter_that_nobody_has_is_not_found_and_those_there_are_are_named() -> None:
+    needs = Needs(model="alpha", adapter="lawyer")
+    have = fleet.runner("r1", fleet.model(adapters=("poet",))), fleet.runner("r2", fleet.model(adapters=("pirate",)))
+    error = refused(needs, *have)
+    assert isinstance(error, NotFoundError)
+    assert error.message == "no runner has the adapter 'lawyer' for 'alpha'; there are: pirate, poet"
+    assert error.metadata == {"adapter": "lawyer", "available": "pirate,poet"}
+    assert "put a LoRA adapter's GGUF file" in refused(needs, READY).message
+    unable = refused(replace(needs, features=frozenset({Feature.ADAPTER})), READY)
+    assert isinstance(unable, UnsupportedFeatureError)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +189,7 @@ def test_embeddings_need_a_model_that_embeds() -> None:
 
 _ERRORS: dict[type[ChorusError], set[RejectionReason]] = {
     UnknownModelError: {RejectionReason.MODEL},
+    NotFoundError: {RejectionReason.ADAPTER},
     UnsupportedFeatureError: {RejectionReason.FEATURE},
     PromptTooLongError: {RejectionReason.CONTEXT},
     OverloadedError: {RejectionReason.FULL},

@@ -90,7 +90,7 @@ def test_broken_files_are_told_apart_and_do_not_hide_the_sound(store: ModelStore
     problems = {broken.place.name: broken.problem for broken in listing.broken}
     assert "not a GGUF" in problems["page.gguf"]
     assert "truncated" in problems["truncated.gguf"]
-    assert "no model" in problems["adapter.gguf"]
+    assert "adapters of type 'none'" in problems["adapter.gguf"]
 
 
 def test_a_file_that_was_altered_after_its_pull_is_not_believed(store: ModelStore, tmp_path: Path) -> None:

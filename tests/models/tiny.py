@@ -65,3 +65,50 @@ def write_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_adapter(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    kind: str | None = "adapter",
+    method: str | None = "lora",
+    alpha: object = 4.0,
+    pairs: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]] = (
+        ("blk.0.attn_q.weight", (4, 64), (64, 4)),
+        ("blk.1.attn_q.weight", (4, 64), (64, 4)),
+    ),
+    scale: float = 0.5,
+    seed: int = 7,
+    base: str = "",
+    extra: Sequence[tuple[str, tuple[int, ...]]] = (),
+    dtype: type[np.generic] = np.float32,
+) -> Path:
+    """Writes a LoRA adapter; `pairs` are names with the shapes of A and B as numpy has them, the last axis first.
+
+    A is drawn from `seed`, B as well and multiplied by `scale`: with 0 the adapter changes nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, architecture)
+    if kind is not None:
+        writer.add_string("general.type", kind)
+    if method is not None:
+        writer.add_string("adapter.type", method)
+    if isinstance(alpha, float):
+        writer.add_float32("adapter.lora.alpha", alpha)
+    elif isinstance(alpha, str):
+        writer.add_string("adapter.lora.alpha", alpha)
+    if base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base)
+    for name, a, b in pairs:
+        writer.add_tensor(f"{name}.lora_a", (rng.standard_normal(a) / max(a[-1], 1) ** 0.5).astype(dtype))
+        writer.add_tensor(f"{name}.lora_b", (rng.standard_normal(b) * scale).astype(dtype))
+    for name, shape in extra:
+        writer.add_tensor(name, np.ones(shape, dtype=dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

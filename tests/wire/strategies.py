@@ -207,6 +207,7 @@ model_statuses = st.builds(
     uint32,
     uint32,
     text,
+    texts,
 )
 engines = st.builds(records.EngineInfo, text, text, st.sampled_from(records.EngineKind), texts, st.booleans())
 cpus = st.builds(records.Cpu, text, uint32, uint32, texts)

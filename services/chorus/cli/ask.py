@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from chorus.cli.answering import Answer, stream_events, stream_text
-from chorus.cli.connecting import Directory, Model, System, Timeout, connected
+from chorus.cli.connecting import Adapter, Directory, Model, System, Timeout, connected
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import err, print_json
 from chorus.client import MeshClient
@@ -21,6 +21,7 @@ def ask(
         typer.Argument(metavar="PROMPT...", help="The question. A - stands for standard input.", show_default=False),
     ] = None,
     model: Model = "",
+    adapter: Adapter = "",
     system: System = "",
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = None,
     temperature: Annotated[
@@ -46,7 +47,13 @@ def ask(
 
     async def run(mesh: MeshClient) -> Answer:
         generation = mesh.generate(
-            question, model=model, instructions=system, max_tokens=max_tokens, temperature=temperature, seed=seed
+            question,
+            model=model,
+            adapter=adapter,
+            instructions=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
         )
         if json_events:
             return await stream_events(generation)

@@ -30,6 +30,10 @@ Timeout = Annotated[
     typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up after this long.", show_default=False),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Which model answers.", show_default=False)]
+Adapter = Annotated[
+    str,
+    typer.Option("--adapter", metavar="NAME", help="A LoRA adapter to answer with.", show_default=False),
+]
 System = Annotated[
     str, typer.Option("--system", "-s", metavar="TEXT", help="Instructions before the question.", show_default=False)
 ]

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chorus.core.fleet.records import Node
-    from chorus.models import Catalog, CatalogArtifact, CatalogFamily, ModelStore, StoredArtifact
+    from chorus.models import (
+        BrokenFile,
+        Catalog,
+        CatalogArtifact,
+        CatalogFamily,
+        Listing,
+        ModelStore,
+        StoredAdapter,
+        StoredArtifact,
+    )
 
 app = typer.Typer(
     help="Fetch, list and remove models; see what fits this machine.",
@@ -86,6 +95,7 @@ def list_models(
             {
                 "folder": str(store.directory),
                 "models": [_stored_json(stored) for stored in listing.artifacts],
+                "adapters": [_adapter_json(adapter, listing) for adapter in listing.adapters],
                 "broken": [{"path": str(broken.place), "problem": broken.problem} for broken in listing.broken],
             }
         )
@@ -108,6 +118,16 @@ def list_models(
         console().print(table)
     else:
         note("No models yet. `chorus models pull NAME` fetches one; `chorus models list --all` shows the names.")
+    if listing.adapters:
+        table = _table("Adapter", "For", ">Rank", ">Size")
+        for adapter in listing.adapters:
+            table.add_row(
+                adapter.info.name,
+                ", ".join(_models_of(adapter, listing)),
+                str(adapter.info.rank),
+                _size(adapter.info.size_bytes),
+            )
+        console().print(table)
     for broken in listing.broken:
         err().print(f"{broken.place.name}: {broken.problem}", style="red", markup=False, soft_wrap=True)
 
@@ -257,16 +277,19 @@ def rm(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove models from this machine. A file that was only referenced stays where it is."""
+    """Remove models and adapters from this machine. A file that was only referenced stays where it is."""
     store, _ = _open(models_dir, None, config)
-    broken = {entry.place.name.lower(): entry for entry in store.scan().broken}
-    entries = [broken.get(name.lower()) or store.find(name) for name in names]
+    listing = store.scan()
+    others: dict[str, BrokenFile | StoredAdapter] = {entry.place.name.lower(): entry for entry in listing.broken}
+    for adapter in listing.adapters:
+        others[adapter.place.name.lower()] = others[adapter.info.name.lower()] = adapter
+    entries = [others.get(name.lower()) or store.find(name) for name in names]
     if not yes:
         if not _somebody_is_there():
             fail("nobody is there to be asked; --yes removes without asking", code=EXIT_USAGE)
         for entry in entries:
             err().print(f"{entry.place}", markup=False, soft_wrap=True)
-        if not typer.confirm(f"Remove {len(entries)} model{'s' if len(entries) > 1 else ''}?", err=True):
+        if not typer.confirm(f"Remove {len(entries)} file{'s' if len(entries) > 1 else ''}?", err=True):
             raise typer.Exit(EXIT_FAILED)
     removed = [str(path) for entry in entries for path in store.remove(entry)]
     if as_json:
@@ -355,6 +378,22 @@ def _stored_json(stored: StoredArtifact) -> dict[str, Any]:
         "path": str(stored.path),
         "source": stored.source,
         "referenced": stored.referenced,
+    }
+
+
+def _models_of(adapter: StoredAdapter, listing: Listing) -> list[str]:
+    return [stored.artifact.name for stored in listing.artifacts if stored.path in adapter.models]
+
+
+def _adapter_json(adapter: StoredAdapter, listing: Listing) -> dict[str, Any]:
+    info = adapter.info
+    return {
+        "name": info.name,
+        "models": _models_of(adapter, listing),
+        "rank": info.rank,
+        "alpha": info.alpha,
+        "size_bytes": info.size_bytes,
+        "path": str(info.path),
     }
 
 

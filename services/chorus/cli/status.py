@@ -162,6 +162,8 @@ def _model(model: ModelStatus, engines: Sequence[EngineInfo]) -> Text:
     if model.state is not ModelState.LOADED:
         words = f" {model.state}: {model.error}" if model.error else f" {model.state}"
         name.append(words, style=_MODEL_STYLES.get(model.state, "dim"))
+    if model.adapters:
+        name.append(f" with {', '.join(model.adapters)}", style="dim")
     for engine in engines:
         if engine.name == model.engine and engine.kind is not EngineKind.LOCAL:
             name.append(f" by {engine.name}{' outside' if engine.kind is EngineKind.EXTERNAL else ''}", style="dim")

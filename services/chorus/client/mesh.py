@@ -100,6 +100,7 @@ class MeshClient:
         max_tokens: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
+        adapter: str = "",
         requirements: Requirements | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
@@ -111,6 +112,7 @@ class MeshClient:
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            adapter=adapter,
             requirements=requirements,
         )
         message = pb.GenerateRequest(spec=encode_generation(request), attempt=1)

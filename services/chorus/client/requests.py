@@ -30,9 +30,12 @@ def chat_request(
     max_tokens: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
+    adapter: str = "",
     requirements: Requirements | None = None,
 ) -> GenerationRequest:
     """The request that `asked` means. `model` empty: the mesh's default; `instructions` come before the conversation.
+
+    `adapter` is the name of a LoRA adapter for this generation alone (`chorus status` shows those there are).
 
     What is given beside a whole request replaces what it says; instructions are for the other forms alone.
     """
@@ -50,6 +53,7 @@ def chat_request(
         model=model or request.model,
         sampling=_sampling(sampling, temperature, seed),
         stop=stop if max_tokens is None else replace(stop, max_tokens=max_tokens),
+        adapter=adapter or request.adapter,
         requirements=request.requirements if requirements is None else requirements,
     )
 

@@ -97,6 +97,13 @@ def _labels(value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
+def _model_pairs(value: Mapping[str, str]) -> Mapping[str, str]:
+    for model, draft in value.items():
+        if model == draft:
+            raise ValueError(f"lets {model} draft for itself, which gains nothing; name a smaller model")
+    return value
+
+
 def _endpoints_named(default: str) -> Any:
     def check(value: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         named = tuple(endpoint.named(default) for endpoint in value)
@@ -111,8 +118,10 @@ def _endpoints_named(default: str) -> Any:
 
 ServiceName = Annotated[str, AfterValidator(_service_name)]
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
 Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
+ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(_map_of_text), AfterValidator(_model_pairs)]
 Registries = Annotated[
     tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("registry"))
 ]
@@ -277,6 +286,11 @@ class RunnerSettings(_Listening):
         default=None,
         description="Models to load at the start; [] loads none.",
         json_schema_extra=_shown("the catalog's default model"),
+    )
+    draft_models: ModelPairs = Field(
+        default={},
+        description="Small models that guess tokens ahead for large ones of the same vocabulary, as large=small by "
+        "family or artifact name; used only while that makes answers faster.",
     )
     catalogs: TextList = Field(
         default=(), description="Files that describe models of your own, on top of the shipped catalog."

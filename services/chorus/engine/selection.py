@@ -11,17 +11,24 @@ _ORDER = {ModelState.LOADED: 0, ModelState.LOADING: 1, ModelState.AVAILABLE: 2, 
 
 
 def select_model(
-    models: Sequence[ModelStatus], name: str, *, sha256: str = "", features: Iterable[Feature] = ()
+    models: Sequence[ModelStatus], name: str, *, sha256: str = "", features: Iterable[Feature] = (), adapter: str = ""
 ) -> ModelStatus:
     """The model that `name` (an artifact's name, a family, or empty for any) and `sha256` mean.
 
-    Of several artifacts of a family, one that has the features and is loaded comes first. Raises `UnknownModelError`.
+    Of several, one that has the features and the adapter and is loaded comes first. Raises `UnknownModelError`.
     """
     needed = frozenset(features)
     named = [model for model in models if not name or name in (model.artifact.name, model.artifact.family)]
     candidates = [model for model in named if not sha256 or model.artifact.sha256 == sha256]
     if candidates:
-        return min(candidates, key=lambda model: (not needed <= model.features, _ORDER[model.state]))
+        return min(
+            candidates,
+            key=lambda model: (
+                not needed <= model.features,
+                bool(adapter) and adapter not in model.adapters,
+                _ORDER[model.state],
+            ),
+        )
     known = ", ".join(sorted({model.artifact.name for model in models})) or "none"
     wanted = f"no model {name!r} here" if name else "no model here"
     if named:

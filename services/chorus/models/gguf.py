@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gguf.constants import LlamaFileType, PoolingType
@@ -57,6 +58,7 @@ class GgufInfo:
     split_count: int
     license: str
     tags: tuple[str, ...]  # those of the file's maker
+    tensor_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)  # by name, as in the file
 
     @property
     def tier(self) -> Tier:
@@ -83,7 +85,7 @@ def inspect(path: Path) -> GgufInfo:
     """Reads what the GGUF file at `path` tells of its model; takes milliseconds, whatever its size.
 
     Raises ModelFileError where the file is no sound GGUF model: not GGUF, damaged, truncated, without tensors, one part
-    of several, or something else than a model, such as an adapter.
+    of several, or something else than a model, such as an adapter (then `metadata["kind"]` tells what it is).
     """
     head = read_head(path)
     try:
@@ -94,7 +96,7 @@ def inspect(path: Path) -> GgufInfo:
             f"{path} can't be read: {error.strerror or error}", metadata={"path": str(path)}
         ) from error
     except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}", metadata={"path": str(path)}) from error
+        raise ModelFileError(f"{path}: {error}", metadata={**error.metadata, "path": str(path)}) from error
 
 
 def artifact_of(
@@ -125,7 +127,9 @@ def artifact_of(
 def _info(path: Path, size_bytes: int, head: GgufHead) -> GgufInfo:
     kind = head.text("general.type") or _MODEL_KIND
     if kind != _MODEL_KIND:
-        raise ModelFileError(f"this is no model but of type {kind[:40]!r}, which can't be run by itself")
+        raise ModelFileError(
+            f"this is no model but of type {kind[:40]!r}, which can't be run by itself", metadata={"kind": kind[:40]}
+        )
     architecture = head.text("general.architecture")
     if not architecture:
         raise ModelFileError("the file names no architecture, so it is no model or damaged")
@@ -181,6 +185,7 @@ def _info(path: Path, size_bytes: int, head: GgufHead) -> GgufInfo:
         split_count=split_count,
         license=head.text("general.license") or "",
         tags=head.texts("general.tags"),
+        tensor_shapes={tensor.name: tensor.shape for tensor in head.tensors},
     )
 
 

@@ -60,6 +60,15 @@ class GgufHead:
             raise ModelFileError(f"{key} should be text, but is {_type_names(field)}")
         return bytes(field.parts[-1]).decode("utf-8", "replace")
 
+    def real(self, key: str) -> float | None:
+        """A number of the GGUF type float32, or None where the key is missing."""
+        field = self._fields.get(key)
+        if field is None:
+            return None
+        if field.types != [GGUFValueType.FLOAT32]:
+            raise ModelFileError(f"{key} should be a number of type float32, but is {_type_names(field)}")
+        return float(field.contents())
+
     def integers(self, key: str) -> tuple[int, ...]:
         """A whole number as a tuple of one, or an array of them; empty where the key is missing."""
         field = self._fields.get(key)

@@ -5,7 +5,8 @@
     .partial/               files on their way in, and the locks of those who bring them
 
 Files that somebody put there by hand are found as well, in the folder or one below; their digest is computed once and
-remembered in the state folder. The folder may be read-only, or shared between machines.
+remembered in the state folder. LoRA adapters are found in the same places, such as a folder `adapters`, and belong to
+the models that they fit. The folder may be read-only, or shared between machines.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import platformdirs
 from filelock import SoftFileLease, Timeout
 
 from chorus.core.errors import ChorusError, ConfigError, DownloadError, ModelFileError, NotFoundError, UnknownModelError
 from chorus.core.fleet.records import Artifact
+from chorus.models.adapters import ADAPTER_KIND, AdapterInfo, belonging, read_adapter
 from chorus.models.digest import DigestCache, Progress
 from chorus.models.gguf import GgufInfo, artifact_of, inspect
 from chorus.models.manifest import Manifest, manifest_path, read_manifest, write_manifest
@@ -31,6 +34,9 @@ _PARTIAL = ".partial"
 _LEASE_S = 30.0
 _POLL_S = 0.5
 _LONGEST_WAIT_S = 12 * 3600.0
+
+
+_Stamped: TypeAlias = tuple[tuple[int, int, int], AdapterInfo]
 
 
 def default_models_dir() -> Path:
@@ -55,6 +61,20 @@ class StoredArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """A LoRA adapter on this machine, and the files of the models it belongs to."""
+
+    info: AdapterInfo
+    stamp: tuple[int, int, int]  # another one once the file is
+    models: tuple[Path, ...]
+
+    @property
+    def place(self) -> Path:
+        """Its file, in the folder."""
+        return self.info.path
+
+
+@dataclass(frozen=True, slots=True)
 class BrokenFile:
     """A file in the folder that can't be used, and why."""
 
@@ -68,6 +88,11 @@ class Listing:
 
     artifacts: tuple[StoredArtifact, ...]
     broken: tuple[BrokenFile, ...]
+    adapters: tuple[StoredAdapter, ...] = ()
+
+    def adapters_of(self, stored: StoredArtifact) -> tuple[StoredAdapter, ...]:
+        """The adapters that belong to a model."""
+        return tuple(adapter for adapter in self.adapters if stored.path in adapter.models)
 
 
 class ModelStore:
@@ -77,6 +102,7 @@ class ModelStore:
         self.directory = directory
         self._digests = digests
         self._infos: dict[Path, tuple[tuple[int, int, int], GgufInfo]] = {}
+        self._adapters: dict[Path, _Stamped] = {}
 
     @classmethod
     def open(cls, directory: Path | None = None, *, state_dir: Path | None = None) -> ModelStore:
@@ -98,17 +124,26 @@ class ModelStore:
 
     def scan(self, progress: Progress | None = None) -> Listing:
         """Everything in the folder, what is broken included."""
-        found, broken = [], []
+        found: list[StoredArtifact] = []
+        broken: list[BrokenFile] = []
+        adapters: list[_Stamped] = []
         for file in self._files():
             try:
-                stored = self._stored(file, progress)
+                adapter = self._known_adapter(file)
+                stored = None if adapter is not None else self._stored(file, progress)
             except ChorusError as error:
-                broken.append(BrokenFile(file, str(error)))
-            else:
-                if stored is not None:
-                    found.append(stored)
+                if error.metadata.get("kind") == ADAPTER_KIND:
+                    adapter, stored = self._adapter(file, broken), None
+                else:
+                    broken.append(BrokenFile(file, str(error)))
+                    continue
+            if stored is not None:
+                found.append(stored)
+            if adapter is not None:
+                adapters.append(adapter)
         found.sort(key=lambda stored: (stored.artifact.family, stored.artifact.name, str(stored.path)))
-        return Listing(tuple(found), tuple(broken))
+        placed = self._placed(adapters, found, broken)
+        return Listing(tuple(found), tuple(broken), placed)
 
     def find(self, name: str) -> StoredArtifact:
         """Finds a model by artifact name, file name, family or `family:quantization`, in any case of letters.
@@ -208,10 +243,10 @@ class ModelStore:
             raise DownloadError(f"{final.parent} can't be written: {error.strerror or error}") from error
         return manifest.location
 
-    def remove(self, entry: StoredArtifact | BrokenFile) -> tuple[Path, ...]:
-        """Removes what stands for a model in the folder; returns the files that went. A referenced file stays.
+    def remove(self, entry: StoredArtifact | StoredAdapter | BrokenFile) -> tuple[Path, ...]:
+        """Removes what stands for a model or an adapter in the folder; returns the files that went.
 
-        Raises NotFoundError where nothing is left to remove, ConfigError where it can't be removed.
+        A referenced file stays. Raises NotFoundError where nothing is left to remove, ConfigError where it can't be.
         """
         place = entry.place
         if ".." in place.parts or place.parent not in (self.directory, self.directory / place.parent.name):
@@ -284,9 +319,51 @@ class ModelStore:
             )
         return StoredArtifact(artifact, path, info, file, manifest.source if manifest else str(path))
 
+    def _known_adapter(self, file: Path) -> _Stamped | None:
+        """What was read of an adapter before, where the file is still the same."""
+        known = self._adapters.get(file)
+        if known is not None:
+            with contextlib.suppress(OSError):
+                if known[0] == _stamp_of(file):
+                    return known
+            del self._adapters[file]
+        return None
+
+    def _adapter(self, file: Path, broken: list[BrokenFile]) -> _Stamped | None:
+        try:
+            checked_file_name(file.name)
+            stamp = _stamp_of(file)
+            info = read_adapter(file)
+        except (ChorusError, OSError) as error:
+            broken.append(BrokenFile(file, str(error)))
+            return None
+        self._adapters[file] = known = (stamp, info)
+        return known
+
+    @staticmethod
+    def _placed(
+        adapters: list[_Stamped], found: list[StoredArtifact], broken: list[BrokenFile]
+    ) -> tuple[StoredAdapter, ...]:
+        """Each adapter with its models; one that has none, or a name that is taken there, counts as broken."""
+        families = {stored.path: stored.artifact.family for stored in found}
+        taken: dict[tuple[Path, str], Path] = {}
+        placed = []
+        for stamp, info in adapters:
+            try:
+                models = [model.path for model in belonging(info, [stored.info for stored in found], families)]
+            except ChorusError as error:
+                broken.append(BrokenFile(info.path, str(error)))
+                continue
+            first = next((taken[model, info.name] for model in models if (model, info.name) in taken), None)
+            if first is not None:
+                broken.append(BrokenFile(info.path, f"{first} has this name already; give one of them another"))
+                continue
+            taken.update({(model, info.name): info.path for model in models})
+            placed.append(StoredAdapter(info, stamp, tuple(models)))
+        return tuple(placed)
+
     def _inspect(self, path: Path) -> GgufInfo:
-        stat = path.stat()
-        key = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        key = _stamp_of(path)
         known = self._infos.get(path)
         if known is None or known[0] != key:
             known = self._infos[path] = (key, inspect(path))
@@ -302,6 +379,12 @@ class ModelStore:
         if sha256 != manifest.sha256:
             raise ModelFileError(f"{path} is not what was pulled (its SHA-256 differs); remove it and pull it again")
         return sha256
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to: its size, time and number. Raises OSError."""
+    stat = path.stat()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 def _is_artifact(artifact: Artifact, wanted: str) -> bool:

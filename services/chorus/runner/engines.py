@@ -14,7 +14,16 @@ from chorus.core.fitting.memory import LoadPlan
 from chorus.engine.base import Engine
 from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
-from chorus.models import DEFAULT_MODEL, ModelStore, StoredArtifact, estimate
+from chorus.models import (
+    DEFAULT_MODEL,
+    Listing,
+    ModelStore,
+    StoredAdapter,
+    StoredArtifact,
+    check_fit,
+    estimate,
+    read_adapter,
+)
 from chorus.telemetry.logs import get_logger
 
 _DEFAULT_CONTEXT = 4096
@@ -67,16 +76,49 @@ def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngin
 def llama_engine(settings: RunnerSettings) -> HostedEngine:
     """llama.cpp in this process, with every sound model of the models folder. Raises ConfigError where it can't be."""
     # Imported when used: a machine without the binding runs other engines.
-    from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, binding
+    from chorus.engine.llama import AdapterSource, LlamaEngine, LlamaSettings, ModelSource, binding
 
     context_length = settings.context_length or _DEFAULT_CONTEXT
     store = ModelStore.open(settings.models_dir)
     told: set[tuple[str, str]] = set()
 
-    def source(stored: StoredArtifact) -> ModelSource:
+    def adapter(found: StoredAdapter, stored: StoredArtifact) -> AdapterSource:
+        info = found.info
+        return AdapterSource(
+            info.name,
+            info.path,
+            info.size_bytes,
+            found.stamp,
+            check=lambda: check_fit(read_adapter(info.path), stored.info),
+        )
+
+    def needed_bytes(stored: StoredArtifact) -> int:
         own_limit = stored.info.context_length or context_length
         plan = LoadPlan(context_tokens=min(context_length, own_limit), slots=settings.slots)
-        return ModelSource(stored.artifact, stored.path, required_bytes=estimate(stored.info, plan).total_bytes)
+        return estimate(stored.info, plan).total_bytes
+
+    def draft_of(stored: StoredArtifact, listing: Listing) -> StoredArtifact | None:
+        artifact = stored.artifact
+        named = settings.draft_models.get(artifact.name) or settings.draft_models.get(artifact.family)
+        if named is None:
+            return None
+        draft = next(
+            (other for other in listing.artifacts if named in (other.artifact.name, other.artifact.family)), None
+        )
+        if draft is None and (artifact.name, named) not in told:
+            told.add((artifact.name, named))
+            _log.warning("model.no_draft", model=artifact.name, draft=named, fix=f"chorus models pull {named}")
+        return draft
+
+    def source(stored: StoredArtifact, listing: Listing) -> ModelSource:
+        draft = draft_of(stored, listing)
+        return ModelSource(
+            stored.artifact,
+            stored.path,
+            required_bytes=needed_bytes(stored) + (needed_bytes(draft) if draft is not None else 0),
+            adapters=tuple(adapter(found, stored) for found in listing.adapters_of(stored)),
+            draft=None if draft is None else ModelSource(draft.artifact, draft.path),
+        )
 
     def sources() -> list[ModelSource]:
         listing = store.scan()
@@ -85,7 +127,7 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             if problem not in told:
                 told.add(problem)
                 _log.warning("model.broken", path=problem[0], why=problem[1])
-        return [source(stored) for stored in listing.artifacts]
+        return [source(stored, listing) for stored in listing.artifacts]
 
     engine = LlamaEngine(
         sources(),

@@ -238,6 +238,7 @@ def encode_model_status(status: ModelStatus, *, with_artifact: bool = True) -> p
         context_length=status.context_length,
         slot_count=status.slot_count,
         error=status.error,
+        adapters=status.adapters,
     )
 
 
@@ -251,6 +252,7 @@ def decode_model_status(message: pb.ModelStatus) -> ModelStatus:
         context_length=message.context_length,
         slot_count=message.slot_count,
         error=message.error,
+        adapters=tuple(message.adapters),
     )
 
 

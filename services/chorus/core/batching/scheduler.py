@@ -165,6 +165,7 @@ class Scheduler:
         self._free = list(range(limits.slots + limits.cached - 1, -1, -1))
         self._operations: list[Operation] = []
         self._lane: Hashable = None
+        self._lane_s = 0.0  # how long it has had its turn
         self._stuck = False  # whoever is first cannot be admitted until something changes
 
     # --- what happens -------------------------------------------------------------------------------------------------
@@ -240,6 +241,7 @@ class Scheduler:
                 decoded += 1 + len(chunk.draft)
             else:
                 read += chunk.count
+        self._lane_s += seconds
         self.times.observe(decoded=decoded, read=read, cells=self.tree.cells, seconds=seconds)
         if self._cache:
             self._cache.pay(self.times.pair_s * (decoded + read))
@@ -288,7 +290,8 @@ class Scheduler:
                 continue
             chunks = self._chunks(decoding, [sequence for sequence in here if sequence.missing > 1])
             if chunks or not self.running:
-                self._lane = lane
+                if lane != self._lane:
+                    self._lane, self._lane_s = lane, 0.0
                 return Plan(tuple(chunks), lane)
             self._preempt(self._victim())  # prompts hold all the memory, and none has enough of it
 
@@ -353,10 +356,15 @@ class Scheduler:
         return chunks
 
     def _next_lane(self) -> Hashable:
-        """Lanes take turns, a batch each."""
+        """Lanes take turns: a batch each, or more as long as all of them have their turn within `gap_s`.
+
+        Changing lanes costs about half a step, since the engine has to plan its memory anew for another adapter.
+        """
         lanes = list(dict.fromkeys(sequence.lane for sequence in self.running if sequence.leader is None))
         if len(lanes) <= 1 or self._lane not in lanes:
             return lanes[0] if lanes else None
+        if 0.0 < self._lane_s < self.limits.gap_s / len(lanes):
+            return self._lane
         return lanes[(lanes.index(self._lane) + 1) % len(lanes)]
 
     # --- slots --------------------------------------------------------------------------------------------------------

@@ -78,9 +78,10 @@ class Speculation:
         """The share of this source's guesses that came true lately."""
         return self._records[source].acceptance
 
-    def count(self, source: Source, *, tokens: int, cells: int) -> int:
+    def count(self, source: Source, *, tokens: int, cells: int, cost_s: float = 0.0) -> int:
         """How many tokens to guess for one stream, in a step that computes `tokens` already; 0 if it doesn't pay.
 
+        `cost_s` is what making each guess takes by itself, as with a draft model.
         Where it has not paid for long, it is tried again now and then: texts change.
         """
         record = self._records[source]
@@ -91,6 +92,7 @@ class Speculation:
         for count in _COUNTS:
             together = self.times.decode_s(tokens + count, cells)
             assert together is not None
+            together += count * cost_s
             ratio = (tokens + _expected(record.acceptance, count)) / tokens * alone / max(together, 1e-9)
             if ratio > gain:
                 best, gain = count, ratio

@@ -145,7 +145,10 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One artifact as one engine of one runner has it. `context_length` is what a single request may use there."""
+    """One artifact as one engine of one runner has it. `context_length` is what a single request may use there.
+
+    `adapters` are the names of the LoRA adapters that a request may ask for with it.
+    """
 
     artifact: Artifact
     engine: str
@@ -154,6 +157,7 @@ class ModelStatus:
     context_length: int
     slot_count: int
     error: str = ""
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class RejectionReason(StrEnum):
 
     MODEL = "model"
     FEATURE = "feature"
+    ADAPTER = "adapter"
     TIER = "tier"
     TAG = "tag"
     PRIVATE = "private"
@@ -122,6 +123,8 @@ def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, c
         return Miss(RejectionReason.MODEL)
     if not needs.features <= status.features:
         return Miss(RejectionReason.FEATURE, status, needs.features - status.features)
+    if needs.adapter and needs.adapter not in status.adapters:
+        return Miss(RejectionReason.ADAPTER, status, status.adapters)
     if needs.tier is not None and artifact.tier is not needs.tier:
         return Miss(RejectionReason.TIER, status)
     if needs.tags and not needs.tags.issubset(artifact.tags):

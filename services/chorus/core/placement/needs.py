@@ -44,6 +44,7 @@ class Needs:
 
     `model` is a family or an artifact's name; empty: any model that has the rest. `context_length`, in tokens, is what
     a runner must have for certain; `likely_context_length` is a guess of it, at least as great, for ranking alone.
+    `adapter` is the name of a LoRA adapter, which chooses the model where none is named.
     `prompt_tokens` is the least that the prompt can have, or what it has where that is known (`prompt_is_counted`).
     `allow_external` says whether an engine of a paid provider may be asked.
     """
@@ -51,6 +52,7 @@ class Needs:
     work: Work = Work.GENERATE
     model: str = ""
     features: frozenset[Feature] = frozenset()
+    adapter: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     tier: Tier | None = None
     tags: frozenset[str] = frozenset()
@@ -82,6 +84,7 @@ class Needs:
             prompt_tokens=least,
             counted=isinstance(request.prompt, TokenPrompt),
             allow_external=allow_external,
+            adapter=request.adapter,
         )
 
     @classmethod
@@ -153,12 +156,14 @@ class Needs:
         prompt_tokens: int,
         counted: bool,
         allow_external: bool,
+        adapter: str = "",
     ) -> Needs:
         least = max(least, requirements.context_length)
         return cls(
             work=work,
             model=model,
             features=features,
+            adapter=adapter,
             labels=requirements.labels,
             tier=requirements.tier,
             tags=frozenset(requirements.tags),
@@ -176,8 +181,9 @@ class Needs:
 
     @property
     def wants_any_model(self) -> bool:
-        """Whether tier or tags choose the model, so that the mesh's default model has no say."""
-        return not self.model and (self.tier is not None or bool(self.tags) or bool(self.artifact_sha256))
+        """Whether tier, tags or adapter choose the model, so that the mesh's default model has no say."""
+        chosen = self.tier is not None or self.tags or self.artifact_sha256 or self.adapter
+        return not self.model and bool(chosen)
 
     def with_model(self, model: str) -> Needs:
         """The same for the model that stands in for none; that it was not named stays known."""

@@ -2,9 +2,9 @@
 
 The rule: the error speaks of the runners that came closest, those that passed the most checks (in the order of
 RejectionReason). If one of them only has no place just now, the request is overload; if it is only away just now, the
-mesh is unavailable; if something lasting is wrong with it, no runner is capable; if it lacks a feature, the feature is
-unsupported; and only where nobody has the model at all, the model is unknown. So the caller hears of the least that has
-to change.
+mesh is unavailable; if something lasting is wrong with it, no runner is capable; if it lacks an adapter, that is not
+found; if it lacks a feature, the feature is unsupported; and only where nobody has the model at all, the model is
+unknown. So the caller hears of the least that has to change.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TypeAlias
 from chorus.core.errors import (
     ChorusError,
     NoCapableRunnerError,
+    NotFoundError,
     OverloadedError,
     PromptTooLongError,
     RunnersUnavailableError,
@@ -56,6 +57,8 @@ def refusal(needs: Needs, directory: Directory, missed: Sequence[Missed], situat
         return _unknown_model(needs, directory)
     if reason is RejectionReason.FEATURE:
         return _unsupported(needs, closest)
+    if reason is RejectionReason.ADAPTER:
+        return _unknown_adapter(needs, closest)
     if reason is RejectionReason.CONTEXT:
         return _too_short(needs, closest)
     because = _because(needs, closest)
@@ -116,6 +119,21 @@ def _unsupported(needs: Needs, closest: Sequence[Missed]) -> UnsupportedFeatureE
     return UnsupportedFeatureError(f"the request needs {named}, which {whom} can do", metadata={"feature": lacking[0]})
 
 
+def _unknown_adapter(needs: Needs, closest: Sequence[Missed]) -> NotFoundError:
+    """Names the adapters that there are for the models that could have been meant."""
+    known = sorted({name for _, miss in closest for name in miss.found})
+    whom = _shown(needs.model) if needs.model else "any model"
+    if known:
+        more = f" and {len(known) - NAMED_MODELS} more" if len(known) > NAMED_MODELS else ""
+        there_are = f"there are: {', '.join(known[:NAMED_MODELS])}{more}"
+    else:
+        there_are = "there is none; put a LoRA adapter's GGUF file into a runner's models folder"
+    return NotFoundError(
+        f"no runner has the adapter {_shown(needs.adapter)} for {whom}; {there_are}",
+        metadata={"adapter": needs.adapter[:_SHOWN_NAME], "available": ",".join(known[:NAMED_MODELS])},
+    )
+
+
 def _too_short(needs: Needs, closest: Sequence[Missed]) -> ChorusError:
     """Both numbers: what is needed, and the longest context that there is."""
     longest, name = max((miss.found, miss.model.artifact.name) for _, miss in closest if miss.model is not None)
@@ -146,6 +164,8 @@ def detail(needs: Needs, entry: DirectoryEntry, miss: Miss) -> str:
             return f"does not have {_shown(needs.model)}" if needs.model else "has no model for this kind of request"
         case RejectionReason.FEATURE:
             return f"lacks {', '.join(sorted(miss.found))} for {model}"
+        case RejectionReason.ADAPTER:
+            return f"has no adapter {_shown(needs.adapter)} for {model}"
         case RejectionReason.TIER:
             tier = miss.model.artifact.tier if miss.model is not None else ""
             return f"has {model}, whose tier is {tier}, not {needs.tier}"

@@ -64,6 +64,7 @@ def _kind(needs: Needs) -> Hashable:
         needs.work,
         needs.model,
         needs.features,
+        needs.adapter,
         tuple(sorted(needs.labels.items())),
         needs.tier,
         needs.tags,

@@ -90,6 +90,8 @@ class Model:
         self._lib = library()
         self._uses = 0  # of the vocabulary, by other threads than the owner's: closing waits for them
         self._unused = threading.Condition()
+        self._adapters: set[Adapter] = set()
+        self.adapters_lock = threading.Lock()
         params = self._lib.llama_model_default_params()
         params.vocab_only = vocabulary_only
         params.n_gpu_layers = gpu_layers
@@ -135,11 +137,18 @@ class Model:
             raise EngineError("the model has been unloaded")
         return self._handle
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was unloaded."""
+        return not self._handle
+
     def close(self) -> None:
-        """Frees the weights; every context of this model must be closed before. May be called twice."""
+        """Frees weights and adapters; every context of this model must be closed before. May be called twice."""
         with self._unused:
             self._unused.wait_for(lambda: not self._uses)
             if self._handle:
+                for adapter in list(self._adapters):
+                    adapter.close()
                 self._lib.llama_model_free(self._handle)
                 self._handle = None
 
@@ -185,9 +194,29 @@ class Model:
     @property
     def copies_prefixes(self) -> bool:
         """Whether part of a sequence may be copied to another: not where memory is a state or a sliding window."""
+        return not self.keeps_state and not self._lib.llama_model_n_swa(self.handle)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether memory is a state of all tokens so far, from which the last ones cannot be taken back."""
         lib, handle = self._lib, self.handle
-        stateful = lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
-        return not stateful and not lib.llama_model_n_swa(handle)
+        return bool(lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle))
+
+    # --- adapters ---------------------------------------------------------------------------------------------------
+
+    def load_adapter(self, path: Path) -> Adapter:
+        """Reads a LoRA adapter, which must have been checked (`chorus.models.adapters`), for contexts of this model.
+
+        For any thread: the model cannot be freed meanwhile. llama.cpp keeps a list of a model's adapters, which a
+        context reads when it plans its memory, so both are done under `adapters_lock`. Raises `EngineError`.
+        """
+        with self._in_use(), self.adapters_lock, log.last_errors() as errors:
+            handle = self._lib.llama_adapter_lora_init(self.handle, str(path).encode())
+            if not handle:
+                raise EngineError(f"llama.cpp cannot load the adapter {path.name}: {'; '.join(errors) or 'no reason'}")
+            adapter = Adapter(self, handle)
+            self._adapters.add(adapter)
+            return adapter
 
     # --- vocabulary -------------------------------------------------------------------------------------------------
 
@@ -234,6 +263,19 @@ class Model:
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
+
+    @property
+    def vocabulary_type(self) -> int:
+        """How texts become tokens, by llama.cpp's own numbers."""
+        with self._in_use() as vocab:
+            return int(self._lib.llama_vocab_type(vocab))
+
+    def token_texts(self) -> Iterator[bytes]:
+        """Every token as the vocabulary writes it, in order of their ids."""
+        text = self._lib.llama_vocab_get_text
+        with self._in_use() as vocab:
+            for token_id in range(self.vocabulary_size):
+                yield text(vocab, token_id) or b""
 
     def detokenize(self, token_ids: Sequence[int], *, show_special: bool) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD. Thread-safe while the model is open."""
@@ -316,3 +358,27 @@ def _without_accents(text: str) -> str:
     """As BERT's own tokenizer has it: taken apart by Unicode's form D, without the marks that take no space."""
     apart = unicodedata.normalize("NFD", text)
     return "".join([character for character in apart if unicodedata.category(character) != "Mn"])
+
+
+class Adapter:
+    """A LoRA adapter in memory, of one model. A context that uses it must use another one before it is closed."""
+
+    def __init__(self, model: Model, handle: Any) -> None:
+        """Made by `Model.load_adapter`."""
+        self.model = model
+        self._handle: Any = handle
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer. Raises `EngineError` once closed."""
+        if not self._handle:
+            raise EngineError("the adapter has been unloaded")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees it. May be called twice, and after the model was closed."""
+        with self.model.adapters_lock:
+            if self._handle:
+                library().llama_adapter_lora_free(self._handle)
+                self._handle = None
+            self.model._adapters.discard(self)

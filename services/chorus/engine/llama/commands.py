@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from chorus.core.errors import ChorusError
 from chorus.core.generation import Priority
+from chorus.engine.llama.binding import Adapter
 from chorus.engine.llama.job import Job
 
 T = TypeVar("T")
@@ -58,11 +59,18 @@ class ForgetCache:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAdapter:
+    """Free an adapter that no request uses."""
+
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End everything."""
 
 
-Command = Submit | Cancel | Embed | Withdraw | ForgetCache | Stop
+Command = Submit | Cancel | Embed | Withdraw | ForgetCache | ReleaseAdapter | Stop
 
 
 class Outbox:

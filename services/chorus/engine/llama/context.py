@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from chorus.core.errors import EngineError
 from chorus.engine.llama import log
-from chorus.engine.llama.binding import Model, library
+from chorus.engine.llama.binding import Adapter, Model, library
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -65,6 +65,8 @@ class Context:
         self.batch_tokens = int(self._lib.llama_n_batch(self._handle))
         self.sequences = sequences
         self.outputs = self.batch_tokens if params.embeddings else outputs
+        self._adapter: Adapter | None = None
+        self._plans_memory = True  # the next decode does, and reads the model's list of adapters
         self._memory: int | None = self._lib.llama_get_memory(self._handle)
         self.pooling = int(self._lib.llama_pooling_type(self._handle))
         size = self.batch_tokens
@@ -104,7 +106,7 @@ class Context:
         c.embeddings = params.embeddings
         c.pooling_type = params.pooling
         c.no_perf = True
-        with log.last_errors() as self._errors:
+        with model.adapters_lock, log.last_errors() as self._errors:
             handle: int | None = lib.llama_init_from_model(model.handle, c)
         return handle
 
@@ -148,7 +150,36 @@ class Context:
             )
         self._checked = 0
         self._batch.n_tokens = count
+        if self._plans_memory:
+            self._plans_memory = False
+            with self._model.adapters_lock:
+                return int(self._lib.llama_decode(self.handle, self._batch))
         return int(self._lib.llama_decode(self.handle, self._batch))
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        """From the next batch on, computes with a LoRA adapter, or without.
+
+        What is in memory stays as the adapter of its time made it: sequences of different adapters share nothing.
+        Raises `EngineError` for an adapter of another model, or one that was unloaded.
+        """
+        if adapter is self._adapter:
+            return
+        if adapter is not None and adapter.model is not self._model:
+            raise EngineError("the adapter was loaded for another model")
+        handles = (self._lib.llama_adapter_lora_p_ctypes * 1)()
+        if adapter is not None:
+            handles[0] = adapter.handle
+        scales = (ctypes.c_float * 1)(1.0)
+        code = self._lib.llama_set_adapters_lora(self.handle, handles, 0 if adapter is None else 1, scales)
+        if code:
+            raise EngineError(f"llama.cpp cannot use this adapter (code {code})")
+        self._adapter = adapter
+        self._plans_memory = True
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The LoRA adapter that batches are computed with now."""
+        return self._adapter
 
     def _check(
         self,

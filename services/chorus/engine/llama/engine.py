@@ -31,6 +31,7 @@ from chorus.core.generation import (
 )
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
+from chorus.engine.llama.adapters import AdapterShelf
 from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit, Vector, Withdraw
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
@@ -103,7 +104,11 @@ class LlamaEngine:
             for name, source in offered.items()
             if name not in kept
         ]
+        # Every host is asked, not only up to the first one that has changed.
+        renewed = [kept[name].renew(source) for name, source in offered.items() if name in kept]
         if not fresh and kept.keys() == self._hosts.keys():
+            if any(renewed):
+                self._on_changed()
             return
         loop = asyncio.get_running_loop()
         for host in fresh:
@@ -167,9 +172,13 @@ class LlamaEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Generates, as `Engine.generate` says. The steps of sampling are those of `sampling`."""
         arrived = time.monotonic()
-        host = self._host(request.model, request.needed_features(), request.requirements.artifact_sha256)
+        host = self._host(
+            request.model, request.needed_features(), request.requirements.artifact_sha256, request.adapter
+        )
         _check(request)
+        adapter_source = host.adapter_source(request.adapter) if request.adapter else None
         host.enter()
+        shelf: AdapterShelf | None = None
         job: Job | None = None
         worker: Worker | None = None
         try:
@@ -183,6 +192,11 @@ class LlamaEngine:
             tools = request.tools if request.tool_choice is not ToolChoice.NONE else ()
             prompt = await self._in_text_thread(host.reader.read, request.prompt, tools, size=text_size(request.prompt))
             self._check_ids(host, request, len(prompt))
+            adapter = None
+            if adapter_source is not None:
+                wanted = host.shelf
+                adapter = await wanted.take(adapter_source)
+                shelf = wanted
             job = Job(
                 request,
                 model=host.model,
@@ -193,6 +207,7 @@ class LlamaEngine:
                 end_tokens=host.end_tokens,
                 arrived=arrived,
                 load_s=load_s,
+                adapter=adapter,
             )
             worker = host.worker
             worker.send(Submit(job))
@@ -202,6 +217,8 @@ class LlamaEngine:
             # To the worker that has it: while the model waits to be unloaded, the host gives none away.
             if worker is not None and job is not None and not job.stream.ended:
                 worker.send(Cancel(job))
+            if shelf is not None and adapter_source is not None:
+                shelf.give_back(adapter_source)
             host.leave()
 
     # --- the rest -----------------------------------------------------------------------------------------------------
@@ -274,10 +291,16 @@ class LlamaEngine:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _host(self, name: str, features: frozenset[Feature] | set[Feature] = frozenset(), sha256: str = "") -> Host:
+    def _host(
+        self,
+        name: str,
+        features: frozenset[Feature] | set[Feature] = frozenset(),
+        sha256: str = "",
+        adapter: str = "",
+    ) -> Host:
         if self._stopped:
             raise DrainingError("the engine is shutting down")
-        status = select_model(self.models(), name, sha256=sha256, features=features)
+        status = select_model(self.models(), name, sha256=sha256, features=features, adapter=adapter)
         host = self._hosts[status.artifact.name]
         if host.facts.features:  # else its file cannot be read, which loading it will say
             require_features(status, features)

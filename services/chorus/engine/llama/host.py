@@ -22,9 +22,11 @@ from chorus.core.fleet.records import ModelLoad, ModelState, ModelStatus
 from chorus.core.generation import Phase, Progress
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
+from chorus.engine.llama.adapters import AdapterShelf, find_adapter
+from chorus.engine.llama.drafting import check_vocabularies
 from chorus.engine.llama.embedder import longest_input
 from chorus.engine.llama.prompt import ModelFacts, PromptReader
-from chorus.engine.llama.settings import LlamaSettings, ModelSource
+from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSource
 from chorus.engine.llama.worker import Worker
 
 _log = structlog.get_logger("chorus.engine.llama")
@@ -61,6 +63,7 @@ class Host:
         self._model: binding.Model | None = None
         self._reader: PromptReader | None = None
         self._worker: Worker | None = None
+        self._shelf: AdapterShelf | None = None
         self._dead: Worker | None = None  # failed by itself, and perhaps still freeing what it had
         self._loading: asyncio.Task[None] | None = None
         self._break_off = False
@@ -83,6 +86,7 @@ class Host:
             context_length=self.context_length,
             slot_count=self._settings.slots,
             error=self.error,
+            adapters=tuple(source.name for source in self.source.adapters) if self.facts.generates else (),
         )
 
     @property
@@ -110,6 +114,26 @@ class Host:
         if self._reader is None or self.closing:
             raise DrainingError(f"{self.name} is being unloaded")
         return self._reader
+
+    def adapter_source(self, name: str) -> AdapterSource:
+        """The adapter that a request names. Raises `NotFoundError`."""
+        return find_adapter(self.source.adapters, name, model=self.name)
+
+    @property
+    def shelf(self) -> AdapterShelf:
+        """The adapters in memory. Raises `DrainingError` if the model is not loaded (any more)."""
+        if self._shelf is None or self.closing:
+            raise DrainingError(f"{self.name} is being unloaded")
+        return self._shelf
+
+    def renew(self, source: ModelSource) -> bool:
+        """Takes over another source of the same artifact: its adapters at once, the rest for the next load.
+
+        Returns whether the adapters have changed.
+        """
+        changed = self.source.adapters != source.adapters
+        self.source = source
+        return changed
 
     @property
     def is_idle(self) -> bool:
@@ -198,7 +222,7 @@ class Host:
         began = time.monotonic()
         try:
             await self._bury()
-            model, reader, end_tokens = await loop.run_in_executor(self._loader, self._open, report)
+            model, reader, end_tokens, draft = await loop.run_in_executor(self._loader, self._open, report)
             self.facts = reader.facts
             self.end_tokens = end_tokens
             self.context_length = self._context(context_length)
@@ -210,6 +234,7 @@ class Host:
                 embedding_length=self.embedding_length,
                 settings=self._settings,
                 failed=self._on_failed,
+                draft=draft,
             )
             try:
                 await worker.ready
@@ -228,13 +253,16 @@ class Host:
         finally:
             self._loading = None
         self._model, self._reader, self._worker = model, reader, worker
+        self._shelf = AdapterShelf(model, self._settings, loader=self._loader, send=worker.send)
         _log.info("model loaded", model=self.name, seconds=round(time.monotonic() - began, 2))
         self._become(ModelState.LOADED)
         if self._break_off:
             await self.unload(wait=False)
             raise DrainingError("the engine is shutting down")
 
-    def _open(self, report: Callable[[float], bool]) -> tuple[binding.Model, PromptReader, frozenset[int]]:
+    def _open(
+        self, report: Callable[[float], bool]
+    ) -> tuple[binding.Model, PromptReader, frozenset[int], binding.Model | None]:
         """In the loader's thread: reads the weights."""
         settings = self._settings
         if self._break_off:
@@ -249,10 +277,27 @@ class Host:
         except EngineError as error:
             raise ModelFileError(error.message) from error
         try:
-            return model, PromptReader(model, self.source.chat_template), model.end_tokens()
+            reader, end_tokens = PromptReader(model, self.source.chat_template), model.end_tokens()
+            return model, reader, end_tokens, self._open_draft(model)
         except BaseException:
             model.close()
             raise
+
+    def _open_draft(self, target: binding.Model) -> binding.Model | None:
+        """The model that is to draft for this one, if there is one and guesses are of use."""
+        source, settings = self.source.draft, self._settings
+        if source is None or not settings.speculation or not target.generates or not target.copies_prefixes:
+            return None
+        try:
+            draft = binding.Model(source.path, gpu_layers=settings.gpu_layers, lock_memory=settings.lock_memory)
+        except EngineError as error:
+            raise ModelFileError(f"the draft model of {self.name}: {error.message}") from error
+        try:
+            check_vocabularies(target, draft, target_name=self.name, draft_name=source.artifact.name)
+        except BaseException:
+            draft.close()
+            raise
+        return draft
 
     def _require_memory(self) -> None:
         offloads = self._settings.gpu_layers != 0 and binding.supports_gpu_offload()
@@ -320,7 +365,7 @@ class Host:
             await dead.stop()
 
     def _forget(self) -> None:
-        self._model = self._reader = self._worker = None
+        self._model = self._reader = self._worker = self._shelf = None
         self.closing = False
 
     # --- inside -----------------------------------------------------------------------------------------------------

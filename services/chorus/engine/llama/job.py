@@ -28,7 +28,7 @@ from chorus.core.generation import (
 from chorus.core.text.completion import Completion
 from chorus.core.text.stops import StopStrings
 from chorus.core.text.tool_calls import ToolCallReader
-from chorus.engine.llama.binding import Model
+from chorus.engine.llama.binding import Adapter, Model
 from chorus.engine.llama.context import FloatArray
 from chorus.engine.llama.sampling import Sampler, largest, log_normalizer
 from chorus.engine.llama.stream import EventStream
@@ -133,6 +133,7 @@ class Job:
         end_tokens: frozenset[int],
         arrived: float,
         load_s: float,
+        adapter: Adapter | None = None,
     ) -> None:
         """`arrived` is when the request came, on `time.monotonic`'s clock. Resumed ids must be in the vocabulary."""
         self.request = request
@@ -142,10 +143,10 @@ class Job:
         self.seed = seed
         self.context_length = context_length
         self.end_tokens = end_tokens
+        self.lane = adapter
         self.stream = EventStream()
         self.position: int | None = None
         self.started = False
-        self.lane = request.adapter or None
         self.cached_tokens = 0
         self._arrived = arrived
         self._load_s = load_s

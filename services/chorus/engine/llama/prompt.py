@@ -35,6 +35,7 @@ _GENERATING = {
     Feature.SEED,
     Feature.IGNORE_EOS,
     Feature.CONTEXT_SHIFT,
+    Feature.ADAPTER,
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -14,17 +15,36 @@ from chorus.engine.llama.context import MAX_SEQUENCES
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """A LoRA adapter's file. `name` is what requests call it; `stamp` differs once the file is another one.
+
+    `check` is called right before llama.cpp reads the file, in the loader's thread, and raises `ModelFileError` unless
+    it is sound and fits the model: llama.cpp ends the process over much that can be wrong with one.
+    """
+
+    name: str
+    path: Path
+    size_bytes: int
+    stamp: Hashable
+    check: Callable[[], object] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model file, checked already by whoever found it.
 
     `chat_template` overrides the file's own. `required_bytes` is an estimate of the memory that weights, KV memory and
-    buffers take with the engine's settings; with it, a load that cannot fit is refused before it begins.
+    buffers take with the engine's settings; with it, a load that cannot fit is refused before it begins. `adapters` may
+    be named by requests. `draft` is a small model with the same vocabulary that guesses tokens ahead for this one; its
+    memory is part of this one's `required_bytes`.
     """
 
     artifact: Artifact
     path: Path
     chat_template: str | None = None
     required_bytes: int | None = None
+    adapters: tuple[AdapterSource, ...] = ()
+    draft: ModelSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +73,7 @@ class LlamaSettings:
     speculation: bool = True
     flash_attention: bool = True
     lock_memory: bool = False
+    adapters_kept: int = 8
     memory_reserve_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -64,6 +85,7 @@ class LlamaSettings:
             "max_queue": self.max_queue < 0,
             "threads": self.threads is not None and self.threads < 1,
             "batch_tokens": self.batch_tokens < self.slots,
+            "adapters_kept": self.adapters_kept < 1,
             "prefill_tokens": self.prefill_tokens < 1,
             "gap_s": not self.gap_s > 0,
             "cached_sequences": not 0 <= self.cached_sequences <= MAX_SEQUENCES,

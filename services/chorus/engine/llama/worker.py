@@ -9,18 +9,30 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 
 import structlog
 
 from chorus.core.batching.scheduler import BatchLimits, Chunk, Copy, Plan, Scheduler, Sequence, Sharing
-from chorus.core.batching.speculation import PromptLookup, Speculation
+from chorus.core.batching.speculation import PromptLookup, Source, Speculation
 from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
-from chorus.engine.llama.binding import Model
-from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, Stop, Submit, Withdraw
+from chorus.engine.llama.binding import Adapter, Model
+from chorus.engine.llama.commands import (
+    Cancel,
+    Command,
+    Embed,
+    ForgetCache,
+    Outbox,
+    ReleaseAdapter,
+    Stop,
+    Submit,
+    Withdraw,
+)
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
+from chorus.engine.llama.drafting import Drafter, DraftRequest
 from chorus.engine.llama.embedder import Embedder, text_limits
 from chorus.engine.llama.embedding_queue import EmbeddingQueue
 from chorus.engine.llama.job import Choice, Job
@@ -44,12 +56,15 @@ class Worker:
         embedding_length: int,
         settings: LlamaSettings,
         failed: Callable[[ChorusError], None],
+        draft: Model | None = None,
     ) -> None:
-        """Takes the model over, and closes it at the end whatever happens.
+        """Takes the model over, and the one that drafts for it, and closes them at the end whatever happens.
 
         `failed` is called on the event loop if the thread dies after it was ready.
         """
         self._model = model
+        self._draft_model = draft
+        self._drafter: Drafter | None = None
         self._name = name
         self._settings = settings
         self._failed = failed
@@ -129,6 +144,8 @@ class Worker:
         try:
             if self._generates:
                 self._context = Context(self._model, self._params)
+                if self._draft_model is not None:
+                    self._drafter = Drafter(self._model, self._draft_model, replace(self._params, kept=0))
             self._post(self.ready.set_result, None)
             self._hand_over()
             while self._take_commands():
@@ -145,6 +162,10 @@ class Worker:
                 self._end_all(failure)
                 self._hand_over()
             self._embeds.close()
+            if self._drafter is not None:
+                self._drafter.close()
+            elif self._draft_model is not None:
+                self._draft_model.close()
             if self._context is not None:
                 self._context.close()
             self._model.close()
@@ -172,6 +193,8 @@ class Worker:
                 self._scheduler.forget_cache()
                 self._carry_out()
                 self._outbox.settle(command.result, None)
+            elif isinstance(command, ReleaseAdapter):
+                self._release_adapter(command.adapter)
             else:
                 self._embeds.take(command)
             self.load = self._load_report()
@@ -193,6 +216,11 @@ class Worker:
             job.admit(time.monotonic())
             self._start(job)
             self._finish_if_done(job)
+
+    def _release_adapter(self, adapter: Adapter) -> None:
+        if self._context is not None and self._context.adapter is adapter:
+            self._context.use_adapter(None)
+        adapter.close()
 
     def _drop(self, job: Job, *, sound: bool = True) -> None:
         """Frees whatever a request holds; says nothing. Not `sound`: what it has in memory is not used again."""
@@ -270,6 +298,7 @@ class Worker:
             return
         decoding = [sequence for sequence in self._scheduler.running if sequence.missing == 1]
         tokens, cells = len(decoding), self._scheduler.tree.cells
+        drafter, wanted = self._drafter, []
         for sequence in decoding:
             choice = self._choices[sequence]
             if not choice.guesses:
@@ -277,18 +306,41 @@ class Worker:
             if choice.lookup is None:
                 choice.lookup = PromptLookup(choice.tokens)
             found = choice.lookup.propose(_SCORED_ROWS)
-            if found is None:
-                continue
-            source, guess = found
-            count = speculation.count(source, tokens=tokens, cells=cells)
+            source, guess = found or (None, [])
+            count = speculation.count(source, tokens=tokens, cells=cells) if source else 0
             if count:
                 sequence.draft = guess[:count]
                 choice.source = source
-                tokens += len(sequence.draft)
+            elif drafter is not None and not sequence.draft:  # one whose turn has not come yet has its guess already
+                cost_s = drafter.step_s / len(decoding)  # which they share
+                count = speculation.count(Source.DRAFT_MODEL, tokens=tokens, cells=cells, cost_s=cost_s)
+                if count and sequence.slot is not None:
+                    wanted.append((choice, DraftRequest(sequence.slot, sequence.tokens, count)))
+            tokens += count
+        if wanted:
+            self._ask_drafter(wanted)
+
+    def _ask_drafter(self, wanted: list[tuple[Choice, DraftRequest]]) -> None:
+        """Lets the draft model guess; one that fails is given up, as streams go on without it."""
+        drafter = self._drafter
+        assert drafter is not None
+        try:
+            guesses = drafter.propose([request for _, request in wanted])
+        except ChorusError as error:
+            _log.warning("draft model given up", model=self._name, why=error.message)
+            self._drafter = None
+            drafter.close()
+            return
+        for (choice, _), guess in zip(wanted, guesses, strict=True):
+            if guess and choice.sequence is not None:
+                choice.sequence.draft = guess
+                choice.source = Source.DRAFT_MODEL
 
     def _decode(self, plan: Plan) -> None:
         context = self._context
         assert context is not None
+        assert plan.lane is None or isinstance(plan.lane, Adapter)
+        context.use_adapter(plan.lane)
         count = self._fill(context, plan.chunks)
         self._hand_over()  # the event loop tells what the last step gave while this one is computed
         began = time.monotonic()

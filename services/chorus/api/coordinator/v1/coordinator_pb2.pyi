@@ -92,6 +92,8 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     """Too many of its last attempts failed."""
     REJECTION_REASON_MEMORY: _RejectionReason.ValueType  # 15
     """The model does not fit its memory."""
+    REJECTION_REASON_ADAPTER: _RejectionReason.ValueType  # 16
+    """The model has no adapter of that name there."""
 
 class RejectionReason(_RejectionReason, metaclass=_RejectionReasonEnumTypeWrapper):
     """Why a runner can't serve a request."""
@@ -128,6 +130,8 @@ REJECTION_REASON_BREAKER_OPEN: RejectionReason.ValueType  # 14
 """Too many of its last attempts failed."""
 REJECTION_REASON_MEMORY: RejectionReason.ValueType  # 15
 """The model does not fit its memory."""
+REJECTION_REASON_ADAPTER: RejectionReason.ValueType  # 16
+"""The model has no adapter of that name there."""
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
 
 @_typing.final

@@ -487,6 +487,7 @@ class ModelStatus(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """The engine that runs it."""
     state: Global___ModelState.ValueType
@@ -505,6 +506,10 @@ class ModelStatus(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[Global___Feature.ValueType]:
         """What requests to it may ask for."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The LoRA adapters that a request may name, each for this model."""
+
     def __init__(
         self,
         *,
@@ -515,10 +520,11 @@ class ModelStatus(_message.Message):
         context_length: _builtins.int = ...,
         slot_count: _builtins.int = ...,
         error: _builtins.str = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "context_length", b"context_length", "engine", b"engine", "error", b"error", "features", b"features", "slot_count", b"slot_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "artifact", b"artifact", "context_length", b"context_length", "engine", b"engine", "error", b"error", "features", b"features", "slot_count", b"slot_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
