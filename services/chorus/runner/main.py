@@ -46,6 +46,7 @@ def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine)
             name=name,
             models=hosted.models,
             refresh=hosted.refresh,
+            broken=hosted.broken,
             metrics=metrics,
         )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from chorus.core.errors import EngineError
 from chorus.engine.llama.binding import Model
+from chorus.engine.llama.codes import batch_failed
 from chorus.engine.llama.context import (
     POOLING_CLS,
     POOLING_LAST,
@@ -76,7 +77,7 @@ class Embedder:
                 context.wants_output[:count] = 1
                 code = context.decode(count)
                 if code:
-                    raise EngineError(f"llama.cpp failed to embed a text of {len(token_ids)} tokens (code {code})")
+                    raise batch_failed(code, count, what="the vector of a text, in a piece")
                 vectors.append(context.embeddings(count).copy() if self._causal else context.pooled(0).copy())
         finally:
             context.remove(0)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from chorus.core.errors import (
+    ChorusError,
     DrainingError,
     InvalidRequestError,
     PromptTooLongError,
@@ -32,6 +33,7 @@ from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
 from chorus.engine.llama.prompt import text_size
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
+from chorus.engine.llama.survival import Survival, failing_future
 from chorus.engine.llama.worker import Worker
 from chorus.engine.selection import require_features, select_model
 
@@ -56,6 +58,7 @@ class LlamaEngine:
         self._sources = tuple(sources)
         self._hosts: dict[str, Host] = {}
         self._callbacks: list[Callable[[], None]] = []
+        self._survival: Survival | None = None
         self._loader: ThreadPoolExecutor | None = None
         self._text: ThreadPoolExecutor | None = None
         self._long_text: ThreadPoolExecutor | None = None
@@ -75,6 +78,8 @@ class LlamaEngine:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="llama-load")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="llama-text")
         self._long_text = ThreadPoolExecutor(1, thread_name_prefix="llama-long-text")
+        self._survival = Survival(lambda: self._hosts.values(), self._settings.patience)
+        self._survival.start()
         self._stopped = False
         await self.offer(self._sources)
 
@@ -83,7 +88,7 @@ class LlamaEngine:
 
         A model in use stays as it is. Raises `DrainingError` where the engine does not run.
         """
-        if self._stopped or self._loader is None:
+        if self._stopped or self._loader is None or self._survival is None:
             raise DrainingError("the engine is shutting down")
         offered = {source.artifact.name: source for source in sources}
         kept = {
@@ -100,6 +105,7 @@ class LlamaEngine:
             return
         loop = asyncio.get_running_loop()
         for host in fresh:
+            host.on_death = self._survival.died
             await loop.run_in_executor(self._loader, host.probe)
         # While those were read, somebody may have begun to use one that was to be forgotten.
         in_use = {name: host for name, host in self._hosts.items() if not host.is_idle}
@@ -111,6 +117,8 @@ class LlamaEngine:
         if self._stopped:
             return
         self._stopped = True
+        if self._survival is not None:
+            await self._survival.stop()
         await asyncio.gather(*(host.unload(wait=False) for host in self._hosts.values()))
         for pool in (self._loader, self._text, self._long_text):
             if pool is not None:
@@ -124,6 +132,15 @@ class LlamaEngine:
     def on_change(self, callback: Callable[[], None]) -> None:
         """Calls `callback` on the event loop whenever what `models()` says has changed."""
         self._callbacks.append(callback)
+
+    async def wait_broken(self) -> ChorusError:
+        """Returns, while the engine runs, once its process has to be started again: a thread hangs, or dies every time.
+
+        What waited for that thread has been ended by then.
+        """
+        if self._survival is None:
+            raise DrainingError("the engine does not run")
+        return await asyncio.shield(self._survival.broken)
 
     def load_report(self) -> tuple[ModelLoad, ...]:
         """The load of each loaded model, as of its last step."""
@@ -188,6 +205,7 @@ class LlamaEngine:
                 load_s=load_s,
             )
             worker = host.worker
+            host.waiting.add(job, job.stream.push)
             worker.send(Submit(job))
             async for event in job.stream.read():
                 yield event
@@ -195,6 +213,7 @@ class LlamaEngine:
             # To the worker that has it: while the model waits to be unloaded, the host gives none away.
             if worker is not None and job is not None and not job.stream.ended:
                 worker.send(Cancel(job))
+            host.waiting.discard(job)
             host.leave()
 
     # --- the rest -----------------------------------------------------------------------------------------------------
@@ -213,8 +232,12 @@ class LlamaEngine:
             embeddings = []
             for token_ids, truncated in prepared:
                 result: asyncio.Future[list[float]] = loop.create_future()
+                host.waiting.add(result, failing_future(result))
                 host.worker.send(Embed(token_ids, request.normalize, result))
-                embeddings.append(Embedding(tuple(await result), len(token_ids), truncated))
+                try:
+                    embeddings.append(Embedding(tuple(await result), len(token_ids), truncated))
+                finally:
+                    host.waiting.discard(result)
             return host.artifact, embeddings
         finally:
             host.leave()
