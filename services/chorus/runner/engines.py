@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from chorus.config import RunnerSettings
 from chorus.config.remote import RemoteServer
 from chorus.core.errors import UnknownModelError
-from chorus.core.fitting.memory import LoadPlan
+from chorus.core.fitting.memory import DEFAULT_BATCH_TOKENS, CacheType, LoadPlan
 from chorus.engine.base import Engine
 from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
 from chorus.models import DEFAULT_MODEL, ModelStore, StoredArtifact, estimate
 from chorus.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from chorus.runner.tuned import TunedModels
 
 _DEFAULT_CONTEXT = 4096
 _GPU_FIX = "this build of llama.cpp cannot use it; run CHORUS_LLAMA_BACKEND=cuda make setup (or =vulkan) to build one"
@@ -67,16 +70,37 @@ def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngin
 def llama_engine(settings: RunnerSettings) -> HostedEngine:
     """llama.cpp in this process, with every sound model of the models folder. Raises ConfigError where it can't be."""
     # Imported when used: a machine without the binding runs other engines.
-    from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, binding
+    from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, Tuned, binding
+    from chorus.runner.tuned import TunedModels, this_machine
 
     context_length = settings.context_length or _DEFAULT_CONTEXT
     store = ModelStore.open(settings.models_dir)
     told: set[tuple[str, str]] = set()
+    tunings = TunedModels(this_machine(gpu_layers=settings.gpu_layers))
+
+    def tuned(stored: StoredArtifact) -> Tuned:
+        found = tunings.tuning(stored.artifact)
+        if found is None:
+            return Tuned()
+        return Tuned(
+            # What somebody configured was meant.
+            threads=None if settings.threads else found.threads,
+            batch_tokens=found.batch_tokens,
+            micro_batch_tokens=found.micro_batch_tokens,
+            cache_type=found.cache_type,
+        )
 
     def source(stored: StoredArtifact) -> ModelSource:
         own_limit = stored.info.context_length or context_length
-        plan = LoadPlan(context_tokens=min(context_length, own_limit), slots=settings.slots)
-        return ModelSource(stored.artifact, stored.path, required_bytes=estimate(stored.info, plan).total_bytes)
+        found = tuned(stored)
+        plan = LoadPlan(
+            context_tokens=min(context_length, own_limit),
+            slots=settings.slots,
+            cache_type=found.cache_type or CacheType.F16,
+            batch_tokens=found.micro_batch_tokens or DEFAULT_BATCH_TOKENS,
+        )
+        needed = estimate(stored.info, plan).total_bytes
+        return ModelSource(stored.artifact, stored.path, required_bytes=needed, tuned=found)
 
     def sources() -> list[ModelSource]:
         listing = store.scan()
@@ -105,15 +129,21 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
     wanted = (DEFAULT_MODEL,) if settings.models is None else settings.models
     return HostedEngine(
         engine,
-        models=tuple(_stored_name(store, name) for name in wanted),
+        models=tuple(_stored_name(store, name, tunings) for name in wanted),
         gpu_support=GpuSupport(usable=usable, fix="" if usable else _GPU_FIX),
         refresh=refresh,
     )
 
 
-def _stored_name(store: ModelStore, name: str) -> str:
-    """The artifact that `name` means in the folder (`family:quantization` too), or `name` where there is none yet."""
+def _stored_name(store: ModelStore, name: str, tunings: TunedModels) -> str:
+    """The artifact that `name` means in the folder (`family:quantization` too), or `name` where there is none yet.
+
+    A family means the artifact that `chorus tune` made of it for this machine, where there is one.
+    """
     try:
-        return store.find(name).artifact.name
+        stored = store.find(name)
     except UnknownModelError:
         return name
+    if name.strip().lower() == stored.artifact.family.lower():
+        stored = tunings.preferred(store, stored)
+    return stored.artifact.name

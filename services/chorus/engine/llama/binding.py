@@ -71,6 +71,26 @@ def supports_gpu_offload() -> bool:
     return bool(library().llama_supports_gpu_offload())
 
 
+def quantize(source: Path, target: Path, quantization: str, *, threads: int) -> None:
+    """Writes `source` to `target` in another quantization, such as `Q8_0`; what is quantized already as well.
+
+    Takes as long as reading, computing and writing the file takes, in this thread, and cannot be broken off. Raises
+    `EngineError` with llama.cpp's own last words where it fails; what is at `target` is of no use then.
+    """
+    lib = library()
+    file_type = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{quantization}", None)
+    if file_type is None:
+        raise EngineError(f"llama.cpp has no quantization {quantization!r}")
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = file_type
+    params.nthread = threads
+    params.allow_requantize = True
+    with log.last_errors() as errors:
+        failed = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    if failed:
+        raise EngineError(f"{source.name} cannot be requantized to {quantization}: {'; '.join(errors) or 'no reason'}")
+
+
 class Model:
     """Weights and vocabulary, or the vocabulary alone."""
 

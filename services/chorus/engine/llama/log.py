@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import structlog
 _log = structlog.get_logger("chorus.engine.llama")
 _DEBUG, _WARN, _ERROR, _CONTINUED = 1, 3, 4, 5  # ggml's own numbers; 2 is information
 _local = threading.local()
+_BUFFER_SIZE = re.compile(r"buffer size\s*=\s*([\d.]+) MiB")
 _callback: Any = None
 
 
@@ -31,6 +33,17 @@ def last_errors() -> Iterator[list[str]]:
         yield errors
     finally:
         _local.errors = None
+
+
+@contextlib.contextmanager
+def buffer_sizes() -> Iterator[list[int]]:
+    """Collects the sizes in bytes of the buffers that llama.cpp allocates in this thread, as its log tells them."""
+    sizes: list[int] = []
+    _local.sizes = sizes
+    try:
+        yield sizes
+    finally:
+        _local.sizes = None
 
 
 def _receive(level: int, text: bytes | None, _: object) -> None:
@@ -56,6 +69,9 @@ def _flush() -> None:
     if not line.strip("."):
         return
     level = getattr(_local, "level", _DEBUG)
+    sizes = getattr(_local, "sizes", None)
+    if sizes is not None and (told := _BUFFER_SIZE.search(line)):
+        sizes.append(int(float(told.group(1)) * 2**20))
     if level == _ERROR:
         errors = getattr(_local, "errors", None)
         if errors is not None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from chorus.core.errors import ConfigError
+from chorus.core.fitting.memory import CacheType
 from chorus.core.fleet.records import Artifact
 from chorus.engine.llama.context import MAX_SEQUENCES
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was found to be best for one model on this machine. None leaves the engine's setting as it is."""
+
+    threads: int | None = None
+    batch_tokens: int | None = None
+    micro_batch_tokens: int | None = None
+    cache_type: CacheType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,7 @@ class ModelSource:
     path: Path
     chat_template: str | None = None
     required_bytes: int | None = None
+    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,8 @@ class LlamaSettings:
     step, which is to take about `gap_s` seconds. `prefix_cache`: finished sequences stay in memory, at most
     `cached_sequences` of them, as long as they are worth it. `speculation`: tokens are guessed ahead where that pays.
     `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
+    A batch of `batch_tokens` is computed in pieces of `micro_batch_tokens`, None being as many. `cache_type` other than
+    floats needs `flash_attention`.
     """
 
     slots: int = 4
@@ -46,6 +60,8 @@ class LlamaSettings:
     threads: int | None = None
     gpu_layers: int = -1
     batch_tokens: int = 512
+    micro_batch_tokens: int | None = None
+    cache_type: CacheType = CacheType.F16
     prefill_tokens: int = 512
     gap_s: float = 0.12
     prefix_cache: bool = True
@@ -64,6 +80,7 @@ class LlamaSettings:
             "max_queue": self.max_queue < 0,
             "threads": self.threads is not None and self.threads < 1,
             "batch_tokens": self.batch_tokens < self.slots,
+            "micro_batch_tokens": self.micro_batch_tokens is not None and self.micro_batch_tokens < 1,
             "prefill_tokens": self.prefill_tokens < 1,
             "gap_s": not self.gap_s > 0,
             "cached_sequences": not 0 <= self.cached_sequences <= MAX_SEQUENCES,
@@ -77,9 +94,27 @@ class LlamaSettings:
         """How many finished sequences may stay in memory."""
         return min(self.cached_sequences, MAX_SEQUENCES - self.slots) if self.prefix_cache else 0
 
+    def tuned(self, tuned: Tuned | None) -> LlamaSettings:
+        """These settings with what was found to be best for one model."""
+        if tuned is None:
+            return self
+        batch = max(tuned.batch_tokens or self.batch_tokens, self.slots)
+        return replace(
+            self,
+            threads=tuned.threads or self.threads,
+            batch_tokens=batch,
+            micro_batch_tokens=tuned.micro_batch_tokens or self.micro_batch_tokens,
+            cache_type=tuned.cache_type or self.cache_type,
+        )
+
     def thread_count(self) -> int:
         """Threads to decode with."""
         if self.threads is not None:
             return self.threads
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        allowed = usable_threads()
         return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def usable_threads() -> int:
+    """The logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
