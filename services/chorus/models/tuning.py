@@ -40,7 +40,7 @@ class Tuning(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     machine: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     cpu: str
-    llama_version: str
+    llama_build: str
     offload: bool
     tuned_at: str
     threads: Annotated[int, Field(ge=1, le=1024)]
@@ -61,7 +61,7 @@ class Machine:
     """What a tuning must have been measured on to be of use here."""
 
     identity: str
-    llama_version: str
+    llama_build: str
     offload: bool
 
 
@@ -98,8 +98,8 @@ class TuningFolder:
             if path.exists():
                 return Found(None, f"{path} is damaged; remove it")
             return Found(None, "it was tuned on another machine" if others else "")
-        if tuning.llama_version != machine.llama_version:
-            return Found(None, f"it was tuned with llama.cpp {tuning.llama_version}, and this is another version")
+        if tuning.llama_build != machine.llama_build:
+            return Found(None, f"it was tuned with llama.cpp {tuning.llama_build}, and this is {machine.llama_build}")
         if tuning.offload != machine.offload:
             return Found(None, f"it was tuned {'with' if tuning.offload else 'without'} a graphics device")
         return Found(tuning)

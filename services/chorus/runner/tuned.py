@@ -14,7 +14,7 @@ from chorus.telemetry.logs import get_logger
 _log = get_logger()
 
 
-def this_machine(*, gpu_layers: int, llama_version: str = "", offloads: bool | None = None) -> Machine:
+def this_machine(*, gpu_layers: int, llama_build: str = "", offloads: bool | None = None) -> Machine:
     """What tunings must have been measured on to be of use here.
 
     The facts about llama.cpp may come from a process that has it loaded already; else it is loaded here. Raises
@@ -23,7 +23,7 @@ def this_machine(*, gpu_layers: int, llama_version: str = "", offloads: bool | N
     offloads = binding.supports_gpu_offload() if offloads is None else offloads
     return Machine(
         identity=machine_identity(read_cpu(), usable_threads()),
-        llama_version=llama_version or binding.version(),
+        llama_build=llama_build or binding.build(),
         offload=gpu_layers != 0 and offloads,
     )
 

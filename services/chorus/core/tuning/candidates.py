@@ -48,9 +48,7 @@ def space_for(
         batches=_BATCHES if Axis.BATCH in axes else (),
         cache_types=_CACHE_TYPES if Axis.CACHE in axes else (),
         quantizations=tuple(
-            name
-            for name in _requantizations(quantization)
-            if file_bytes(name, parameter_count) <= memory_bytes
+            name for name in _requantizations(quantization) if file_bytes(name, parameter_count) <= memory_bytes
         )
         if Axis.QUANTIZATION in axes
         else (),

@@ -16,6 +16,7 @@ class Option:
     gain: float
     memory_ratio: float
     loss: float
+    error: float = 0.0  # the standard error of the loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ def _option(findings: Findings, variant: Variant) -> Option:
     if gain is None:
         raise ValueError("it was not measured")
     memory = findings.record(variant).memory_bytes / max(findings.record(findings.base).memory_bytes, 1)
-    return Option(variant, gain, memory, 0.0 if loss is None else loss.change)
+    if loss is None:
+        return Option(variant, gain, memory, 0.0)
+    return Option(variant, gain, memory, loss.change, loss.error)
 
 
 def _reasons(findings: Findings, free: Option, effort: Effort) -> tuple[str, ...]:

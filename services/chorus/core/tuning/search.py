@@ -151,7 +151,9 @@ class _Descent:
             try:
                 yield from self._descend(axis)
             except _OutOfTime:
-                later = [variant for rest in list(Axis)[list(Axis).index(axis) + 1 :] for variant in self._candidates(rest)]
+                later = [
+                    variant for rest in list(Axis)[list(Axis).index(axis) + 1 :] for variant in self._candidates(rest)
+                ]
                 found.skipped = [v for v in (*self._pending, *later) if not found.record(v).gain]
                 return
 

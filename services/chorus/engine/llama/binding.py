@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import importlib.metadata
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,11 @@ def library() -> Any:
 def version() -> str:
     """The version of llama.cpp's library."""
     return bytes(library().llama_version()).decode("ascii", "replace")
+
+
+def build() -> str:
+    """What decides how fast and how exactly it computes: the version of its Python package, and its backends."""
+    return f"{importlib.metadata.version('llama-cpp-python')} {'+'.join(backends())}"
 
 
 def backends() -> tuple[str, ...]:

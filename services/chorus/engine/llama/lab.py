@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -36,6 +36,10 @@ class Probe:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8"
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._questions: IO[str] = self._process.stdin
+        self._answers: IO[str] = self._process.stdout
         try:
             self.facts = self._answer()
         except BaseException:
@@ -77,26 +81,26 @@ class Probe:
         process = self._process
         if process.poll() is None:
             with contextlib.suppress(OSError):
-                process.stdin.close()  # type: ignore[union-attr] - its sign to end, and to remove what is unfinished
+                self._questions.close()  # its sign to end, and to remove what is unfinished
             try:
                 process.wait(_GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for stream in (process.stdin, process.stdout, self._stderr):
+        for stream in (self._questions, self._answers, self._stderr):
             with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+                stream.close()
 
     def _ask(self, what: str, **arguments: Any) -> Mapping[str, Any]:
         try:
-            self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")  # type: ignore[union-attr]
-            self._process.stdin.flush()  # type: ignore[union-attr]
+            self._questions.write(json.dumps({"do": what, **arguments}) + "\n")
+            self._questions.flush()
         except (OSError, ValueError):
             raise EngineError(self._last_words()) from None
         return self._answer()
 
     def _answer(self) -> Mapping[str, Any]:
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        line = self._answers.readline()
         if not line:
             raise EngineError(self._last_words())
         told: dict[str, Any] = json.loads(line)

@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 _log = structlog.get_logger("chorus.engine.llama")
 _DEBUG, _WARN, _ERROR, _CONTINUED = 1, 3, 4, 5  # ggml's own numbers; 2 is information
 _local = threading.local()
-_BUFFER_SIZE = re.compile(r"buffer size\s*=\s*([\d.]+) MiB")
+_BUFFER_SIZE = re.compile(r"(\S+)\s+(\S+) buffer size\s*=\s*([\d.]+) MiB")
 _callback: Any = None
 
 
@@ -35,15 +36,24 @@ def last_errors() -> Iterator[list[str]]:
         _local.errors = None
 
 
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory that llama.cpp allocated: where, such as `CPU_Mapped`, and for what: `model`, `KV`, `compute`."""
+
+    device: str
+    purpose: str
+    size_bytes: int
+
+
 @contextlib.contextmanager
-def buffer_sizes() -> Iterator[list[int]]:
-    """Collects the sizes in bytes of the buffers that llama.cpp allocates in this thread, as its log tells them."""
-    sizes: list[int] = []
-    _local.sizes = sizes
+def buffers() -> Iterator[list[Buffer]]:
+    """Collects the buffers that llama.cpp allocates in this thread, as its log tells them."""
+    found: list[Buffer] = []
+    _local.buffers = found
     try:
-        yield sizes
+        yield found
     finally:
-        _local.sizes = None
+        _local.buffers = None
 
 
 def _receive(level: int, text: bytes | None, _: object) -> None:
@@ -69,9 +79,9 @@ def _flush() -> None:
     if not line.strip("."):
         return
     level = getattr(_local, "level", _DEBUG)
-    sizes = getattr(_local, "sizes", None)
-    if sizes is not None and (told := _BUFFER_SIZE.search(line)):
-        sizes.append(int(float(told.group(1)) * 2**20))
+    buffers = getattr(_local, "buffers", None)
+    if buffers is not None and (told := _BUFFER_SIZE.search(line)):
+        buffers.append(Buffer(told.group(1), told.group(2), int(float(told.group(3)) * 2**20)))
     if level == _ERROR:
         errors = getattr(_local, "errors", None)
         if errors is not None:

@@ -58,7 +58,7 @@ def measure_speed(model: Model, variant: Variant, work: Workload, *, weights_byt
     Raises `EngineError` where the variant cannot be run.
     """
     tokens = prose(model)
-    with log.buffer_sizes() as sizes:
+    with log.buffers() as buffers:
         context = _context(model, variant, cells=work.cells, sequences=work.streams, outputs=work.streams)
     try:
         bench = _Bench(context, tokens)
@@ -73,7 +73,7 @@ def measure_speed(model: Model, variant: Variant, work: Workload, *, weights_byt
         together = bench.decode(tuple(range(work.streams)), work.seconds)
     finally:
         context.close()
-    return Sample(prefill, alone, together, weights_bytes + sum(sizes))
+    return Sample(prefill, alone, together, weights_bytes + needed_bytes(buffers))
 
 
 def measure_quality(model: Model, variant: Variant, token_count: int) -> Quality:
@@ -105,6 +105,12 @@ def measure_quality(model: Model, variant: Variant, token_count: int) -> Quality
     return Quality(tuple(blocks))
 
 
+def needed_bytes(buffers: Sequence[log.Buffer]) -> int:
+    """What buffers take together. Of weights that are memory-mapped and then repacked, the repacked ones stay."""
+    mapped = any(buffer.device.endswith("_Mapped") for buffer in buffers)
+    return sum(buffer.size_bytes for buffer in buffers if not (mapped and buffer.device.endswith("_REPACK")))
+
+
 def _context(model: Model, variant: Variant, *, cells: int, sequences: int, outputs: int) -> Context:
     params = ContextParams(
         cells=cells,
@@ -128,10 +134,10 @@ def _losses(context: Context, window: Sequence[int]) -> Iterator[np.ndarray[tupl
         context.sequence_ids[:count] = 0
         context.wants_output[:count] = 1
         _decode(context, count)
-        logits = context.logits(count).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
+        logits = context.logits(count)
+        logits = logits - logits.max(axis=1, keepdims=True)
         targets = np.asarray(window[start + 1 : start + 1 + count])
-        yield np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(count), targets]
+        yield np.log(np.exp(logits).sum(axis=1, dtype=np.float64)) - logits[np.arange(count), targets]
 
 
 def _decode(context: Context, count: int) -> None:

@@ -41,22 +41,24 @@ class _Prober:
     def __init__(self, path: Path, gpu_layers: int) -> None:
         self._path = path
         self.unfinished: Path | None = None
-        with log.buffer_sizes() as sizes:
+        with log.buffers() as buffers:
             self._model = binding.Model(path, gpu_layers=gpu_layers)
-        self._weights_bytes = sum(sizes)
+        self._weights_bytes = measuring.needed_bytes(buffers)
 
     def facts(self) -> dict[str, Any]:
         """What the model is, and with what it runs."""
         return {
             "generates": self._model.generates,
             "trained_context": self._model.trained_context,
-            "version": binding.version(),
+            "build": binding.build(),
             "offloads": binding.supports_gpu_offload(),
         }
 
     def calibrate(self, variant: Mapping[str, Any]) -> dict[str, Any]:
         """About how fast it reads, in tokens per second."""
-        work = measuring.Workload(cells=4 * _CALIBRATION_TOKENS, streams=1, prompt_tokens=_CALIBRATION_TOKENS, seconds=0)
+        work = measuring.Workload(
+            cells=4 * _CALIBRATION_TOKENS, streams=1, prompt_tokens=_CALIBRATION_TOKENS, seconds=0
+        )
         return {"prefill": measuring.measure_speed(self._model, variant_of(variant), work).prefill}
 
     def speed(self, variant: Mapping[str, Any], work: Mapping[str, Any]) -> dict[str, Any]:
