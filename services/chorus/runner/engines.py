@@ -70,7 +70,7 @@ def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngin
 def llama_engine(settings: RunnerSettings) -> HostedEngine:
     """llama.cpp in this process, with every sound model of the models folder. Raises ConfigError where it can't be."""
     # Imported when used: a machine without the binding runs other engines.
-    from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, Tuned, binding
+    from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, binding
     from chorus.runner.tuned import TunedModels, this_machine
 
     context_length = settings.context_length or _DEFAULT_CONTEXT
@@ -78,29 +78,17 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
     told: set[tuple[str, str]] = set()
     tunings = TunedModels(this_machine(gpu_layers=settings.gpu_layers))
 
-    def tuned(stored: StoredArtifact) -> Tuned:
-        found = tunings.tuning(stored.artifact)
-        if found is None:
-            return Tuned()
-        return Tuned(
-            # What somebody configured was meant.
-            threads=None if settings.threads else found.threads,
-            batch_tokens=found.batch_tokens,
-            micro_batch_tokens=found.micro_batch_tokens,
-            cache_type=found.cache_type,
-        )
-
     def source(stored: StoredArtifact) -> ModelSource:
         own_limit = stored.info.context_length or context_length
-        found = tuned(stored)
+        tuned = tunings.tuned(stored.artifact, configured_threads=settings.threads)
         plan = LoadPlan(
             context_tokens=min(context_length, own_limit),
             slots=settings.slots,
-            cache_type=found.cache_type or CacheType.F16,
-            batch_tokens=found.micro_batch_tokens or DEFAULT_BATCH_TOKENS,
+            cache_type=tuned.cache_type or CacheType.F16,
+            batch_tokens=tuned.micro_batch_tokens or DEFAULT_BATCH_TOKENS,
         )
         needed = estimate(stored.info, plan).total_bytes
-        return ModelSource(stored.artifact, stored.path, required_bytes=needed, tuned=found)
+        return ModelSource(stored.artifact, stored.path, required_bytes=needed, tuned=tuned)
 
     def sources() -> list[ModelSource]:
         listing = store.scan()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chorus.core.fleet.records import Artifact
 from chorus.core.tuning.variant import machine_identity
 from chorus.engine.llama import binding
-from chorus.engine.llama.settings import usable_threads
+from chorus.engine.llama.settings import Tuned, usable_threads
 from chorus.hardware.cpu import read_cpu
 from chorus.models import ModelStore, StoredArtifact
 from chorus.models.tuning import Machine, Tuning, TuningFolder
@@ -44,6 +44,18 @@ class TunedModels:
             self._told.add(told)
             _log.info("tuning.ignored", model=artifact.name, why=found.ignored)
         return found.tuning
+
+    def tuned(self, artifact: Artifact, *, configured_threads: int) -> Tuned:
+        """The same as settings. What somebody configured (0 threads: nothing) was meant, and goes before it."""
+        found = self.tuning(artifact)
+        if found is None:
+            return Tuned()
+        return Tuned(
+            threads=None if configured_threads else found.threads,
+            batch_tokens=found.batch_tokens,
+            micro_batch_tokens=found.micro_batch_tokens,
+            cache_type=found.cache_type,
+        )
 
     def preferred(self, store: ModelStore, stored: StoredArtifact) -> StoredArtifact:
         """The artifact that was made to run in place of `stored` here, while it is still there; else `stored`."""

@@ -22,8 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = 0, 1, 2, 3, 4
 MAX_SEQUENCES = 256
-
-_GGML_TYPES = {  # ggml's own numbers, which llama-cpp-python has no names for
+_GGML_TYPES = {
     CacheType.F32: 0,
     CacheType.F16: 1,
     CacheType.Q4_0: 2,
@@ -113,8 +112,8 @@ class Context:
         c.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if params.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
-        c.type_k = c.type_v = _GGML_TYPES[params.cache_type]
         c.kv_unified = True
+        c.type_k = c.type_v = _GGML_TYPES[params.cache_type]
         c.embeddings = params.embeddings
         c.pooling_type = params.pooling
         c.no_perf = True
