@@ -210,8 +210,8 @@ async def test_a_tuning_is_applied_when_the_model_is_loaded(tmp_path: Path, monk
     store, stored = a_store(tmp_path)
     machine = this_machine(gpu_layers=0)
     folder = TuningFolder(tmp_path / "tuning")
-    facts = {"machine": machine.identity, "llama_build": machine.llama_build, "sha256": stored.artifact.sha256}
-    folder.keep(a_tuning(**facts, threads=1, batch_tokens=96, micro_batch_tokens=48))
+    facts = {"sha256": stored.artifact.sha256}
+    folder.keep(a_tuning(machine, **facts, threads=1, batch_tokens=96, micro_batch_tokens=48))
     monkeypatch.setattr("chorus.models.tuning.default_tuning_dir", lambda: folder.directory)
     made: list[ContextParams] = []
     create = Context.__init__
@@ -237,7 +237,7 @@ async def test_a_tuning_is_applied_when_the_model_is_loaded(tmp_path: Path, monk
     assert (params.batch_tokens, params.micro_batch_tokens) == (96, 48)
     assert params.cache_type is CacheType.Q8_0
     assert (await load(threads=2)).threads == 2, "what is configured goes before what was tuned"
-    folder.keep(a_tuning(**{**facts, "llama_build": "0.0.1 cpu"}))
+    folder.keep(a_tuning(machine, **facts, llama_build="0.0.1 cpu"))
     with structlog.testing.capture_logs() as logs:
         params = await load()
     assert params.cache_type is CacheType.F16

@@ -54,7 +54,7 @@ class Property(StrEnum):
 @handles_errors
 def tune(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A model's family, artifact or file name.", show_default=False)
+        str, typer.Argument(metavar="MODEL", help="A model's family, artifact or file name.", show_default=False)
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="About a minute, and rougher figures.")] = False,
     minutes: Annotated[
@@ -121,7 +121,7 @@ def tune(
     store = ModelStore.open(models_dir or settings.models_dir)
     stored = store.find(model)
     options = _options(quick, minutes, streams or settings.slots, only)
-    asks = not (yes or dry_run or as_json) and sys.stdin.isatty()
+    asks = not (yes or dry_run or as_json) and _somebody_is_there()
     if not (asks or yes or dry_run):
         note("Nobody is there to be asked, so nothing will be kept; --yes keeps what loses nothing.")
     _warn_if_busy()
@@ -168,6 +168,10 @@ def _consented(proposal: Proposal, accepted_loss: float, asks: bool) -> Option:
             if _agreed(f"{what} Accept that loss?", default=False):
                 return option
     return proposal.free
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 def _agreed(question: str, *, default: bool) -> bool:

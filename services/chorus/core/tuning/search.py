@@ -202,7 +202,7 @@ class _Descent:
     def _try(self, candidate: Variant, *, best: Variant, judged: bool) -> Search:
         """Compares a candidate with `best`; it becomes the best of all where it loses nothing and is better.
 
-        Its perplexity is measured where that decides, or, if `judged`, wherever it has something to offer.
+        Its perplexity is measured where that decides, or, if `judged`, in any case.
         """
         found = self._findings
         gain = yield from self._duel(candidate, best)
@@ -210,8 +210,7 @@ class _Descent:
         if gain is None:
             return
         better = self._is_better(candidate, best, gain)
-        offers = gain.high >= 1 or self._saves_memory(candidate, best)
-        if not _computes_alike(candidate, best) and (better or (judged and offers)):
+        if not _computes_alike(candidate, best) and (better or judged):
             yield from self._judge(candidate)
         loss = found.loss(candidate)
         if not better or loss is None or not loss.is_nothing(self._effort.tolerance):

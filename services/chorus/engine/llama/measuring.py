@@ -81,7 +81,7 @@ def measure_quality(model: Model, variant: Variant, token_count: int) -> Quality
 
     Raises `EngineError` where the variant cannot be run, or the model reads so little that no window fits.
     """
-    size = min(_WINDOW_TOKENS, model.trained_context or _WINDOW_TOKENS)
+    size = min(_WINDOW_TOKENS, token_count, model.trained_context or _WINDOW_TOKENS)
     tokens = prose(model)
     count = max(1, min(token_count, len(tokens)) // size)
     if size <= _UNSCORED_TOKENS + _BLOCK_TOKENS or len(tokens) < size:
