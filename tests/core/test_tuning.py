@@ -8,7 +8,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chorus.core.fitting.memory import CacheType
@@ -21,6 +21,7 @@ from chorus.core.tuning.variant import Sample, Variant, machine_identity
 from tests.core.tuning_machine import BASE, Machine, tune, whole_space
 
 FOREVER = Effort(budget_s=1e9)
+WHOLE_SEARCHES = settings(max_examples=40, deadline=None)
 positive = st.floats(min_value=0.01, max_value=1e6)
 
 
@@ -108,6 +109,7 @@ def machines(noise: float = 0.0) -> st.SearchStrategy[Machine]:
     return draw()
 
 
+@WHOLE_SEARCHES
 @given(machines())
 def test_threads_and_batches_end_at_their_best(machine: Machine) -> None:
     best = tune(machine, whole_space()).best
@@ -116,6 +118,7 @@ def test_threads_and_batches_end_at_their_best(machine: Machine) -> None:
     assert (best.batch_tokens, best.micro_batch_tokens) == max(batches, key=lambda sizes: machine.speeds[sizes])
 
 
+@WHOLE_SEARCHES
 @given(machines(noise=0.05))
 def test_what_is_proposed_loses_nothing(machine: Machine) -> None:
     space = whole_space()
@@ -133,6 +136,7 @@ def test_what_is_proposed_loses_nothing(machine: Machine) -> None:
         assert option.variant != free
 
 
+@WHOLE_SEARCHES
 @given(machines(), st.floats(min_value=0, max_value=1))
 def test_a_loss_is_taken_by_consent_alone(machine: Machine, accepted: float) -> None:
     space = whole_space()
@@ -143,6 +147,7 @@ def test_a_loss_is_taken_by_consent_alone(machine: Machine, accepted: float) -> 
     assert chosen.gain >= proposal.free.gain
 
 
+@WHOLE_SEARCHES
 @given(machines(noise=0.02), st.floats(min_value=1, max_value=60))
 def test_nothing_is_begun_once_the_time_is_over(machine: Machine, budget_s: float) -> None:
     space = whole_space()
@@ -155,6 +160,7 @@ def test_nothing_is_begun_once_the_time_is_over(machine: Machine, budget_s: floa
     propose(findings, space, Effort(budget_s=budget_s))
 
 
+@WHOLE_SEARCHES
 @given(machines(noise=0.1))
 def test_only_what_changes_the_computation_is_judged(machine: Machine) -> None:
     findings = tune(machine, whole_space())
@@ -164,6 +170,7 @@ def test_only_what_changes_the_computation_is_judged(machine: Machine) -> None:
     assert findings.loss(replace(BASE, threads=64)) == loss_of(Quality((1.0,)), Quality((1.0,)))
 
 
+@WHOLE_SEARCHES
 @given(machines())
 def test_a_comparison_takes_turns(machine: Machine) -> None:
     """What is compared was measured equally often and side by side, so that a drift of the machine hits both."""
@@ -204,6 +211,7 @@ def test_what_does_not_fit_is_not_proposed_not_even_for_a_loss() -> None:
     assert any("Q8_0" in reason for reason in proposal.reasons)
 
 
+@WHOLE_SEARCHES
 @given(machines(noise=0.02), st.sampled_from([4, (512, 256), CacheType.Q8_0, "Q8_0", "Q4_0"]))
 def test_what_breaks_is_told_and_left_out(machine: Machine, broken: object) -> None:
     machine.broken = lambda variant: broken in machine.properties(variant)
