@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chorus.cli.options import ConfigFile
-from chorus.cli.output import EXIT_USAGE, console, err, fail, handles_errors, note, print_json
+from chorus.cli.output import EXIT_USAGE, console, fail, handles_errors, note, print_json
+from chorus.cli.tune_view import TuneProgress, explain, in_words, table, to_json
 
 if TYPE_CHECKING:
     from chorus.core.tuning.proposal import Option, Proposal
@@ -127,21 +128,21 @@ def tune(
     _warn_if_busy()
     with (
         _interruptible(),
-        _Progress() as progress,
+        TuneProgress() as progress,
         Tuner(store, stored, settings, options, tell=progress.tell) as tuner,
     ):
         findings, _, proposal = tuner.run()
         progress.stop()
         if not as_json:
-            console().print(_table(findings, proposal, stored.artifact.quantization, options.streams))
-            _explain(findings, proposal, options)
+            console().print(table(findings, proposal, stored.artifact.quantization, options.streams))
+            explain(findings, proposal, options)
         chosen = _consented(proposal, accept_loss / 100, asks)
         kept: Kept | None = None
         worth = _is_worth_keeping(chosen, findings, tuner, TuningFolder())
-        if worth and not dry_run and (yes or (asks and _agreed(f"Keep {_in_words(chosen)}?", default=True))):
+        if worth and not dry_run and (yes or (asks and _agreed(f"Keep {in_words(chosen)}?", default=True))):
             kept = tuner.keep(chosen, findings)
         if as_json:
-            print_json(_as_json(findings, proposal, chosen, kept))
+            print_json(to_json(findings, proposal, chosen, kept))
         else:
             _tell_kept(kept)
 
@@ -164,7 +165,7 @@ def _consented(proposal: Proposal, accepted_loss: float, asks: bool) -> Option:
         return proposal.with_consent(accepted_loss)
     if asks:
         for option in proposal.costly[:2]:
-            what = f"{_in_words(option)} runs at {option.gain:.2f}x for a perplexity {option.loss:+.1%}."
+            what = f"{in_words(option)} runs at {option.gain:.2f}x for a perplexity {option.loss:+.1%}."
             if _agreed(f"{what} Accept that loss?", default=False):
                 return option
     return proposal.free
@@ -184,90 +185,6 @@ def _is_worth_keeping(chosen: Option, findings: Findings, tuner: Tuner, folder: 
     return known or chosen.variant != findings.base
 
 
-# --- what is shown --------------------------------------------------------------------------------------------------
-
-
-def _table(findings: Findings, proposal: Proposal, quantization: str, streams: int) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    numbers = (
-        "Threads",
-        "Batch",
-        "Prompt t/s",
-        "1 stream",
-        f"{streams} streams",
-        "Spread",
-        "Speed",
-        "Memory",
-        "Perplexity",
-    )
-    for name in ("File", "KV", *numbers, ""):
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
-    for variant, record in findings.records.items():
-        if not record.samples and not record.problem:
-            continue
-        best = variant == proposal.free.variant
-        cells = [
-            variant.quantization or quantization,
-            variant.cache_type,
-            str(variant.threads),
-            f"{variant.batch_tokens}/{variant.micro_batch_tokens}",
-        ]
-        if record.samples:
-            gain = findings.gain(variant)
-            cells += [f"{record.figure(name).median:.1f}" for name in ("prefill", "decode_one", "decode_many")]
-            cells += [f"±{record.speed.spread:.0%}", f"{gain:.2f}x", f"{record.memory_bytes / 2**20:.0f} MiB"]
-        else:
-            cells += [""] * 6
-        cells += [_perplexity(findings, variant), _verdict(findings, proposal, variant)]
-        table.add_row(*cells, style="bold green" if best else "red" if record.problem else "")
-    return table
-
-
-def _perplexity(findings: Findings, variant: Any) -> str:
-    record, loss = findings.record(variant), findings.loss(variant)
-    if record.quality is None:
-        return ""
-    change = "" if variant == findings.base or loss is None else f" {loss.change:+.1%}"
-    return f"{record.quality.perplexity:.2f}{change}"
-
-
-def _verdict(findings: Findings, proposal: Proposal, variant: Any) -> str:
-    record = findings.record(variant)
-    if record.problem:
-        return f"failed: {record.problem[:80]}"
-    if variant == proposal.free.variant:
-        return "proposed" if proposal.changes else "best, as it is"
-    if variant == findings.base:
-        return "as it is"
-    if any(variant == option.variant for option in proposal.costly):
-        return "faster, but loses"
-    return "not better" if record.gain is not None else "no time left"
-
-
-def _explain(findings: Findings, proposal: Proposal, options: TuneOptions) -> None:
-    for reason in proposal.reasons:
-        console().print(reason, markup=False)
-    for option in proposal.costly:
-        margin = f" (±{2 * option.error:.1%})" if option.error else ""
-        console().print(
-            f"For a loss: {_in_words(option)} runs at {option.gain:.2f}x with a perplexity {option.loss:+.1%}{margin}; "
-            "--accept-loss PERCENT takes it.",
-            markup=False,
-        )
-    if findings.skipped:
-        longer = 2 * options.effort.budget_s / 60
-        note(f"There was no time for {len(findings.skipped)} more; --minutes {longer:g} gives more.")
-
-
-def _in_words(option: Option) -> str:
-    from chorus.local.tuning import describe
-
-    return describe(option.variant)
-
-
 def _tell_kept(kept: Kept | None) -> None:
     if kept is None:
         note("Nothing was kept.")
@@ -275,41 +192,6 @@ def _tell_kept(kept: Kept | None) -> None:
     if kept.artifact is not None:
         console().print(f"{kept.artifact.artifact.name}  {kept.artifact.path}", markup=False, soft_wrap=True)
     note(f"Kept in {kept.path}; runners go by it from their next start. `chorus tune --show` lists it.")
-
-
-def _as_json(findings: Findings, proposal: Proposal, chosen: Option, kept: Kept | None) -> dict[str, Any]:
-    records = []
-    for variant, record in findings.records.items():
-        loss = findings.loss(variant)
-        records.append(
-            {
-                "variant": asdict(variant),
-                "samples": [asdict(sample) for sample in record.samples],
-                "gain": findings.gain(variant),
-                "memory_bytes": record.memory_bytes,
-                "perplexity": record.quality.perplexity if record.quality else None,
-                "loss": asdict(loss) if loss is not None else None,
-                "problem": record.problem,
-                "verdict": _verdict(findings, proposal, variant),
-            }
-        )
-    return {
-        "base": asdict(findings.base),
-        "measured": records,
-        "skipped": [asdict(variant) for variant in findings.skipped],
-        "proposed": asdict(proposal.free),
-        "changes": proposal.changes,
-        "reasons": proposal.reasons,
-        "costly": [asdict(option) for option in proposal.costly],
-        "chosen": asdict(chosen),
-        "kept": None
-        if kept is None
-        else {
-            "path": str(kept.path),
-            "tuning": kept.tuning.model_dump(mode="json"),
-            "artifact": None if kept.artifact is None else kept.artifact.artifact.name,
-        },
-    }
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------------
@@ -326,11 +208,11 @@ def _show(folder: TuningFolder, model: str, as_json: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    kept = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("Model", "Threads", "Batch", "KV", "Speed", "Perplexity", "Instead", "Machine", "llama.cpp", "Tuned"):
-        table.add_column(name, justify="right" if name in ("Threads", "Batch", "Speed", "Perplexity") else "left")
+        kept.add_column(name, justify="right" if name in ("Threads", "Batch", "Speed", "Perplexity") else "left")
     for tuning in tunings:
-        table.add_row(
+        kept.add_row(
             tuning.model,
             str(tuning.threads),
             f"{tuning.batch_tokens}/{tuning.micro_batch_tokens}",
@@ -342,7 +224,7 @@ def _show(folder: TuningFolder, model: str, as_json: bool) -> None:
             tuning.llama_build,
             tuning.tuned_at[:10],
         )
-    console().print(table)
+    console().print(kept)
 
 
 def _forget(folder: TuningFolder, model: str, as_json: bool) -> None:
@@ -389,46 +271,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Progress:
-    """One bar on a terminal, which fills as the time is spent; in a pipe a line for each thing that is done."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._said = ""
-
-    def __enter__(self) -> _Progress:
-        if err().is_terminal:
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(
-                SpinnerColumn(),
-                BarColumn(bar_width=20),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}", markup=False),
-                console=err(),
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Takes the bar away. May be called twice."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def tell(self, now: Any) -> None:
-        """Shows what is being done."""
-        if self._bar is not None:
-            done = min(now.elapsed_s, now.budget_s)
-            self._bar.update(self._task, description=now.words, completed=done, total=now.budget_s)
-        elif now.words != self._said:
-            self._said = now.words
-            err().print(now.words, markup=False, soft_wrap=True)
