@@ -153,5 +153,5 @@ def test_mistakes_get_a_message_and_an_exit_code(run: Run, words: tuple[str, ...
 
 def test_help_teaches(run: Run) -> None:
     told = " ".join(run("--help").stdout.split())
-    for text in ("Usage", "--accept-loss", "chorus tune --show", "Perplexity is", "--dry-run"):
+    for text in ("Usage", "--accept-loss", "chorus tune --show", "Perplexity is", "models list", "--dry-run"):
         assert text in told

@@ -28,17 +28,19 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 _EXAMPLES = """\
 [bold]Examples[/bold]
-  chorus tune smollm2-135m-instruct      [dim]measure for about five minutes, then ask[/dim]
-  chorus tune MODEL --quick --yes        [dim]a minute; keep what loses nothing[/dim]
-  chorus tune MODEL --accept-loss 20     [dim]a perplexity up to 20% worse is fine for speed[/dim]
-  chorus tune MODEL --only threads       [dim]nothing but the thread count[/dim]
-  chorus tune --show                     [dim]what is kept; --forget MODEL removes it[/dim]
+  chorus tune smollm2-135m-instruct   [dim]measure for about five minutes, then ask[/dim]
+  chorus tune MODEL --quick --yes     [dim]a minute; keep what loses nothing[/dim]
+  chorus tune MODEL --accept-loss 20  [dim]20% worse perplexity is fine for speed[/dim]
+  chorus tune MODEL --only threads    [dim]nothing but the thread count[/dim]
+  chorus tune --show                  [dim]what is kept; --forget MODEL removes it[/dim]
 
 [bold]What it does[/bold]
-Every comparison is measured in turns with the best so far. Perplexity is how surprised a model is by a text: the lower
-the better. Within 1% of it nothing is lost; anything worse is kept only if you say so. A requantized file becomes a
-model like any other (`chorus models list`); runners that are asked for the family use it from their next start.
-Stop other work on the machine meanwhile (`chorus down`): a busy machine gives rough figures.
+  Each candidate is measured in turns with the best so far.
+  Perplexity is how much a text surprises the model: the lower, the better.
+  Up to 1% of it counts as nothing; a greater loss is taken only if you say so.
+  A requantized file becomes a model like any other (`chorus models list`),
+  and runners that are asked for the family load it from their next start.
+  A busy machine gives rough figures: stop other work first (`chorus down`).
 """
 
 
@@ -94,8 +96,7 @@ def tune(
 ) -> None:
     """Measure how a model runs best on this machine: threads, batches, KV memory, requantizations.
 
-    Shows speed, memory and perplexity of each, and proposes what loses nothing. Runners use what is kept when they next
-    load the model.
+    Shows speed, memory and perplexity of each, and proposes what loses nothing. Runners go by what is kept.
     """
     from chorus.models.tuning import TuningFolder
 
