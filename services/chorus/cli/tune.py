@@ -37,7 +37,7 @@ _EXAMPLES = """\
 [bold]What it does[/bold]
   Each candidate is measured in turns with the best so far.
   Perplexity is how much a text surprises the model: the lower, the better.
-  Up to 1% of it counts as nothing; a greater loss is taken only if you say so.
+  Up to 1% of it counts as nothing; more is taken only if you say so.
   A requantized file becomes a model like any other (`chorus models list`),
   and runners that are asked for the family load it from their next start.
   A busy machine gives rough figures: stop other work first (`chorus down`).
