@@ -26,6 +26,7 @@ ENTRIES = (
     Entry("status", "chorus.cli.status:status", "Show nodes, runners, models and load.", _EVERY_DAY),
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),
     Entry("models", "chorus.cli.models:app", "Fetch, list and remove models; see what fits this machine.", _SETUP),
+    Entry("tune", "chorus.cli.tune:app", "Measure how a model runs best on this machine.", _SETUP),
     Entry("certs", "chorus.cli.certs:app", "Make, show and check the certificates of a mesh.", _SETUP),
     Entry("config", "chorus.cli.config:app", "Show the configuration in use, and describe its keys.", _SETUP),
     Entry("version", "chorus.cli.version:version", "Show the versions of Chorus and of what it stands on.", _SETUP),

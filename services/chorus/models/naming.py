@@ -26,6 +26,14 @@ def quantization_of_file(file_name: str) -> str:
     return match.group(1).upper() if match else ""
 
 
+def requantized_file(file_name: str, source: str, target: str) -> str:
+    """The name of what is made from a file: `M.Q4_1.gguf` requantized to Q8_0 is `M.from-Q4_1.Q8_0.gguf`.
+
+    It says so, because it is not as good as the same quantization of the original.
+    """
+    return f"{_QUANTIZATION.sub('', stem_of(file_name))}.from-{source}.{target}{GGUF_SUFFIX}"
+
+
 def stem_of(file_name: str) -> str:
     """The file's name without `.gguf`."""
     return file_name[: -len(GGUF_SUFFIX)] if file_name.lower().endswith(GGUF_SUFFIX) else file_name

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from chorus.config import RunnerSettings
 from chorus.config.remote import RemoteServer
 from chorus.core.errors import ChorusError, UnknownModelError
-from chorus.core.fitting.memory import LoadPlan
+from chorus.core.fitting.memory import DEFAULT_BATCH_TOKENS, CacheType, LoadPlan
 from chorus.core.resilience.stuck import Patience
 from chorus.engine.base import Engine
 from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
@@ -26,6 +26,9 @@ from chorus.models import (
     read_adapter,
 )
 from chorus.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from chorus.runner.tuned import TunedModels
 
 _DEFAULT_CONTEXT = 4096
 _GPU_FIX = "this build of llama.cpp cannot use it; run CHORUS_LLAMA_BACKEND=cuda make setup (or =vulkan) to build one"
@@ -79,11 +82,13 @@ def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngin
 def llama_engine(settings: RunnerSettings) -> HostedEngine:
     """llama.cpp in this process, with every sound model of the models folder. Raises ConfigError where it can't be."""
     # Imported when used: a machine without the binding runs other engines.
-    from chorus.engine.llama import AdapterSource, LlamaEngine, LlamaSettings, ModelSource, binding
+    from chorus.engine.llama import AdapterSource, LlamaEngine, LlamaSettings, ModelSource, Tuned, binding
+    from chorus.runner.tuned import TunedModels, this_machine
 
     context_length = settings.context_length or _DEFAULT_CONTEXT
     store = ModelStore.open(settings.models_dir)
     told: set[tuple[str, str]] = set()
+    tunings = TunedModels(this_machine(gpu_layers=settings.gpu_layers))
 
     def adapter(found: StoredAdapter, stored: StoredArtifact) -> AdapterSource:
         info = found.info
@@ -95,9 +100,14 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             check=lambda: check_fit(read_adapter(info.path), stored.info),
         )
 
-    def needed_bytes(stored: StoredArtifact) -> int:
+    def needed_bytes(stored: StoredArtifact, tuned: Tuned) -> int:
         own_limit = stored.info.context_length or context_length
-        plan = LoadPlan(context_tokens=min(context_length, own_limit), slots=settings.slots)
+        plan = LoadPlan(
+            context_tokens=min(context_length, own_limit),
+            slots=settings.slots,
+            cache_type=tuned.cache_type or CacheType.F16,
+            batch_tokens=tuned.micro_batch_tokens or DEFAULT_BATCH_TOKENS,
+        )
         return estimate(stored.info, plan).total_bytes
 
     def draft_of(stored: StoredArtifact, listing: Listing) -> StoredArtifact | None:
@@ -115,12 +125,14 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
 
     def source(stored: StoredArtifact, listing: Listing) -> ModelSource:
         draft = draft_of(stored, listing)
+        tuned = tunings.tuned(stored.artifact, configured_threads=settings.threads)
         return ModelSource(
             stored.artifact,
             stored.path,
-            required_bytes=needed_bytes(stored) + (needed_bytes(draft) if draft is not None else 0),
+            required_bytes=needed_bytes(stored, tuned) + (needed_bytes(draft, tuned) if draft is not None else 0),
             adapters=tuple(adapter(found, stored) for found in listing.adapters_of(stored)),
             draft=None if draft is None else ModelSource(draft.artifact, draft.path),
+            tuned=tuned,
         )
 
     def sources() -> list[ModelSource]:
@@ -151,16 +163,22 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
     wanted = (DEFAULT_MODEL,) if settings.models is None else settings.models
     return HostedEngine(
         engine,
-        models=tuple(_stored_name(store, name) for name in wanted),
+        models=tuple(_stored_name(store, name, tunings) for name in wanted),
         gpu_support=GpuSupport(usable=usable, fix="" if usable else _GPU_FIX),
         refresh=refresh,
         broken=engine.wait_broken,
     )
 
 
-def _stored_name(store: ModelStore, name: str) -> str:
-    """The artifact that `name` means in the folder (`family:quantization` too), or `name` where there is none yet."""
+def _stored_name(store: ModelStore, name: str, tunings: TunedModels) -> str:
+    """The artifact that `name` means in the folder (`family:quantization` too), or `name` where there is none yet.
+
+    A family means the artifact that `chorus tune` made of it for this machine, where there is one.
+    """
     try:
-        return store.find(name).artifact.name
+        stored = store.find(name)
     except UnknownModelError:
         return name
+    if name.strip().lower() == stored.artifact.family.lower():
+        stored = tunings.preferred(store, stored)
+    return stored.artifact.name

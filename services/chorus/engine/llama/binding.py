@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import importlib.metadata
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,11 @@ def version() -> str:
     return bytes(library().llama_version()).decode("ascii", "replace")
 
 
+def build() -> str:
+    """What decides how fast and how exactly it computes: the version of its Python package, and its backends."""
+    return f"{importlib.metadata.version('llama-cpp-python')} {'+'.join(backends())}"
+
+
 def backends() -> tuple[str, ...]:
     """The compute backends of this build, such as `("cpu", "cuda")`."""
     library()
@@ -69,6 +75,26 @@ def backends() -> tuple[str, ...]:
 def supports_gpu_offload() -> bool:
     """Whether this build can put layers on a graphics device that it sees."""
     return bool(library().llama_supports_gpu_offload())
+
+
+def quantize(source: Path, target: Path, quantization: str, *, threads: int) -> None:
+    """Writes `source` to `target` in another quantization, such as `Q8_0`; what is quantized already as well.
+
+    Takes as long as reading, computing and writing the file takes, in this thread, and cannot be broken off. Raises
+    `EngineError` with llama.cpp's own last words where it fails; what is at `target` is of no use then.
+    """
+    lib = library()
+    file_type = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{quantization}", None)
+    if file_type is None:
+        raise EngineError(f"llama.cpp has no quantization {quantization!r}")
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = file_type
+    params.nthread = threads
+    params.allow_requantize = True
+    with log.last_errors() as errors:
+        failed = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    if failed:
+        raise EngineError(f"{source.name} cannot be requantized to {quantization}: {'; '.join(errors) or 'no reason'}")
 
 
 class Model:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chorus.core.errors import EngineError
+from chorus.core.fitting.memory import CacheType
 from chorus.engine.llama import log
 from chorus.engine.llama.binding import Adapter, Model, library
 
@@ -21,6 +22,16 @@ FloatArray = npt.NDArray[np.float32]
 
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = 0, 1, 2, 3, 4
 MAX_SEQUENCES = 256
+_GGML_TYPES = {
+    CacheType.F32: 0,
+    CacheType.F16: 1,
+    CacheType.Q4_0: 2,
+    CacheType.Q4_1: 3,
+    CacheType.Q5_0: 6,
+    CacheType.Q5_1: 7,
+    CacheType.Q8_0: 8,
+    CacheType.BF16: 30,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,7 @@ class ContextParams:
     embeddings: bool = False
     pooling: int = -1  # the model's own
     kept: int = 0
+    cache_type: CacheType = CacheType.F16
 
 
 class Context:
@@ -103,6 +115,7 @@ class Context:
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if params.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         c.kv_unified = True
+        c.type_k = c.type_v = _GGML_TYPES[params.cache_type]
         c.embeddings = params.embeddings
         c.pooling_type = params.pooling
         c.no_perf = True

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from chorus.core.batching.texts import Piece, TextLimits
 from chorus.core.errors import EngineError
 from chorus.engine.llama.binding import Model, supports_gpu_offload
+from chorus.engine.llama.codes import batch_failed
 from chorus.engine.llama.context import (
     POOLING_CLS,
     POOLING_LAST,

@@ -102,7 +102,7 @@ class LlamaEngine:
         kept = {
             name: host
             for name, host in self._hosts.items()
-            if not host.is_idle or (name in offered and offered[name].artifact == host.artifact)
+            if not host.is_idle or (name in offered and offered[name] == host.source)
         }
         fresh = [
             Host(source, self._settings, engine=_NAME, loader=self._loader, changed=self._on_changed)

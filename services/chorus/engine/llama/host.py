@@ -52,7 +52,7 @@ class Host:
         self.source = source
         self.artifact = source.artifact
         self.name = source.artifact.name
-        self._settings = settings
+        self._settings = settings.tuned(source.tuned)
         self._engine = engine
         self._loader = loader
         self._changed = changed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -12,6 +14,7 @@ import structlog
 _log = structlog.get_logger("chorus.engine.llama")
 _DEBUG, _WARN, _ERROR, _CONTINUED = 1, 3, 4, 5  # ggml's own numbers; 2 is information
 _local = threading.local()
+_BUFFER_SIZE = re.compile(r"(\S+)\s+(\S+) buffer size\s*=\s*([\d.]+) MiB")
 _callback: Any = None
 
 
@@ -31,6 +34,26 @@ def last_errors() -> Iterator[list[str]]:
         yield errors
     finally:
         _local.errors = None
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory that llama.cpp allocated: where, such as `CPU_Mapped`, and for what: `model`, `KV`, `compute`."""
+
+    device: str
+    purpose: str
+    size_bytes: int
+
+
+@contextlib.contextmanager
+def buffers() -> Iterator[list[Buffer]]:
+    """Collects the buffers that llama.cpp allocates in this thread, as its log tells them."""
+    found: list[Buffer] = []
+    _local.buffers = found
+    try:
+        yield found
+    finally:
+        _local.buffers = None
 
 
 def _receive(level: int, text: bytes | None, _: object) -> None:
@@ -56,6 +79,9 @@ def _flush() -> None:
     if not line.strip("."):
         return
     level = getattr(_local, "level", _DEBUG)
+    buffers = getattr(_local, "buffers", None)
+    if buffers is not None and (told := _BUFFER_SIZE.search(line)):
+        buffers.append(Buffer(told.group(1), told.group(2), int(float(told.group(3)) * 2**20)))
     if level == _ERROR:
         errors = getattr(_local, "errors", None)
         if errors is not None:

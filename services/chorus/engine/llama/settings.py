@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from chorus.core.errors import ConfigError
+from chorus.core.fitting.memory import CacheType
 from chorus.core.fleet.records import Artifact
 from chorus.core.resilience.stuck import Patience
 from chorus.engine.llama.context import MAX_SEQUENCES
@@ -31,6 +32,16 @@ class AdapterSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was found to be best for one model on this machine. None leaves the engine's setting as it is."""
+
+    threads: int | None = None
+    batch_tokens: int | None = None
+    micro_batch_tokens: int | None = None
+    cache_type: CacheType | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model file, checked already by whoever found it.
 
@@ -46,6 +57,7 @@ class ModelSource:
     required_bytes: int | None = None
     adapters: tuple[AdapterSource, ...] = ()
     draft: ModelSource | None = None
+    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,8 @@ class LlamaSettings:
     `cached_sequences` of them, as long as they are worth it. `speculation`: tokens are guessed ahead where that pays.
     `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
     `patience`: how long a step may take before the engine is held to be stuck.
+    A batch of `batch_tokens` is computed in pieces of `micro_batch_tokens`, None being as many. `cache_type` other than
+    floats needs `flash_attention`.
     """
 
     slots: int = 4
@@ -68,6 +82,8 @@ class LlamaSettings:
     threads: int | None = None
     gpu_layers: int = -1
     batch_tokens: int = 512
+    micro_batch_tokens: int | None = None
+    cache_type: CacheType = CacheType.F16
     prefill_tokens: int = 512
     gap_s: float = 0.12
     prefix_cache: bool = True
@@ -89,6 +105,7 @@ class LlamaSettings:
             "threads": self.threads is not None and self.threads < 1,
             "batch_tokens": self.batch_tokens < self.slots,
             "adapters_kept": self.adapters_kept < 1,
+            "micro_batch_tokens": self.micro_batch_tokens is not None and self.micro_batch_tokens < 1,
             "prefill_tokens": self.prefill_tokens < 1,
             "gap_s": not self.gap_s > 0,
             "cached_sequences": not 0 <= self.cached_sequences <= MAX_SEQUENCES,
@@ -102,9 +119,27 @@ class LlamaSettings:
         """How many finished sequences may stay in memory."""
         return min(self.cached_sequences, MAX_SEQUENCES - self.slots) if self.prefix_cache else 0
 
+    def tuned(self, tuned: Tuned | None) -> LlamaSettings:
+        """These settings with what was found to be best for one model."""
+        if tuned is None:
+            return self
+        batch = max(tuned.batch_tokens or self.batch_tokens, self.slots)
+        return replace(
+            self,
+            threads=tuned.threads or self.threads,
+            batch_tokens=batch,
+            micro_batch_tokens=tuned.micro_batch_tokens or self.micro_batch_tokens,
+            cache_type=tuned.cache_type or self.cache_type,
+        )
+
     def thread_count(self) -> int:
         """Threads to decode with."""
         if self.threads is not None:
             return self.threads
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        allowed = usable_threads()
         return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def usable_threads() -> int:
+    """The logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -100,13 +100,14 @@ class Worker:
         self._params = ContextParams(
             cells=cells,
             batch_tokens=max(settings.batch_tokens, settings.slots),
-            micro_batch_tokens=max(settings.batch_tokens, settings.slots),
+            micro_batch_tokens=settings.micro_batch_tokens or max(settings.batch_tokens, settings.slots),
             sequences=settings.slots,
             kept=kept,
             outputs=max(settings.slots, _SCORED_ROWS),
             threads=settings.thread_count(),
             threads_batch=settings.thread_count(),
             flash_attention=settings.flash_attention,
+            cache_type=settings.cache_type,
         )
         self._generates = model.generates
         self._scheduler = Scheduler(
