@@ -44,9 +44,11 @@ protos: ## generate services/chorus/api from protos/
 	@$(BIN)/buf lint
 	@$(BIN)/python tools/protos.py
 
-bench: ## measure what a hop costs; ARGS="--help" shows its options
+BENCHMARKS := serving fairness engine hop
+bench: ## measure, beside llama-server too, and judge (30 minutes); ONLY="serving engine" picks, ARGS=--quick is a first look
 	@$(SETUP)
-	@$(BIN)/python benchmarks/hop.py $(ARGS)
+	@status=0; for name in $(or $(ONLY),$(BENCHMARKS)); do echo "## $$name"; echo; \
+		$(BIN)/python benchmarks/$$name.py $(ARGS) || status=1; echo; done; exit $$status
 
 lock: ## lock the dependencies anew after pyproject.toml changed; ARGS=--upgrade takes newer versions
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/lock.py $(ARGS)

