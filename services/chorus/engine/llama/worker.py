@@ -21,9 +21,11 @@ from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.commands import Cancel, Command, Embed, ForgetCache, Outbox, Stop, Submit
+from chorus.engine.llama.constraint import Masks
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
 from chorus.engine.llama.embedder import Embedder
 from chorus.engine.llama.job import Choice, Job
+from chorus.engine.llama.ranking import Mask
 from chorus.engine.llama.settings import LlamaSettings
 
 _log = structlog.get_logger("chorus.engine.llama")
@@ -63,6 +65,8 @@ class Worker:
         self._context: Context | None = None
         self._choices: dict[Sequence, Choice] = {}
         self._jobs: set[Job] = set()
+        self._masks = Masks(model.vocabulary_size, threads=settings.thread_count())
+        self._allowed: dict[Choice, Mask] = {}
         self._queue_changed = False
         self._steps = 0
         # where memory is a state or a window, each sequence that is kept has to have one
@@ -271,8 +275,10 @@ class Worker:
             if found is None:
                 continue
             source, guess = found
+            if choice.matcher is not None:
+                guess = guess[: choice.matcher.fitting(guess)]
             count = speculation.count(source, tokens=tokens, cells=cells)
-            if count:
+            if count and guess:
                 sequence.draft = guess[:count]
                 choice.source = source
                 tokens += len(sequence.draft)
@@ -289,6 +295,7 @@ class Worker:
         outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])
         rows = context.logits(outputs) if outputs else None
         self._scheduler.stepped(plan, time.monotonic() - began)
+        self._compute_masks(plan.chunks)
         first = 0
         for chunk in plan.chunks:
             last = first + chunk.outputs + len(chunk.draft)
@@ -316,6 +323,12 @@ class Worker:
             slots += [slot] * (count + guessed)
             wanted += [0] * (count - chunk.outputs) + [1] * (chunk.outputs + guessed)
         return context.fill(ids, positions, slots, wanted)
+
+    def _compute_masks(self, chunks: tuple[Chunk, ...]) -> None:
+        """Finds out, for all at once, what the constrained choices of a batch may say next."""
+        found = [self._choices.get(chunk.sequence) for chunk in chunks if chunk.outputs]
+        matchers = {choice: choice.matcher for choice in found if choice is not None and choice.matcher is not None}
+        self._allowed = dict(zip(matchers, self._masks.compute(list(matchers.values())), strict=True))
 
     def _progress(self, chunk: Chunk, rows: FloatArray | None) -> None:
         """A chunk of a sequence was computed; `rows` are its logits."""
@@ -365,7 +378,11 @@ class Worker:
 
     def _draw_one(self, choice: Choice, row: FloatArray) -> None:
         job, index = choice.job, choice.completion.count
-        token_id = choice.sampler.draw(row, index)
+        mask = self._allowed.pop(choice, None)
+        if choice.matcher is not None:
+            mask = self._masks.one(choice.matcher) if mask is None else mask  # none is made ahead for guesses
+            choice.matcher.check()
+        token_id = choice.sampler.draw(row, index, mask)
         logprobs = () if job.request.logprobs is None else (job.logprob(row, token_id, job.request.logprobs),)
         if not job.started:
             self._start(job)
