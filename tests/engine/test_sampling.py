@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from chorus.core.errors import EngineError
-from chorus.core.generation import Sampling
+from chorus.core.generation import Dry, Sampling, Xtc
 from chorus.engine.llama.context import FloatArray
-from chorus.engine.llama.sampling import Sampler, largest, log_normalizer, uniform
+from chorus.engine.llama.dry import RepeatPenalty, suffix_matches
+from chorus.engine.llama.ranking import Reach, buffers, largest, log_normalizer
+from chorus.engine.llama.sampling import Sampler, uniform
 
 rows = arrays.arrays(
     np.float32, st.sampled_from([7, 64, 300, 9000]), elements=st.floats(-30, 30, width=32), fill=st.just(-3.0)
@@ -30,7 +34,37 @@ samplings = st.builds(
     frequency_penalty=st.sampled_from([0.0, -0.5]),
     penalty_window=st.sampled_from([0, 3, 64]),
     logit_bias=st.sampled_from([{}, {2: 100.0}, {2: -100.0, 5: 3.0}]),
+    dry=st.none() | st.builds(Dry, st.just(1.5), st.just(1.75), st.integers(0, 2), st.none() | st.just(5)),
 )
+histories = st.lists(st.integers(0, 6), max_size=12)
+
+
+def no_piece(_: int) -> bytes:
+    return b""
+
+
+def dry_by_reference(dry: Dry, history: list[int], piece_of: Callable[[int], bytes]) -> dict[int, float]:
+    """What each token loses: for the longest stretch that ends now and was followed by that token before."""
+    window = history if dry.window is None else history[max(len(history) - dry.window, 0) :]
+    text, limit = b"", 0
+    for token_id in history:  # a repeat reaches back to the last token with the end of a breaker in it
+        before, text = len(text), text + piece_of(token_id)
+        found = [text.find(b.encode(), max(before - len(b.encode()) + 1, 0)) for b in dry.sequence_breakers]
+        limit = 0 if any(place >= 0 for place in found) else limit + 1
+    limit = min(limit, len(window))
+    longest: dict[int, int] = {}
+    for end in range(1, len(window)):
+        length = 0
+        while length < end and window[end - 1 - length] == window[len(window) - 1 - length]:
+            length += 1
+        length = min(length, limit)
+        if length >= dry.allowed_length and limit >= dry.allowed_length and len(window) > dry.allowed_length:
+            longest[window[end]] = max(longest.get(window[end], 0), length)
+    return {
+        token_id: dry.multiplier * dry.base ** (length - dry.allowed_length)
+        for token_id, length in longest.items()
+        if not any(breaker.encode() in piece_of(token_id) for breaker in dry.sequence_breakers)
+    }
 
 
 def kept_by_reference(row: FloatArray, sampling: Sampling, history: list[int]) -> tuple[list[int], list[float]]:
@@ -45,6 +79,9 @@ def kept_by_reference(row: FloatArray, sampling: Sampling, history: list[int]) -
         logit = logit / factor if logit > 0 else logit * factor
         count = window.count(token_id)
         logits[token_id] = logit - count * sampling.frequency_penalty - sampling.presence_penalty
+    if sampling.dry is not None:
+        for token_id, penalty in dry_by_reference(sampling.dry, history, no_piece).items():
+            logits[token_id] -= penalty
     ids = sorted(logits, key=lambda token_id: -logits[token_id])
     if sampling.temperature == 0:
         return ids[:1], [1.0]
@@ -77,15 +114,21 @@ def kept_by_reference(row: FloatArray, sampling: Sampling, history: list[int]) -
 
 
 @given(rows, st.integers(1, 500))
+@settings(deadline=None)
 def test_the_largest_values_are_found_without_sorting_all(row: FloatArray, count: int) -> None:
     count = min(count, row.size)
-    found = largest(row, count)
+    found, values = largest(row, count)
     assert len(set(found.tolist())) == len(found) == count
-    assert row[found].tolist() == np.sort(row)[::-1][:count].tolist()
+    assert row[found].tolist() == values.tolist() == np.sort(row)[::-1][:count].tolist()
+    reach = Reach()
+    for guess in (None, 0.0, 1.0, 1e6):
+        reach.distance = reach.distance if guess is None else guess
+        guessed, _ = largest(row, count, reach)
+        assert guessed.tolist() == found.tolist(), "a guess changes nothing but the time"
 
 
-@given(rows, samplings, st.lists(st.integers(0, 6), max_size=8), st.integers(0, 3))
-@settings(max_examples=400)
+@given(rows, samplings, histories, st.integers(0, 3))
+@settings(max_examples=400, deadline=None)
 def test_a_draw_is_one_that_the_reference_can_make(
     row: FloatArray, sampling: Sampling, history: list[int], index: int
 ) -> None:
@@ -165,6 +208,7 @@ def test_a_broken_model_is_an_error(value: float, sampling: Sampling) -> None:
 
 
 @given(rows)
+@settings(deadline=None)
 def test_log_probabilities_sum_to_one(row: FloatArray) -> None:
     assert np.exp(row.astype(np.float64) - log_normalizer(row)).sum() == pytest.approx(1.0, abs=1e-4)
 
@@ -179,3 +223,131 @@ def test_a_temperature_next_to_nothing_takes_the_likeliest(
     row = np.random.default_rng(1).normal(size=500).astype(np.float32) * 10
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     assert Sampler(sampling, seed=1, choice=0, history=()).draw(row, 0) == int(row.argmax())
+
+
+def bits(allowed: list[bool]) -> np.ndarray:
+    """A mask as constraints make them."""
+    padded = np.zeros(-(-len(allowed) // 32) * 32, dtype=np.uint8)
+    padded[: len(allowed)] = allowed
+    return np.packbits(padded, bitorder="little").view(np.uint32)
+
+
+@given(rows, samplings, histories, st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_mask_is_a_row_without_the_other_tokens(
+    row: FloatArray, sampling: Sampling, history: list[int], data: st.DataObject
+) -> None:
+    some = data.draw(st.sets(st.integers(0, row.size - 1), min_size=1, max_size=40).map(sorted))
+    allowed = np.zeros(row.size, dtype=bool)
+    allowed[some] = True
+    if 2 in sampling.logit_bias and sampling.logit_bias[2] == -100.0:
+        allowed[3] = True  # the bias forbids 2, which must not be all there is
+    masked = np.where(allowed, row, np.float32(-np.inf))
+    one, other = (Sampler(sampling, seed=3, choice=0, history=history) for _ in range(2))
+    drawn = one.draw(row, 1, bits(allowed.tolist()))
+    assert drawn == other.draw(masked, 1)
+    assert allowed[drawn]
+
+
+pieces = {0: b"a", 1: b"b\n", 2: b"<", 3: b"|x", 4: b">", 5: b"", 6: "é".encode()}
+
+
+@given(
+    st.lists(st.integers(0, 6), max_size=40),
+    st.integers(0, 40),
+    st.builds(
+        Dry,
+        multiplier=st.just(0.8),
+        base=st.sampled_from([1.0, 1.75]),
+        allowed_length=st.integers(0, 3),
+        window=st.none() | st.integers(0, 20),
+        sequence_breakers=st.sampled_from([(), ("\n",), ("<|x>", "é"), ("a<", "|"), ("é" * 60,)]),
+    ),
+)
+@settings(max_examples=400, deadline=None)
+def test_dry_is_what_comparing_every_stretch_finds(history: list[int], known: int, dry: Dry) -> None:
+    """Whatever of the history was there at first and what was accepted later."""
+    repeats = RepeatPenalty(dry, history[:known], pieces.__getitem__)
+    for token_id in history[known:]:
+        repeats.accept(token_id)
+    found = repeats.penalties()
+    penalties = {} if found is None else dict(zip(found[0].tolist(), found[1].tolist(), strict=True))
+    expected = dry_by_reference(dry, history, pieces.__getitem__)
+    assert {key: value for key, value in penalties.items() if value} == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.lists(st.integers(0, 2), max_size=60))
+@settings(deadline=None)
+def test_suffixes_are_matched_in_one_pass(tokens: list[int]) -> None:
+    def length(end: int) -> int:
+        return next((n for n in range(end + 1) if tokens[end - n] != tokens[-1 - n]), end + 1)
+
+    assert suffix_matches(tokens) == [length(end) for end in range(len(tokens) - 1)]
+
+
+def test_dry_of_a_long_history_grows_with_it() -> None:
+    dry = Dry(multiplier=1.0, base=2.0, allowed_length=1, sequence_breakers=())
+    repeats = RepeatPenalty(dry, [1], no_piece)
+    for _ in range(3000):
+        repeats.accept(1)
+    found = repeats.penalties()
+    assert found is not None
+    assert found[0][-1] == 1
+    assert np.isfinite(found[1]).all(), "a power beyond a float32 must not become infinite"
+
+
+xtcs = st.builds(Xtc, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.05, 0.1, 0.5, 0.6]))
+
+
+@given(rows, xtcs, st.sampled_from([0, 5]), st.sampled_from([0.9, 1.0]), st.sampled_from([0.0, 0.1]))
+@settings(max_examples=200, deadline=None)
+def test_xtc_leaves_the_least_likely_of_the_likely(
+    row: FloatArray, xtc: Xtc, top_k: int, top_p: float, min_p: float
+) -> None:
+    sampling = Sampling(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
+    kept, weights = kept_by_reference(row, sampling, [])
+    likely = [
+        token_id for token_id, weight in zip(kept, weights, strict=True) if weight / sum(weights) >= xtc.threshold
+    ]
+    sampler = Sampler(replace(sampling, xtc=xtc), seed=4, choice=1, history=[])
+    plain = Sampler(sampling, seed=4, choice=1, history=[])
+    acted = 0
+    for index in range(12):
+        drawn = sampler.draw(row, index)
+        acts = uniform(4, 1, index, b"chorus.xtc") < xtc.probability and xtc.threshold <= 0.5
+        acted += acts
+        if not acts:
+            assert drawn == plain.draw(row, index)
+        elif len(likely) > 1 and drawn != likely[-1]:  # of equals, or by rounding, another may be the last
+            border = abs(float(row[drawn]) - float(row[likely[-1]]))
+            assert drawn not in likely or border < 1e-4
+    assert acted == 12 or xtc.probability < 1.0 or xtc.threshold > 0.5
+
+
+def test_numbers_for_xtc_are_others_than_for_the_draw() -> None:
+    pairs = [(uniform(1, 0, index), uniform(1, 0, index, b"chorus.xtc")) for index in range(2000)]
+    assert abs(np.corrcoef(np.array(pairs).T)[0, 1]) < 0.1
+
+
+def test_a_sampler_leaves_nothing_behind_for_the_next() -> None:
+    """Buffers are shared by all samplers of a thread."""
+    row = np.random.default_rng(2).normal(size=3000).astype(np.float32)
+    mask = bits([number % 7 == 0 for number in range(3000)])
+    kinds = [
+        Sampling(temperature=1.0),
+        Sampling(temperature=1.0, top_k=0, top_p=0.8, min_p=0.0),
+        Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, presence_penalty=1.0),
+        Sampling(temperature=1.0, top_k=0, typical_p=0.8),
+        Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, xtc=Xtc(1.0, 0.0001)),
+        Sampling(temperature=0.0, dry=Dry(2.0)),
+    ]
+
+    def make() -> list[Sampler]:
+        return [Sampler(kind, seed=1, choice=0, history=[5, 6, 5]) for kind in kinds]
+
+    alone = [(sampler.draw(row, 0), sampler.draw(row, 1, mask)) for sampler in make()]
+    mixed = make()
+    first = [sampler.draw(row, 0) for sampler in mixed]
+    buffers(row.size).values.fill(7.0)
+    second = [sampler.draw(row, 1, mask) for sampler in reversed(mixed)][::-1]
+    assert list(zip(first, second, strict=True)) == alone

@@ -18,6 +18,7 @@ from chorus.core.errors import (
 )
 from chorus.core.fleet.records import Artifact, EngineInfo, EngineKind, Feature, ModelLoad, ModelState, ModelStatus
 from chorus.core.generation import (
+    Dry,
     Embedding,
     EmbeddingRequest,
     Event,
@@ -34,6 +35,7 @@ from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
 from chorus.engine.llama.adapters import AdapterShelf
 from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit, Vector, Withdraw
+from chorus.engine.llama.constraint import Matcher
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
 from chorus.engine.llama.prompt import text_size
@@ -48,6 +50,7 @@ Item = TypeVar("Item", bound=Sized)
 _NAME = "llama.cpp"
 _LONG_TEXT = 100_000  # characters; about 50 ms
 _READ_AT_ONCE = 20_000  # characters of short texts
+_MOST_BREAKERS = 64  # each is looked for in every token
 
 
 class LlamaEngine:
@@ -214,6 +217,12 @@ class LlamaEngine:
                 wanted = host.shelf
                 adapter = await wanted.take(adapter_source)
                 shelf = wanted
+            matchers: Sequence[Matcher] = ()
+            if request.constraint is not None:
+                # where long prompts are read: compiling takes a second at the first time, and at worst some seconds
+                matchers = await self._in_text_thread(
+                    host.reader.forms.matchers, request, host.end_tokens, size=_LONG_TEXT
+                )
             job = Job(
                 request,
                 model=host.model,
@@ -225,6 +234,7 @@ class LlamaEngine:
                 arrived=arrived,
                 load_s=load_s,
                 adapter=adapter,
+                matchers=matchers,
             )
             worker = host.worker
             host.waiting.add(job, job.stream.push)
@@ -393,6 +403,8 @@ def _check(request: GenerationRequest) -> None:
         raise UnsupportedFeatureError(
             "this engine cannot force a model to call a tool", metadata={"feature": Feature.TOOLS.value}
         )
+    if request.constraint is not None and request.stop.ignore_eos:
+        raise InvalidRequestError("ignore_eos", "a constrained answer ends where its form is complete")
     if not 1 <= request.choice_count <= 128:
         raise InvalidRequestError("choice_count", "must be 1 to 128")
     for delivered in request.resume:
@@ -423,11 +435,24 @@ def _check(request: GenerationRequest) -> None:
         sampling.presence_penalty,
         sampling.frequency_penalty,
         *sampling.logit_bias.values(),
+        *((sampling.dry.multiplier, sampling.dry.base) if sampling.dry is not None else ()),
+        *((sampling.xtc.probability, sampling.xtc.threshold) if sampling.xtc is not None else ()),
     )
     if not all(abs(number) < 1e6 for number in numbers):
         raise InvalidRequestError("sampling", "holds a number that is not finite or out of all bounds")
     if sampling.top_k < 0 or sampling.penalty_window < 0 or sampling.repetition_penalty <= 0 or sampling.top_p <= 0:
         raise InvalidRequestError("sampling", "holds a number out of its range")
+    if sampling.dry is not None:
+        _check_dry(sampling.dry)
+
+
+def _check_dry(dry: Dry) -> None:
+    if dry.base < 1.0 or dry.allowed_length < 0 or (dry.window is not None and dry.window < 0):
+        raise InvalidRequestError("sampling.dry", "holds a number out of its range")
+    if len(dry.sequence_breakers) > _MOST_BREAKERS:
+        raise InvalidRequestError(
+            "sampling.dry.sequence_breakers", f"has {len(dry.sequence_breakers)}; at most {_MOST_BREAKERS} are taken"
+        )
 
 
 def _check_vocabulary(host: Host, field: str, token_ids: Iterable[int]) -> None:

@@ -29,8 +29,10 @@ from chorus.core.text.completion import Completion
 from chorus.core.text.stops import StopStrings
 from chorus.core.text.tool_calls import ToolCallReader
 from chorus.engine.llama.binding import Adapter, Model
+from chorus.engine.llama.constraint import Matcher
 from chorus.engine.llama.context import FloatArray
-from chorus.engine.llama.sampling import Sampler, largest, log_normalizer
+from chorus.engine.llama.ranking import largest, log_normalizer
+from chorus.engine.llama.sampling import Sampler
 from chorus.engine.llama.stream import EventStream
 
 
@@ -48,7 +50,10 @@ class Choice:
         self.job = job
         self.number = number
         self.tokens = [*job.prompt, *delivered]
-        self.sampler = Sampler(request.sampling, seed=job.seed, choice=number, history=self.tokens)
+        self.sampler = Sampler(
+            request.sampling, seed=job.seed, choice=number, history=self.tokens, piece_of=job.model.written
+        )
+        self.matcher = job.matchers[number] if job.matchers else None  # it knows the delivered tokens
         if request.context_shift:
             self.tokens = window.replay(job.prompt, delivered, job.context_length)
         self.guesses = True
@@ -75,6 +80,8 @@ class Choice:
         text, calls = self._read(token_id)
         self.tokens.append(token_id)
         self.sampler.accept(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
         call = calls[0] if calls else None
         deltas = [TokenDelta(self.number, index, (token_id,), text, logprobs, "", call)]
         deltas += [TokenDelta(self.number, index + 1, (), "", (), "", more) for more in calls[1:]]
@@ -134,8 +141,12 @@ class Job:
         arrived: float,
         load_s: float,
         adapter: Adapter | None = None,
+        matchers: SequenceOf[Matcher] = (),
     ) -> None:
-        """`arrived` is when the request came, on `time.monotonic`'s clock. Resumed ids must be in the vocabulary."""
+        """`arrived` is when the request came, on `time.monotonic`'s clock. Resumed ids must be in the vocabulary.
+
+        `matchers`: one for each choice where the request has a constraint.
+        """
         self.request = request
         self.model = model
         self.artifact = artifact
@@ -144,6 +155,7 @@ class Job:
         self.context_length = context_length
         self.end_tokens = end_tokens
         self.lane = adapter
+        self.matchers = matchers
         self.stream = EventStream()
         self.position: int | None = None
         self.started = False
@@ -218,15 +230,15 @@ class Job:
     def logprob(self, row: FloatArray, token_id: int, alternatives: int) -> TokenLogprob:
         """A token's log-probability with so many of the likeliest tokens beside it, from logits nothing has changed."""
         normalizer = log_normalizer(row)
-        piece = self.model.piece_of
-        likeliest = largest(row, min(alternatives, row.size)) if alternatives else ()
+        written = self.model.written
+        ids, values = largest(row, alternatives)
         return TokenLogprob(
             token_id,
             float(row[token_id]) - normalizer,
-            piece(token_id, show_special=True),
+            written(token_id),
             tuple(
-                Alternative(int(other), float(row[other]) - normalizer, piece(int(other), show_special=True))
-                for other in likeliest
+                Alternative(other, value - normalizer, written(other))
+                for other, value in zip(ids.tolist(), values.tolist(), strict=True)
             ),
         )
 

@@ -17,6 +17,7 @@ from chorus.core.generation import (
     Tool,
     ToolCall,
 )
+from chorus.engine.llama import constraint
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.template import ChatTemplate
 
@@ -36,7 +37,10 @@ _GENERATING = {
     Feature.IGNORE_EOS,
     Feature.CONTEXT_SHIFT,
     Feature.ADAPTER,
+    Feature.DRY,
+    Feature.XTC,
 }
+_CONSTRAINED = {Feature.GRAMMAR, Feature.JSON_SCHEMA, Feature.REGEX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class PromptReader:
     def __init__(self, model: Model, template: str | None) -> None:
         """`template` overrides the model's own."""
         self._model = model
+        self.forms = constraint.FormCompiler(model)
         self._template: ChatTemplate | None = None
         problem = ""
         generates = model.generates
@@ -69,6 +74,8 @@ class PromptReader:
         features = set(_ALWAYS)
         if generates:
             features |= _GENERATING
+            if constraint.is_available():
+                features |= _CONSTRAINED
         if model.embeds:
             features.add(Feature.EMBED)
         if model.ranks:

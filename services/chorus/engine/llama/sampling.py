@@ -1,83 +1,79 @@
 """Drawing the next token from its logits.
 
-The steps, in this order: logit bias; repetition, frequency and presence penalties over the last tokens of prompt and
-answer; top-k; locally typical; top-p; min-p; temperature; the draw. Each works on what the one before it left, as in
-llama.cpp's own chain, and leaves at least one token. Temperature 0 (or under 0.0001)
-takes the likeliest token after bias and penalties.
+The steps, in llama.cpp's order: the mask of a constraint; logit bias; repetition, frequency and presence penalties over
+the last tokens of prompt and answer; DRY; top-k; locally typical; top-p; min-p; XTC; temperature; the draw. Each works
+on what the one before it left and leaves at least one token. Temperature 0 (or under 0.0001) takes the likeliest token
+after mask, bias, penalties and DRY.
 
-A draw is a pure function of (seed, choice, index), so a stream that goes on elsewhere draws as it would have here.
-Vocabularies have up to 262,144 tokens and this runs for every token, so nothing sorts or exponentiates a whole row
-where it can be helped.
+A draw is a pure function of (seed, choice, index) and of the tokens before it, so a stream that goes on elsewhere draws
+as it would have here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
+import sys
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from chorus.core.errors import EngineError
 from chorus.core.generation import Sampling
-
-FloatArray = npt.NDArray[np.float32]
-IdArray = npt.NDArray[np.int64]
+from chorus.engine.llama.dry import RepeatPenalty
+from chorus.engine.llama.ranking import (
+    Buffers,
+    FloatArray,
+    IdArray,
+    Mask,
+    Reach,
+    above,
+    buffers,
+    by_value,
+    largest,
+    typical,
+    weight_of,
+)
 
 _FORBIDS = -100.0
-_COLUMN = 64
+_BLOCK = 128
 # Below this a gap of a hundredth between two logits decides as surely as 0 does, and quotients would overflow.
 _COLDEST = 1e-4
+_DRAW, _EXCLUDE = b"chorus.draw", b"chorus.xtc"  # streams of numbers that know nothing of each other
+
+Doubles = npt.NDArray[np.float64]
 
 
-def uniform(seed: int, choice: int, index: int) -> float:
+def uniform(seed: int, choice: int, index: int, stream: bytes = _DRAW) -> float:
     """A number in [0, 1) that follows from its arguments alone. `seed` below 2**64, the others below 2**32."""
-    digest = hashlib.blake2b(struct.pack("<QII", seed, choice, index), digest_size=8, person=b"chorus.draw").digest()
+    digest = hashlib.blake2b(struct.pack("<QII", seed, choice, index), digest_size=8, person=stream).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def largest(row: FloatArray, count: int) -> IdArray:
-    """The indexes of at least the `count` largest values (more only where some are equal), the largest first.
-
-    The row is read as a table; the largest values lie in the columns with the largest maxima, and the least of these
-    maxima bounds the values from below. So only a thousandth of a row is sorted.
-    """
-    size = row.size
-    width = size // _COLUMN
-    if count * 2 >= width:
-        if count * 4 >= size:
-            return np.argsort(-row, kind="stable")[:count]
-        found = np.sort(np.argpartition(row, size - count)[size - count :])
-        return found[np.argsort(-row[found], kind="stable")]
-    table = row[: width * _COLUMN].reshape(_COLUMN, width)
-    maxima = np.maximum.reduce(table, axis=0)
-    columns = np.argpartition(maxima, width - count)[width - count :]
-    bound = maxima[columns].min()
-    values = table[:, columns]
-    rows, places = np.nonzero(values >= bound)
-    found = rows * width + columns[places]
-    rest = row[width * _COLUMN :]
-    if rest.size:
-        found = np.concatenate((found, np.nonzero(rest >= bound)[0] + width * _COLUMN))
-    if not found.size:  # some logit is no number
-        return np.argsort(-row, kind="stable")[:count]
-    found.sort()
-    return found[np.argsort(-row[found], kind="stable")][:count]
-
-
-def log_normalizer(row: FloatArray) -> float:
-    """What to subtract from a logit to make it a log-probability (natural)."""
-    top = row.max()
-    return float(top) + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+def no_pieces(_: int) -> bytes:
+    """The bytes of tokens where nobody knows them: then no sequence breaker is ever met."""
+    return b""
 
 
 class Sampler:
     """Draws the tokens of one choice."""
 
-    def __init__(self, sampling: Sampling, *, seed: int, choice: int, history: Iterable[int]) -> None:
-        """`history`: prompt and delivered tokens, at which the penalties look. Ids in the logit bias must exist."""
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        seed: int,
+        choice: int,
+        history: Iterable[int],
+        piece_of: Callable[[int], bytes] = no_pieces,
+    ) -> None:
+        """`history`: prompt and delivered tokens, at which penalties and DRY look. Ids in the logit bias must exist.
+
+        `piece_of` gives a token's bytes, in which DRY looks for its sequence breakers.
+        """
         self._sampling = sampling
         self._seed = seed
         self._choice = choice
@@ -85,125 +81,185 @@ class Sampler:
         self._biases = np.array(
             [-np.inf if bias <= _FORBIDS else bias for bias in sampling.logit_bias.values()], dtype=np.float32
         )
+        self._repeats: RepeatPenalty | None = None
+        if sampling.dry is not None and sampling.dry.multiplier > 0.0 and sampling.dry.window != 0:
+            history = list(history)
+            self._repeats = RepeatPenalty(sampling.dry, history, piece_of)
         self._window: deque[int] | None = None
         self._seen: Counter[int] = Counter()
         if sampling.penalizes:
             self._window = deque()
             for token_id in history:
-                self.accept(token_id)
-        self._changes_row = bool(self._bias_ids.size) or sampling.penalizes
-        self._scratch: FloatArray | None = None
+                self._count(token_id)
+        self._changes_row = bool(self._bias_ids.size) or sampling.penalizes or self._repeats is not None
+        self._cuts = bool(sampling.top_k) or sampling.typical_p < 1.0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+        self._reach = Reach()
 
     def accept(self, token_id: int) -> None:
-        """The token was drawn: the penalties will see it."""
-        if self._window is None:
-            return
-        self._window.append(token_id)
+        """The token was drawn: penalties and DRY will see it."""
+        if self._window is not None:
+            self._count(token_id)
+        if self._repeats is not None:
+            self._repeats.accept(token_id)
+
+    def draw(self, row: FloatArray, index: int, mask: Mask | None = None) -> int:
+        """The token at `index` of this choice's answer, among those whose bits are set in `mask`.
+
+        Raises `EngineError` where the model gave no usable logits.
+        """
+        sampling = self._sampling
+        if mask is not None:
+            row = buffers(row.size).masked(row, mask)
+        if self._changes_row:
+            row = self._changed(row)
+        if sampling.temperature < _COLDEST:
+            best = int(row.argmax())
+            _check(row[best])
+            return best
+        acts = sampling.xtc is not None and self._xtc_acts(index)
+        if not self._cuts:
+            return self._draw_of_all(self._less_excluded(row) if acts else row, index)
+        ids, values, total = self._narrow(row)
+        offsets = np.subtract(values, values[0], dtype=np.float64)
+        weights = np.exp(offsets)
+        count = ids.size
+        if sampling.top_p < 1.0:
+            sums = weights.cumsum()
+            count = int(sums.searchsorted(sampling.top_p * (total or sums[-1]))) + 1
+        if sampling.min_p > 0.0:
+            count = min(count, int(np.count_nonzero(weights >= sampling.min_p)))
+        count = max(1, min(count, ids.size))
+        first = self._excluded(weights[:count]) if acts else 0
+        sums = np.exp((offsets[first:count] - offsets[first]) / sampling.temperature).cumsum()
+        place = int(sums.searchsorted(uniform(self._seed, self._choice, index) * sums[-1], side="right"))
+        place = min(first + place, count - 1)
+        while offsets[place] == -np.inf:  # rounding led past the last token that is not forbidden
+            place -= 1
+        return int(ids[place])
+
+    def _narrow(self, row: FloatArray) -> tuple[IdArray, FloatArray, float]:
+        """Ids and logits, the likeliest first, that top-k and typical leave, less what a later step cuts in any case.
+
+        Then the weight of what they leave, where the likeliest's is 1; 0 says that it is the weight of these ids.
+        """
+        sampling = self._sampling
+        if sampling.top_k:
+            ids, values = largest(row, sampling.top_k, self._reach)
+            _check(values[0])
+            if sampling.typical_p < 1.0:
+                kept = typical(values, sampling.typical_p, Buffers(values.size))
+                ids, values = ids[kept], values[kept]
+            return ids, values, 0.0
+        top = row.max()
+        _check(top)
+        if sampling.typical_p < 1.0:
+            return (*by_value(row, typical(row, sampling.typical_p, buffers(row.size))), 0.0)
+        total = float(weight_of(row, top, buffers(row.size).weights)) if sampling.top_p < 1.0 else 0.0
+        if sampling.min_p > 0.0:
+            return (*by_value(row, above(row, float(top) + math.log(sampling.min_p) - 1e-3)), total)
+        return (*self._most_of(row, top, total * sampling.top_p), total)
+
+    def _count(self, token_id: int) -> None:
+        window = self._window
+        assert window is not None
+        window.append(token_id)
         self._seen[token_id] += 1
-        if len(self._window) > self._sampling.penalty_window:
-            oldest = self._window.popleft()
+        if len(window) > self._sampling.penalty_window:
+            oldest = window.popleft()
             if self._seen[oldest] == 1:
                 del self._seen[oldest]
             else:
                 self._seen[oldest] -= 1
 
-    def draw(self, row: FloatArray, index: int) -> int:
-        """The token at `index` of this choice's answer. Raises `EngineError` where the model gave no usable logits."""
-        sampling = self._sampling
-        if self._changes_row:
-            row = self._changed(row)
-        if sampling.temperature < _COLDEST:
-            best = int(row.argmax())
-            _check(float(row[best]))
-            return best
-        if sampling.top_k:
-            ids: IdArray | None = largest(row, sampling.top_k)
-            assert ids is not None
-            logits = row[ids].astype(np.float64)
-            total = None
-        else:
-            ids, logits, total = self._without_top_k(row)
-        if ids is None:  # nothing was cut: no need to sort
-            return self._pick_unsorted(row, index)
-        _check(float(logits[0]))
-        weights = np.exp(logits - logits[0])
-        if sampling.typical_p < 1.0:
-            kept = _typical(weights, sampling.typical_p)
-            ids, logits, weights, total = ids[kept], logits[kept], weights[kept], None
-        count = weights.size
-        if sampling.top_p < 1.0:
-            sums = weights.cumsum()
-            mass = sums[-1] if total is None else total
-            count = int(sums.searchsorted(sampling.top_p * mass)) + 1
-        if sampling.min_p > 0.0:
-            count = min(count, int(np.count_nonzero(weights >= sampling.min_p * weights[0])))
-        count = max(1, min(count, weights.size))
-        sums = np.exp((logits[:count] - logits[0]) / sampling.temperature).cumsum()
-        place = int(sums.searchsorted(uniform(self._seed, self._choice, index) * sums[-1], side="right"))
-        return int(ids[min(place, count - 1)])
-
     def _changed(self, row: FloatArray) -> FloatArray:
-        """A copy with bias and penalties applied, valid until the next call."""
-        if self._scratch is None:
-            self._scratch = np.empty_like(row)
-        scratch = self._scratch
-        np.copyto(scratch, row)
+        """A copy with bias, penalties and DRY applied, in this thread's buffer."""
+        changed = buffers(row.size).values
+        if changed is not row:
+            np.copyto(changed, row)
         if self._bias_ids.size:
-            scratch[self._bias_ids] += self._biases
+            changed[self._bias_ids] += self._biases
         if self._seen:
             sampling = self._sampling
             ids = np.fromiter(self._seen.keys(), dtype=np.int64, count=len(self._seen))
             counts = np.fromiter(self._seen.values(), dtype=np.float32, count=len(self._seen))
-            logits = scratch[ids]
+            logits = changed[ids]
             if sampling.repetition_penalty != 1.0:
                 factor = np.float32(sampling.repetition_penalty)
                 logits = np.where(logits > 0, logits / factor, logits * factor)
             logits -= counts * np.float32(sampling.frequency_penalty) + np.float32(sampling.presence_penalty)
-            scratch[ids] = logits
-        return scratch
+            changed[ids] = logits
+        repeated = self._repeats.penalties() if self._repeats is not None else None
+        if repeated is not None:
+            changed[repeated[0]] -= repeated[1]
+        return changed
 
-    def _without_top_k(self, row: FloatArray) -> tuple[IdArray | None, npt.NDArray[np.float64], float | None]:
-        """Ids and logits, sorted, of all that the later steps can keep, with the weight of the whole row."""
-        sampling = self._sampling
-        nothing = np.empty(0)
-        if sampling.typical_p < 1.0:
-            ids: IdArray = np.argsort(-row, kind="stable")
-            return ids, row[ids].astype(np.float64), None
-        if sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
-            return None, nothing, None
-        top = row.max()
-        _check(float(top))
-        total = float(np.exp(row - top).sum(dtype=np.float64))
-        if sampling.min_p > 0.0:
-            kept = np.nonzero(row >= top + np.log(sampling.min_p))[0]
-            ids = kept[np.argsort(-row[kept], kind="stable")]
-            return ids, row[ids].astype(np.float64), total
-        for count in (128, 4096, row.size):
-            ids = largest(row, min(count, row.size))
-            logits = row[ids].astype(np.float64)
-            if float(np.exp(logits - logits[0]).sum()) >= sampling.top_p * total:
+    def _most_of(self, row: FloatArray, top: np.float32, weight: float) -> tuple[IdArray, FloatArray]:
+        """The likeliest ids that together have at least that weight, with their logits."""
+        reach = self._reach
+        while True:
+            ids, values = by_value(row, above(row, float(top) - reach.distance))
+            sums = np.exp(values - top, dtype=np.float64).cumsum()
+            place = int(sums.searchsorted(weight))
+            if place < ids.size or ids.size == row.size:
                 break
-        return ids, logits, total
+            reach.distance = reach.distance * 1.5 + 1.0
+        place = min(place, ids.size - 1)
+        reach.distance = min((float(top) - float(values[place])) * 1.25 + 0.25, 1e6)
+        return ids[: place + 2], values[: place + 2]
 
-    def _pick_unsorted(self, row: FloatArray, index: int) -> int:
+    def _draw_of_all(self, row: FloatArray, index: int) -> int:
+        """Draws where nothing is cut: from the sums of blocks, then within one."""
+        temperature = np.float32(self._sampling.temperature)
+        room = buffers(row.size)
         top = row.max()
-        _check(float(top))
-        sums = np.exp((row - top) / np.float32(self._sampling.temperature)).cumsum(dtype=np.float64)
-        place = int(sums.searchsorted(uniform(self._seed, self._choice, index) * sums[-1], side="right"))
-        return min(place, row.size - 1)
+        _check(top)
+        np.subtract(row, top, out=room.weights)
+        np.divide(room.weights, temperature, out=room.weights)
+        np.exp(room.weights, out=room.weights)
+        blocks = np.add.reduceat(room.weights, np.arange(0, row.size, _BLOCK), dtype=np.float64).cumsum()
+        target = uniform(self._seed, self._choice, index) * blocks[-1]
+        block = min(int(blocks.searchsorted(target, side="right")), blocks.size - 1)
+        first = block * _BLOCK
+        sums = room.weights[first : first + _BLOCK].cumsum(dtype=np.float64)
+        place = int(sums.searchsorted(target - (blocks[block - 1] if block else 0.0), side="right"))
+        # by rounding the target may lie past the sum: then it is the last token that has a weight at all
+        last = int(room.weights[first : first + _BLOCK].nonzero()[0][-1])
+        return first + min(place, last)
+
+    def _xtc_acts(self, index: int) -> bool:
+        """Whether XTC excludes anything at `index`: by chance, from numbers of its own.
+
+        The algorithm is p-e-w's (text-generation-webui #6335), as llama.cpp has it: of the tokens that have at least
+        the threshold among those that are left, all but the least likely are excluded.
+        """
+        xtc = self._sampling.xtc
+        assert xtc is not None
+        if xtc.threshold > 0.5:  # there cannot be two
+            return False
+        return uniform(self._seed, self._choice, index, _EXCLUDE) < xtc.probability
+
+    def _excluded(self, weights: Doubles) -> int:
+        """How many of the likeliest XTC excludes, given the weights of all that is left in order."""
+        xtc = self._sampling.xtc
+        assert xtc is not None
+        bound = max(xtc.threshold * weights.sum(), sys.float_info.min)
+        return max(int(np.count_nonzero(weights >= bound)) - 1, 0)
+
+    def _less_excluded(self, row: FloatArray) -> FloatArray:
+        """A copy of a row, of which nothing was cut, without what XTC excludes, in this thread's buffer."""
+        top = row.max()
+        _check(top)
+        xtc = self._sampling.xtc
+        assert xtc is not None
+        room = buffers(row.size)
+        bound = max(xtc.threshold * float(weight_of(row, top, room.weights)), sys.float_info.min)
+        ids, _ = by_value(row, above(row, max(float(top) + math.log(bound), -1e30)))
+        if row is not room.values:
+            np.copyto(room.values, row)
+        room.values[ids[:-1]] = -np.inf
+        return room.values
 
 
-def _typical(weights: npt.NDArray[np.float64], mass: float) -> npt.NDArray[np.int64]:
-    """The places, in order, of the tokens whose surprise is nearest to the expected, together of at least `mass`."""
-    probabilities = weights / weights.sum()
-    with np.errstate(divide="ignore"):
-        surprise = -np.log(probabilities)
-    expected = float((probabilities * np.where(probabilities > 0, surprise, 0.0)).sum())
-    order = np.argsort(np.abs(surprise - expected), kind="stable")
-    count = int(probabilities[order].cumsum().searchsorted(mass)) + 1
-    return np.sort(order[: min(count, order.size)])
-
-
-def _check(top: float) -> None:
-    if not np.isfinite(top):
+def _check(top: np.float32) -> None:
+    if not math.isfinite(top):
         raise EngineError("the model gave no finite logits; its file may be damaged, or every token is forbidden")

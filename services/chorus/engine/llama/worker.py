@@ -32,12 +32,14 @@ from chorus.engine.llama.commands import (
     Submit,
     Withdraw,
 )
+from chorus.engine.llama.constraint import Masks
 from chorus.engine.llama.context import Context, ContextParams, FloatArray
 from chorus.engine.llama.drafting import Drafter, DraftRequest
 from chorus.engine.llama.embedder import Embedder, text_limits
 from chorus.engine.llama.embedding_queue import EmbeddingQueue
 from chorus.engine.llama.job import Choice, Job
 from chorus.engine.llama.pulse import Pulse
+from chorus.engine.llama.ranking import Mask
 from chorus.engine.llama.settings import LlamaSettings
 
 _log = structlog.get_logger("chorus.engine.llama")
@@ -92,6 +94,8 @@ class Worker:
         self._context: Context | None = None
         self._choices: dict[Sequence, Choice] = {}
         self._jobs: set[Job] = set()
+        self._masks = Masks(model.vocabulary_size, threads=settings.thread_count())
+        self._allowed: dict[Choice, Mask] = {}
         self._queue_changed = False
         self._steps = 0
         # where memory is a state or a window, each sequence that is kept has to have one
@@ -313,7 +317,9 @@ class Worker:
                 choice.lookup = PromptLookup(choice.tokens)
             found = choice.lookup.propose(_SCORED_ROWS)
             source, guess = found or (None, [])
-            count = speculation.count(source, tokens=tokens, cells=cells) if source else 0
+            if choice.matcher is not None:
+                guess = guess[: choice.matcher.fitting(guess)]
+            count = speculation.count(source, tokens=tokens, cells=cells) if source and guess else 0
             if count:
                 sequence.draft = guess[:count]
                 choice.source = source
@@ -357,6 +363,7 @@ class Worker:
         outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])
         rows = context.logits(outputs) if outputs else None
         self._scheduler.stepped(plan, time.monotonic() - began)
+        self._compute_masks(plan.chunks)
         first = 0
         for chunk in plan.chunks:
             last = first + chunk.outputs + len(chunk.draft)
@@ -384,6 +391,12 @@ class Worker:
             slots += [slot] * (count + guessed)
             wanted += [0] * (count - chunk.outputs) + [1] * (chunk.outputs + guessed)
         return context.fill(ids, positions, slots, wanted)
+
+    def _compute_masks(self, chunks: tuple[Chunk, ...]) -> None:
+        """Finds out, for all at once, what the constrained choices of a batch may say next."""
+        found = [self._choices.get(chunk.sequence) for chunk in chunks if chunk.outputs]
+        matchers = {choice: choice.matcher for choice in found if choice is not None and choice.matcher is not None}
+        self._allowed = dict(zip(matchers, self._masks.compute(list(matchers.values())), strict=True))
 
     def _progress(self, chunk: Chunk, rows: FloatArray | None) -> None:
         """A chunk of a sequence was computed; `rows` are its logits."""
@@ -433,7 +446,11 @@ class Worker:
 
     def _draw_one(self, choice: Choice, row: FloatArray) -> None:
         job, index = choice.job, choice.completion.count
-        token_id = choice.sampler.draw(row, index)
+        mask = self._allowed.pop(choice, None)
+        if choice.matcher is not None:
+            mask = self._masks.one(choice.matcher) if mask is None else mask  # none is made ahead for guesses
+            choice.matcher.check()
+        token_id = choice.sampler.draw(row, index, mask)
         logprobs = () if job.request.logprobs is None else (job.logprob(row, token_id, job.request.logprobs),)
         if not job.started:
             self._start(job)

@@ -1,0 +1,275 @@
+"""The form that an answer must have: which tokens a grammar, a JSON Schema or a regular expression allows next.
+
+llguidance does the work, in Rust and without the GIL. Nothing that it is given may make it slow or end the process:
+sources are bounded here, its own limits bound the rest, and forced text, which it would follow to any length, is off.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chorus.core.errors import EngineError, InvalidRequestError, UnsupportedFeatureError
+from chorus.core.generation import Constraint, ConstraintKind, DeliveredChoice, GenerationRequest
+from chorus.engine.llama.binding import Model
+from chorus.engine.llama.gbnf import to_lark
+from chorus.engine.llama.ranking import Mask
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+LONGEST_SOURCE = 65_536  # characters
+_MOST_KEYS = 3_000  # of a JSON Schema; compiling takes seconds at this many
+_DEEPEST = 64
+_MOST_MULTIPLE = 10_000  # a multiple of n takes an automaton of n states, and the time of its square
+# Never forced: else a{1000000} would be written out, and tokens be asked of a vocabulary that may be gone.
+_HEADER = '%llguidance {"no_forcing": true}\n'
+# As much as llama.cpp's own grammars allow between the parts of a document; small models would never stop otherwise.
+_JSON_OPTIONS = {"whitespace_pattern": r"(\x20|\x0A{1,2}[\x20\x09]{0,20})"}
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
+
+
+def is_available() -> bool:
+    """Whether llguidance is installed."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+class Matcher:
+    """How far the answer of one choice has come in its form. Used by one thread at a time."""
+
+    def __init__(self, inner: LLMatcher) -> None:
+        self.inner = inner
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer may end here."""
+        return bool(self.inner.is_accepting())
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether nothing but an end-of-text token may follow."""
+        return bool(self.inner.is_stopped())
+
+    def check(self) -> None:
+        """Raises `EngineError` if the form could not be followed here; the mask then allows only the end of text."""
+        if self.inner.is_error():
+            raise EngineError(
+                f"the form that was asked for cannot be followed any further ({_reason(self.inner.get_error())}); "
+                "make the grammar or schema simpler"
+            )
+
+    def accept(self, token_id: int) -> None:
+        """Takes the next token. Raises `EngineError` for one that the mask did not allow."""
+        if not self.inner.consume_token(token_id):
+            raise EngineError(f"token {token_id} does not fit the form that was asked for")
+
+    def fitting(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens could follow, one after the other; nothing changes."""
+        return int(self.inner.validate_tokens(list(token_ids)))
+
+    def take_back(self, count: int) -> None:
+        """Undoes the last `count` accepted tokens."""
+        if count and not self.inner.rollback(count):
+            raise EngineError("the form that was asked for cannot be followed back")
+
+
+class Masks:
+    """Room for the masks of a batch, which are computed on several threads at once. For one owner thread."""
+
+    def __init__(self, vocabulary_size: int, *, threads: int) -> None:
+        self._width = (vocabulary_size + 31) // 32
+        self._threads = max(threads, 1)
+        self._rows = np.zeros((0, self._width), dtype=np.uint32)
+        self._row: Mask = np.zeros(self._width, dtype=np.uint32)
+        self._executor: LLExecutor | None = None
+
+    def compute(self, matchers: Sequence[Matcher]) -> list[Mask]:
+        """The tokens that each matcher allows next, in order. Valid until the next call; see `Matcher.check`."""
+        if not matchers:
+            return []
+        if len(matchers) > len(self._rows):
+            self._rows = np.zeros((len(matchers), self._width), dtype=np.uint32)
+        rows, stride = self._rows, self._width * 4
+        if len(matchers) == 1:
+            return [self.one(matchers[0])]
+        if self._executor is None:
+            from llguidance import LLExecutor
+
+            self._executor = LLExecutor(self._threads)
+        places = [(matcher.inner, place) for place, matcher in enumerate(matchers)]
+        self._executor.unsafe_compute_mask_ptr(places, rows.ctypes.data, stride, len(rows))
+        return list(rows[: len(matchers)])
+
+    def one(self, matcher: Matcher) -> Mask:
+        """The tokens that one matcher allows next. Valid until the next call."""
+        matcher.inner.unsafe_compute_mask_ptr(self._row.ctypes.data, self._row.nbytes)
+        return self._row
+
+
+class FormCompiler:
+    """Compiles constraints for one model's vocabulary. Takes up to a second when first used, and up to a few for the
+    largest sources, so never on the event loop."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._tokenizer: LLTokenizer | None = None
+
+    def matchers(
+        self,
+        request: GenerationRequest,
+        end_tokens: frozenset[int],
+    ) -> tuple[Matcher, ...]:
+        """A matcher for each choice of a request that has a constraint, with what was delivered replayed.
+
+        Raises `InvalidRequestError` for a source that is no constraint of its kind, too large or not to be fulfilled,
+        and for delivered tokens that do not fit it.
+        """
+        from llguidance import LLMatcher, LLParserLimits
+
+        constraint = request.constraint
+        assert constraint is not None
+        if not end_tokens:
+            raise UnsupportedFeatureError(
+                "this model has no end-of-text token, with which a constrained answer ends",
+                metadata={"feature": constraint.kind.value},
+            )
+        field = constraint.kind.value
+        with _refusing(field):
+            lark = _HEADER + _lark(constraint)
+            tokenizer = self._vocabulary(end_tokens)
+            limits = LLParserLimits(verbose_errors=False)
+            inner = LLMatcher(tokenizer, lark, log_level=0, limits=limits)
+            probe = Matcher(inner.deep_copy())
+            Masks(tokenizer.vocab_size, threads=1).compute([probe])
+            problem = inner.get_error() or probe.inner.get_error()
+        if problem:
+            raise InvalidRequestError(field, _reason(problem))
+        matchers = (Matcher(inner), *(Matcher(inner.deep_copy()) for _ in range(request.choice_count - 1)))
+        for delivered in request.resume:
+            _replay(matchers[delivered.choice], delivered, end_tokens)
+        return matchers
+
+    def _vocabulary(self, end_tokens: frozenset[int]) -> LLTokenizer:
+        if self._tokenizer is None:
+            from llguidance import LLTokenizer, TokenizerWrapper
+
+            wrapper = TokenizerWrapper(_Vocabulary(self._model, end_tokens))
+            self._tokenizer = LLTokenizer(wrapper, eos_token=sorted(end_tokens))
+        return self._tokenizer
+
+
+class _Vocabulary:
+    """A vocabulary as llguidance's `TokenizerWrapper` wants it."""
+
+    def __init__(self, model: Model, end_tokens: frozenset[int]) -> None:
+        self._model = model
+        self.eos_token_id = min(end_tokens)
+        self.bos_token_id = model.bos if model.bos >= 0 else None
+        # Tokens that are no text of an answer can never be part of one, so they have none here either.
+        self.tokens = model.pieces()
+        self.special_token_ids: list[int] = []
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._model.tokenize(plain, add_special=False, parse_special=False)
+
+
+def _replay(matcher: Matcher, delivered: DeliveredChoice, end_tokens: frozenset[int]) -> None:
+    ids = list(delivered.token_ids)
+    ended = next((place for place, token_id in enumerate(ids) if token_id in end_tokens), len(ids))
+    taken = int(matcher.inner.try_consume_tokens(ids[:ended]))
+    if taken < ended:
+        raise InvalidRequestError("resume", f"token {taken} of choice {delivered.choice} does not fit the constraint")
+
+
+def _lark(constraint: Constraint) -> str:
+    """The constraint in llguidance's own syntax."""
+    from llguidance import LLMatcher
+
+    source = constraint.source
+    if len(source) > LONGEST_SOURCE:
+        raise InvalidRequestError(
+            constraint.kind.value, f"has {len(source)} characters; at most {LONGEST_SOURCE} are taken"
+        )
+    if constraint.kind is ConstraintKind.GRAMMAR:
+        return to_lark(source)
+    if constraint.kind is ConstraintKind.REGEX:
+        grammar: dict[str, Any] = json.loads(LLMatcher.grammar_from_regex(source))
+        return str(grammar["grammars"][0]["lark_grammar"])
+    schema = json.loads(source)
+    if not isinstance(schema, dict | bool):
+        raise ValueError("a JSON Schema is an object, or true or false")
+    _check_schema(schema)
+    if isinstance(schema, dict):
+        own = schema.get("x-guidance")
+        schema["x-guidance"] = {**_JSON_OPTIONS, **(own if isinstance(own, dict) else {})}
+    return "start: %json " + json.dumps(schema)
+
+
+def _check_schema(schema: object) -> None:
+    """Raises `ValueError` for one that would take too long to compile."""
+    keys, multiple = 0, 1
+    level: list[object] = [schema]
+    for depth in range(_DEEPEST + 1):
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                keys += len(value)
+                multiple = math.lcm(multiple, _multiple(value.get("multipleOf", 1)))
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+        level = below
+        if not level:
+            break
+        if depth == _DEEPEST:
+            raise ValueError(f"is nested more than {_DEEPEST} deep")
+    if keys > _MOST_KEYS:
+        raise ValueError(f"has {keys} keys; at most {_MOST_KEYS} are taken")
+    if multiple > _MOST_MULTIPLE:
+        raise ValueError(f"a multipleOf, or several together, of more than {_MOST_MULTIPLE} is not supported")
+
+
+def _multiple(value: object) -> int:
+    """A multipleOf without its decimal point."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 1  # not valid, which the compiler will say
+    try:
+        digits = Decimal(repr(value)).normalize().as_tuple()
+    except InvalidOperation:
+        return 1
+    exponent = digits.exponent if isinstance(digits.exponent, int) else 0
+    if abs(exponent) > 9:
+        raise ValueError(f"a multipleOf of {value} is not supported")
+    whole = int("".join(map(str, digits.digits)))
+    return max(whole * int(10 ** max(exponent, 0)), 1)
+
+
+@contextmanager
+def _refusing(field: str) -> Iterator[None]:
+    """Whatever goes wrong in compiling is the source's fault, and says so."""
+    try:
+        yield
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise InvalidRequestError(field, _reason(str(error))) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what becomes of a panic in Rust; it has no other name
+            raise
+        raise InvalidRequestError(field, "cannot be compiled") from error
+
+
+def _reason(problem: str) -> str:
+    """llguidance's message without the source and the state that it quotes."""
+    if "NoExtension" in problem:
+        return "no text can have this form"
+    lines = [line.strip() for line in problem.splitlines() if line.strip()] or ["unknown"]
+    told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
+    return told or _PLACE.sub("", lines[0])[:300]
