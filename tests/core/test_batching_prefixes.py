@@ -146,7 +146,7 @@ def test_a_machine_is_learned_through_its_noise() -> None:
 
 def test_what_stood_there_before_is_proposed() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8]
-    grown = text + [9]
+    grown = [*text, 9]
     lookup = PromptLookup(grown)
     assert lookup.propose(4) is None
     grown += [1, 2, 3]

@@ -138,7 +138,7 @@ def test_models_that_cannot_answer_are_no_default() -> None:
         fleet.runner("r2", fleet.model("paid", engine="paid")),
         fleet.runner("r3", fleet.model("vectors", tags=("embedding",), features=frozenset({Feature.EMBED}))),
         fleet.runner("r4", fleet.model("scores", tags=("rerank",), features=frozenset({Feature.RERANK}))),
-        fleet.runner("r4", fleet.model("leaving"), state=RunnerState.DRAINING),
+        fleet.runner("r5", fleet.model("leaving"), state=RunnerState.DRAINING),
     )
     assert default_model(directory) == ""
     assert default_model(directory, Work.EMBED) == "vectors"
