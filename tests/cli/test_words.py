@@ -99,7 +99,7 @@ def test_a_ranking_is_told_with_its_documents() -> None:
     told = rerank.to_json(answer, ["a", "b"])["documents"]
     assert isinstance(told, list)
     assert told[0] == {"index": 1, "score": 2.5, "truncated": True, "text": "b"}
-    assert next(column._cells for column in rerank._table(answer, ["a", "b"]).columns) == ["2.500", "-1.000"]
+    assert next(iter(rerank._table(answer, ["a", "b"]).columns))._cells == ["2.500", "-1.000"]
 
 
 def test_an_answer_tells_who_took_over_last() -> None:

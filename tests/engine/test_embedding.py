@@ -58,7 +58,7 @@ TEXTS = (
     "",
     " \n\t",
     "word " * 250,
-    "supercalifragilistic expialidocious " * 34,
+    "supercalifragilistic expialidocious " * 9,
 )
 DOCUMENTS = tuple(text for text in TEXTS if text.strip())
 
@@ -94,7 +94,7 @@ async def test_tokens_and_vectors_are_those_of_the_original(small: LlamaEngine) 
         _, found = await small.tokenize(VECTORS, text, add_special=True, parse_special=False)
         assert (found, vector.token_count, vector.truncated) == (ids, len(ids), False)
         assert cosine(vector.values, bert.vector(ids)) >= 0.999, text[:20]
-    assert max(vector.token_count for vector in vectors) > 300
+    assert max(vector.token_count for vector in vectors) > 250
 
 
 async def test_a_full_context_is_as_good(small: LlamaEngine) -> None:
@@ -191,7 +191,7 @@ async def test_only_a_document_is_cut_beside_a_query(small: LlamaEngine) -> None
 async def test_a_causal_model_reads_long_texts_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LlamaEngine([smollm2()], SETTINGS)
     await engine.start()
-    texts = ("some words " * 200, "short", "another " * 100)
+    texts = ("some words " * 180, "short", "another " * 20)
     request = EmbeddingRequest("", texts, normalize=False)
     counts: list[int] = []
     decode = Context.decode
@@ -199,7 +199,7 @@ async def test_a_causal_model_reads_long_texts_in_pieces(monkeypatch: pytest.Mon
         with monkeypatch.context() as patched:
             patched.setattr(Context, "decode", lambda self, count: counts.append(count) or decode(self, count))
             _, together = await engine.embed(request)
-        assert max(counts) < 400 <= together[0].token_count < sum(counts)
+        assert max(counts) < 360 <= together[0].token_count < sum(counts)
         for text, vector in zip(texts, together, strict=True):
             _, (alone,) = await engine.embed(replace(request, inputs=(text,)))
             assert cosine(alone.values, vector.values) >= 0.9999
@@ -282,7 +282,7 @@ async def test_a_batch_that_fails_fails_its_requests_alone(small: LlamaEngine, m
     assert not isinstance(outcomes[1], BaseException)
 
 
-async def test_streams_move_on_beside_a_thousand_texts(llama: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_move_on_beside_many_texts(llama: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[tuple[bool, int]] = []
     decode = Context.decode
 
@@ -292,23 +292,22 @@ async def test_streams_move_on_beside_a_thousand_texts(llama: LlamaEngine, monke
 
     reading = begun(monkeypatch)
     monkeypatch.setattr(Context, "decode", counted)
-    stop = StopConditions(max_tokens=40, ignore_eos=True)
+    stop = StopConditions(max_tokens=16, ignore_eos=True)
     stream = llama.generate(GenerationRequest("", TextPrompt("Once upon a time"), stop=stop))
     async for event in stream:
         if isinstance(event, TokenDelta):
             break
     texts = asyncio.create_task(llama.embed(EmbeddingRequest("", ("a few words of text",) * 400)))
     await reading.wait()
-    batches.clear()
     async for _ in stream:
         pass
-    beside = list(batches)
-    await texts
-    embedding = [count for embeds, count in beside if embeds]
-    assert len(embedding) >= 10
-    assert max(embedding[:-1]) <= 64
-    in_a_row = max(len(run) for run in "".join("e" if embeds else "g" for embeds, _ in beside).split("g"))
-    assert in_a_row <= 2  # the stream's last step may lie before the last of them
+    texts.cancel()
+    await asyncio.gather(texts, return_exceptions=True)
+    steps = "".join("e" if embeds else "g" for embeds, _ in batches)
+    beside = batches[steps.index("e") : steps.rindex("g") + 1]  # afterwards nobody is in a hurry
+    assert sum(embeds for embeds, _ in beside) >= 3
+    assert max(count for embeds, count in beside if embeds) <= 64
+    assert "ee" not in steps[: steps.rindex("g")]
 
 
 async def test_unloading_answers_those_who_wait(small: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
