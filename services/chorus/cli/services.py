@@ -33,6 +33,10 @@ def _run_runner(config: ChorusConfig) -> None:
         from chorus.testing.service import make_fake_engine
 
         raise typer.Exit(run(config, make_engine=make_fake_engine))
+    if config.runner.engine == "faulty":
+        from chorus.testing.engine_faulty import make_faulty_engine
+
+        raise typer.Exit(run(config, make_engine=make_faulty_engine))
     raise typer.Exit(run(config))
 
 

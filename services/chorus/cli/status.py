@@ -104,6 +104,7 @@ def _render(overview: Overview) -> Group:
     for entry in overview.seen.nodes:
         parts += [_node_line(entry), _runners(entry), Text()]
     parts.append(_registries(overview))
+    parts += [Text(f"  {line}", style="dim") for line in overview.restarts()]
     problems = overview.problems()
     parts += [Text(f"! {problem}", style="yellow") for problem in problems]
     return Group(*parts)

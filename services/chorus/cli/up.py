@@ -15,6 +15,7 @@ from chorus.cli.pull_progress import PullBar
 from chorus.cli.up_view import UpView
 from chorus.config import LoadedConfig, load_with_origins
 from chorus.core.resilience.restarts import ProcessPhase
+from chorus.core.resilience.silence import SILENT_S
 from chorus.local.background import start_in_background, start_what_is_down
 from chorus.local.home import MeshHome
 from chorus.local.lan import choose_address
@@ -45,13 +46,21 @@ def up(
             "--port-base", metavar="PORT", help="Registry at PORT+1, runners from PORT+101, coordinator at PORT+201."
         ),
     ] = None,
+    silent_after: Annotated[
+        float,
+        typer.Option(
+            "--silent-after",
+            metavar="SECONDS",
+            help="Kill, and start again, a process that lives but has answered nothing for so long; 0 never does.",
+        ),
+    ] = SILENT_S,
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each thing that happens.")] = False,
 ) -> None:
     """Start a mesh on this machine: certificates, a registry, runners and a coordinator, one process and one log each.
 
-    It is ready when the model has answered. What crashes is started again, each time after a longer while; what fails
-    three times in a row is left down, and you are told.
+    It is ready when the model has answered. What crashes or hangs is started again, each time after a longer while; what
+    fails three times in a row is left down, and you are told.
 
     Ctrl-C, or `chorus down` from elsewhere, stops it: first the coordinator, then the runners, then the registry.
     """
@@ -65,6 +74,7 @@ def up(
         lan_ip=address.ip if address is not None else None,
         models=tuple(model or ()),
         port_base=port_base,
+        silent_s=silent_after,
     )
     view = UpView(home, as_json=as_json, in_foreground=not detach)
     try:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from chorus.cli.output import console, err, print_json
 from chorus.core.resilience.restarts import ProcessPhase, StartAgain
-from chorus.local.events import Ended, Ready, Serving, Started, Stopped, Stopping, SupervisorEvent
+from chorus.local.events import Ended, Ready, Serving, Silent, Started, Stopped, Stopping, SupervisorEvent
 from chorus.local.home import MeshHome
 from chorus.local.lan import private_addresses
 from chorus.local.state import MeshState
@@ -98,6 +98,11 @@ class UpView:
                 return Text.assemble(stamp, (name, "bold"), f" runs again (process {pid})")
             case Serving(name=name) if self.ready:
                 return Text.assemble(stamp, (name, "bold"), " serves again")
+            case Silent(name=name, pid=pid, silent_s=silent_s):
+                why = (
+                    f" (process {pid}) has answered nothing for {silent_s:.0f} s: it is stopped or hangs, and is killed"
+                )
+                return Text.assemble(stamp, (name, "bold"), (why, "yellow"))
             case Ended():
                 return _ended(stamp, event)
             case Stopping(name=name, grace_s=grace_s):

@@ -295,8 +295,10 @@ class RunnerSettings(_Listening):
     catalogs: TextList = Field(
         default=(), description="Files that describe models of your own, on top of the shipped catalog."
     )
-    engine: Literal["llama", "fake"] = Field(
-        default="llama", description="What generates tokens; fake is for tests.", json_schema_extra={"hidden": True}
+    engine: Literal["llama", "fake", "faulty"] = Field(
+        default="llama",
+        description="What generates tokens; fake and faulty are for tests.",
+        json_schema_extra={"hidden": True},
     )
     remote: RemoteServer | None = Field(
         default=None,
@@ -322,6 +324,13 @@ class RunnerSettings(_Listening):
     )
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="Requests that may wait for a slot; more are refused."
+    )
+    step_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=86_400,
+        description="Seconds that one step of llama.cpp has at least, or 20 times what such steps took lately. "
+        "Then it is held to hang, and the process ends, to be started again.",
     )
     node_id: ServiceName | None = Field(
         default=None,

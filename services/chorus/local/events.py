@@ -26,6 +26,15 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class Silent:
+    """A process that lives has answered nothing for so long that it is stopped, or hangs; it is killed now."""
+
+    name: str
+    pid: int
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A process ended though nobody asked it to. `how` reads on from its name; `log_lines` are its last words."""
 
@@ -59,4 +68,4 @@ class Stopped:
     politely: bool
 
 
-SupervisorEvent: TypeAlias = Started | Serving | Ended | Ready | Stopping | Stopped
+SupervisorEvent: TypeAlias = Started | Serving | Silent | Ended | Ready | Stopping | Stopped

@@ -16,6 +16,7 @@ from chorus.config import LoadedConfig
 from chorus.core.errors import ConfigError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.resilience.restarts import RestartPolicy
+from chorus.core.resilience.silence import SILENT_S, ProbePolicy
 from chorus.hardware.cpu import read_cpu
 from chorus.local.answer import first_answer
 from chorus.local.certificates import CLIENT_NAME, ensure_authority, ensure_leaves
@@ -128,6 +129,8 @@ def _supervisor(plan: MeshPlan, report: Report, answer: FirstAnswer) -> Supervis
         plan,
         identity=load_identity(plan.client.mesh, Role.CLIENT, CLIENT_NAME),
         policy=RestartPolicy(supervised=plan.options.supervised),
+        # Without supervision nothing is started again, so nothing is killed either.
+        probes=ProbePolicy(silent_s=plan.options.silent_s if plan.options.supervised else 0),
         report=report,
         first_answer=answer,
     )
@@ -146,6 +149,8 @@ def supervisor_arguments(options: UpOptions, config_file: Path | None) -> list[s
         arguments += ["--lan", "--lan-address", options.lan_ip]
     if options.port_base is not None:
         arguments += ["--port-base", str(options.port_base)]
+    if options.silent_s != SILENT_S:
+        arguments += ["--silent-after", f"{options.silent_s:g}"]
     for model in options.models:
         arguments += ["--model", model]
     if config_file is not None:

@@ -45,6 +45,16 @@ class Overview:
             ]
         return found + self._local_problems()
 
+    def restarts(self) -> list[str]:
+        """Which processes of this machine serve again after an end that nobody asked for, and how that came."""
+        if self.local is None:
+            return []
+        return [
+            f"{process.name} on this machine was started {process.starts} times; before the last it {process.last_end}"
+            for process in self.local.processes
+            if process.starts > 1 and process.last_end and process.phase == ProcessPhase.HEALTHY
+        ]
+
     def _local_problems(self) -> list[str]:
         if self.local is None:
             return []

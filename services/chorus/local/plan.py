@@ -10,6 +10,7 @@ from typing import Any
 from chorus.config import ChorusConfig, Endpoint, ListenAddress, LoadedConfig, to_toml
 from chorus.core.errors import ConfigError
 from chorus.core.identity import Role
+from chorus.core.resilience.silence import SILENT_S
 from chorus.local.certificates import CLIENT_NAME, LOOPBACK_NAMES
 from chorus.local.home import MeshHome
 from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, RUNNERS_USUAL, Ports
@@ -20,7 +21,10 @@ _REGISTRY, _COORDINATOR = "registry", "coordinator"
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What the person at the keyboard asked for. `lan_ip` None: this machine alone; `port_base` None: the usual one."""
+    """What the person at the keyboard asked for. `lan_ip` None: this machine alone; `port_base` None: the usual one.
+
+    `silent_s`: how long a process that lives may answer nothing before it is killed and started again; 0 is for ever.
+    """
 
     home: MeshHome
     runners: int = RUNNERS_USUAL
@@ -28,12 +32,17 @@ class UpOptions:
     lan_ip: str | None = None
     models: tuple[str, ...] = ()
     port_base: int | None = None
+    silent_s: float = SILENT_S
 
     def __post_init__(self) -> None:
         if not 1 <= self.runners <= RUNNERS_MAX:
             raise ConfigError(f"--runners: should be from 1 to {RUNNERS_MAX}, not {self.runners}")
         if self.port_base is not None and not 1024 <= self.port_base <= HIGHEST_BASE:
             raise ConfigError(f"--port-base: should be from 1024 to {HIGHEST_BASE}, not {self.port_base}")
+        if not (self.silent_s == 0 or 3 <= self.silent_s <= 3600):
+            raise ConfigError(
+                f"--silent-after: should be from 3 to 3600 seconds, or 0 for never, not {self.silent_s:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

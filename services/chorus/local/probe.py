@@ -1,39 +1,72 @@
-"""Asking a process of the mesh whether it serves, as any other member would: over mutual TLS, by its pinned name."""
+"""Asking a process of the mesh whether it serves, as any other member would: over mutual TLS, by its pinned name.
+
+Until it serves it is asked many times a second. From its first answer on it is watched as well: one that falls silent
+while its process lives is stopped, or hangs.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus.core.identity import SpiffeId
+from chorus.core.resilience.silence import ProbePolicy, Silence
 from chorus.local.plan import ProcessPlan
 from chorus.transport.channel import open_channel
 from chorus.transport.tls import TlsIdentity
 
 _ASK_INTERVAL_S = 0.05
-_ASK_TIMEOUT_S = 2.0
 
 
-async def wait_serving(plan: ProcessPlan, identity: TlsIdentity | None) -> None:
-    """Returns once the process says SERVING; until then it asks again and again. Cancel it when the process ends."""
-    server = SpiffeId(plan.config.mesh.trust_domain, plan.role, plan.name)
+async def watch_health(
+    plan: ProcessPlan, identity: TlsIdentity | None, policy: ProbePolicy, serving: Callable[[], None]
+) -> float:
+    """Calls `serving` the first time that the process says SERVING, and goes on asking.
+
+    Returns for how many seconds it has been silent, once `policy` says that this is too long. Cancel it when the
+    process ends, or was asked to.
+    """
+    clock = asyncio.get_running_loop().time
+    silence: Silence | None = None
+    served = False
     while True:
-        # A channel of its own for each try: one that found nobody listening would wait longer before it looks again.
-        async with open_channel(
-            plan.address.authority,
-            identity=identity,
-            server=server,
-            insecure_loopback=plan.config.mesh.insecure_loopback,
-        ) as channel:
-            try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=_ASK_TIMEOUT_S
-                )
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            except grpc.aio.AioRpcError:
-                pass  # not yet
-        await asyncio.sleep(_ASK_INTERVAL_S)
+        # A channel that found nobody listening would wait longer before it looks again, so each has one life; while it
+        # is answered it is kept, since a handshake a second would be felt.
+        async with _channel(plan, identity) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while (state := await _ask(stub, policy.timeout_s)) is not None:
+                if silence is None:
+                    silence = Silence(policy, clock())
+                silence.answered(clock())
+                if state == health_pb2.HealthCheckResponse.SERVING and not served:
+                    served = True
+                    serving()
+                await asyncio.sleep(policy.interval_s if served else _ASK_INTERVAL_S)
+        silent_s = silence.missed(clock()) if silence is not None else None
+        if silent_s is not None:
+            return silent_s
+        await asyncio.sleep(policy.interval_s if silence is not None else _ASK_INTERVAL_S)
+
+
+def _channel(plan: ProcessPlan, identity: TlsIdentity | None) -> grpc.aio.Channel:
+    return open_channel(
+        plan.address.authority,
+        identity=identity,
+        server=SpiffeId(plan.config.mesh.trust_domain, plan.role, plan.name),
+        insecure_loopback=plan.config.mesh.insecure_loopback,
+    )
+
+
+async def _ask(
+    stub: health_pb2_grpc.HealthStub, timeout_s: float
+) -> health_pb2.HealthCheckResponse.ServingStatus | None:
+    """What it says of itself; None where it says nothing in time."""
+    try:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+    except grpc.aio.AioRpcError:
+        return None
+    return answer.status

@@ -16,9 +16,10 @@ from typing import Any
 from chorus.core.errors import UnavailableError
 from chorus.core.identity import Role
 from chorus.core.resilience.restarts import LeaveDown, ProcessPhase, RestartPolicy, Restarts, StartAgain
-from chorus.local.events import Ended, Ready, Serving, Started, Stopped, Stopping, SupervisorEvent
+from chorus.core.resilience.silence import ProbePolicy
+from chorus.local.events import Ended, Ready, Serving, Silent, Started, Stopped, Stopping, SupervisorEvent
 from chorus.local.plan import MeshPlan, ProcessPlan
-from chorus.local.probe import wait_serving
+from chorus.local.probe import watch_health
 from chorus.local.process import Child, log_tail
 from chorus.local.state import MeshState, ProcessState, this_process
 from chorus.transport.tls import TlsIdentity
@@ -40,9 +41,16 @@ class _Unit:
         self.child: Child | None = None
         self.starts = 0
         self.last_end = ""
+        self.silent_s: float | None = None  # for how long, where it was killed for its silence
         self.settled = asyncio.Event()  # it has served, or was left down
         self.nudged = asyncio.Event()  # somebody wants it looked at now
         self.task: asyncio.Task[None] | None = None
+
+    def describe_end(self, how: str) -> str:
+        """`how` it ended, and why, where that was our doing."""
+        if self.silent_s is None:
+            return how
+        return f"answered nothing for {self.silent_s:.0f} s, though it had not ended, and was killed"
 
     def state(self) -> ProcessState:
         return ProcessState(
@@ -68,10 +76,12 @@ class Supervisor:
         *,
         identity: TlsIdentity | None,
         policy: RestartPolicy,
+        probes: ProbePolicy,
         report: Report,
         first_answer: FirstAnswer,
     ) -> None:
         self._plan = plan
+        self._probes = probes
         self._identity = identity
         self._report = report
         self._first_answer = first_answer
@@ -188,15 +198,26 @@ class Supervisor:
         self._update(unit)
         self._report(Started(unit.plan.name, unit.child.pid, again=unit.starts > 1))
         watch = self._create_task(self._watch_health(unit))
+        unit.silent_s = None
         try:
-            return await unit.child.wait()
+            how = await unit.child.wait()
         finally:
             unit.child = None
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+        return unit.describe_end(how)
 
     async def _watch_health(self, unit: _Unit) -> None:
-        await wait_serving(unit.plan, self._identity)
+        """Notes that it serves; kills it if it falls silent, unless it is being stopped: that has its own patience."""
+        child = unit.child
+        silent_s = await watch_health(unit.plan, self._identity, self._probes, lambda: self._serves(unit))
+        if child is None or self._stopping.is_set():
+            return
+        unit.silent_s = silent_s
+        self._report(Silent(unit.plan.name, child.pid, silent_s))
+        child.kill()
+
+    def _serves(self, unit: _Unit) -> None:
         unit.restarts.healthy(asyncio.get_running_loop().time())
         unit.settled.set()
         self._update(unit)

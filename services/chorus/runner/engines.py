@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 from chorus.config import RunnerSettings
 from chorus.config.remote import RemoteServer
-from chorus.core.errors import UnknownModelError
+from chorus.core.errors import ChorusError, UnknownModelError
 from chorus.core.fitting.memory import LoadPlan
+from chorus.core.resilience.stuck import Patience
 from chorus.engine.base import Engine
 from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
@@ -36,13 +37,15 @@ _log = get_logger()
 class HostedEngine:
     """An engine, not yet started, with the models that are loaded at the start and what it can do with GPUs.
 
-    `refresh` makes the running engine look again for models that have come or gone; called now and then.
+    `refresh` makes the running engine look again for models that have come or gone; called now and then. `broken`
+    returns, while the engine runs, once this process has to be started again; called once.
     """
 
     engine: Engine
     models: tuple[str, ...] = ()
     gpu_support: GpuSupport | None = None
     refresh: Callable[[], Awaitable[None]] | None = None
+    broken: Callable[[], Awaitable[ChorusError]] | None = None
 
 
 EngineFactory: TypeAlias = Callable[[RunnerSettings], HostedEngine]
@@ -137,6 +140,7 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             max_queue=settings.max_queue,
             threads=settings.threads or None,
             gpu_layers=settings.gpu_layers,
+            patience=Patience(floor_s=settings.step_timeout_s),
         ),
     )
 
@@ -150,6 +154,7 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
         models=tuple(_stored_name(store, name) for name in wanted),
         gpu_support=GpuSupport(usable=usable, fix="" if usable else _GPU_FIX),
         refresh=refresh,
+        broken=engine.wait_broken,
     )
 
 

@@ -55,6 +55,7 @@ def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine)
             name=name,
             models=hosted.models,
             refresh=hosted.refresh,
+            broken=hosted.broken,
             metrics=metrics,
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -41,7 +42,8 @@ class RunnerService(HostedService):
     """One process's runner, called `name`. Made, started and stopped on one event loop.
 
     `models` are loaded at the start, one after the other; the runner is ready once each is loaded or has failed.
-    `refresh` is called every few seconds, for models that came to this machine or left it meanwhile.
+    `refresh` is called every few seconds, for models that came to this machine or left it meanwhile; `broken` returns
+    once the engine cannot go on in this process.
     `wall_ms` is the wall clock in milliseconds, `asleep` how long the machine has been suspended so far, in seconds.
     """
 
@@ -55,6 +57,7 @@ class RunnerService(HostedService):
         name: str,
         models: Iterable[str] = (),
         refresh: Callable[[], Awaitable[None]] | None = None,
+        broken: Callable[[], Awaitable[ChorusError]] | None = None,
         metrics: CollectorRegistry | None = None,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         asleep: Callable[[], float] = seconds_asleep,
@@ -66,6 +69,7 @@ class RunnerService(HostedService):
         self._inventory = inventory
         self._models = tuple(models)
         self._refresh = refresh
+        self._broken = broken
         self._asleep = asleep
         self._metrics = GenerationMetrics(registry)
         self._work = Work()
@@ -106,6 +110,7 @@ class RunnerService(HostedService):
             jitter=random.Random().random,  # the global generator belongs to whoever embeds this
         )
         self._essential: set[asyncio.Task[None]] = set()
+        self._breaking: asyncio.Task[ChorusError] | None = None
         self._looking_after: asyncio.Task[None] | None = None
 
     @property
@@ -136,6 +141,8 @@ class RunnerService(HostedService):
             asyncio.create_task(vitals, name="vitals"),
         }
         self._looking_after = asyncio.create_task(self._look_after_models(), name="models")
+        if self._broken is not None:
+            self._breaking = asyncio.create_task(_awaited(self._broken()), name="engine")
 
     async def stop(self, grace_s: float) -> None:
         """Drains: tells everybody, lets running requests finish within `grace_s`, and leaves. May be called again."""
@@ -145,6 +152,8 @@ class RunnerService(HostedService):
         await _cancel({self._looking_after} if self._looking_after is not None else set())
         if not await self._work.finished(grace_s):
             _log.warning("runner.cut_off", running=self._work.count, after_s=grace_s)
+        if self._breaking is not None and not self._breaking.done():
+            await _cancel({self._breaking})
         await _cancel(self._essential)
         await self._registrations.close(goodbye=True)
         # What still runs is ended by the engine, so that its callers learn that another runner would take it.
@@ -153,12 +162,21 @@ class RunnerService(HostedService):
         await self._server.stop(_ENDING_S)
         self._inventory.close()
 
+    @property
+    def leaves_threads(self) -> bool:
+        """Whether the engine has a thread that may never end."""
+        return self._breaking is not None and self._breaking.done() and not self._breaking.cancelled()
+
     async def wait_failed(self) -> ChorusError:
-        """Returns once a newer process of this runner has taken its place, or something broke."""
-        done, _ = await asyncio.wait(self._essential, return_when=asyncio.FIRST_COMPLETED)
-        error = next(iter(done)).exception()
+        """Returns once a newer process of this runner has taken its place, its engine broke, or something else did."""
+        parts: set[asyncio.Task[Any]] = {*self._essential, *({self._breaking} if self._breaking is not None else ())}
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        first = next(iter(done))
+        error = first.exception()
         if isinstance(error, ChorusError):
             return error
+        if error is None and first is self._breaking:
+            return self._breaking.result()
         _log.error("runner.broken", exc_info=error)
         return InternalError(f"a part of the runner ended: {error!r}")
 
@@ -178,7 +196,11 @@ class RunnerService(HostedService):
                 _log.warning("models.not_refreshed", why=str(error))
 
 
-async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+async def _awaited(error: Awaitable[ChorusError]) -> ChorusError:
+    return await error
+
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:

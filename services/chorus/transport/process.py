@@ -1,7 +1,8 @@
 """The life of a service's process: logging, signals, the metrics listener, and exit codes that scripts can use.
 
 0: it was asked to stop and did. 1: it failed. 2: its configuration or its certificates are wrong, so that starting it
-again cannot help. 130, 143: it was asked twice (SIGINT, SIGTERM) and went at once.
+again cannot help. 70: its engine hangs or keeps failing, and a new process may do better. 130, 143: it was asked twice
+(SIGINT, SIGTERM) and went at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from chorus.transport.tls import TlsIdentity
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
+EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
 
 _STOP_MARGIN_S = 15.0
 """A service that has not stopped so long after its grace hangs, and is left where it is."""
@@ -54,6 +56,11 @@ class HostedService(ABC):
     @abstractmethod
     async def stop(self, grace_s: float) -> None:
         """Takes nothing new, lets what runs finish within `grace_s` seconds, and ends. Safe after a failed start."""
+
+    @property
+    def leaves_threads(self) -> bool:
+        """Whether, once it has failed, something of it goes on that cannot be ended: its process ends without it."""
+        return False
 
     async def wait_failed(self) -> ChorusError:
         """Returns, while it runs, once it cannot go on. Unless overridden, it always can."""
@@ -95,7 +102,8 @@ def run_service(
     """Runs a service until SIGTERM, SIGINT or its failure, and returns the exit code of its process.
 
     Call it on the main thread, before there are others, and `prepare_core()` before grpc is imported. Whatever goes
-    wrong is one line on standard error, and an event in the log where that is another place.
+    wrong is one line on standard error, and an event in the log where that is another place. Where the service leaves a
+    thread that hangs, this does not return: the process ends here, with all that it had to say.
     """
     try:
         with configure_logging(service=name, **dict(log)), core_log_events():
@@ -108,12 +116,22 @@ def run_service(
             except Exception:
                 _log.exception("service.failed", reason=ChorusError.reason)
                 raise
+    except _BrokenError as error:
+        _tell(name, str(error), EXIT_BROKEN)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # Leaving in the usual way runs what C code left to be run at the end, beneath a thread that still uses it.
+        os._exit(EXIT_BROKEN)
     except (ConfigError, CertificateError) as error:
         return _tell(name, error.message, EXIT_MISCONFIGURED)
     except ChorusError as error:
         return _tell(name, error.message, EXIT_FAILED)
     except Exception as error:  # a defect of ours; the log has its traceback
         return _tell(name, f"internal error: {type(error).__name__}: {error}", EXIT_FAILED)
+
+
+class _BrokenError(BaseException):
+    """Ends the event loop, and after it the process, whatever still runs. No error for anybody to handle."""
 
 
 def _tell(name: str, message: str, code: int) -> int:
@@ -182,6 +200,8 @@ async def _serve(service: HostedService, asked: asyncio.Event, grace_s: float) -
     else:
         _log.error("service.failing", reason=failure.reason, why=failure.message)
     await _stop(service, grace_s)
+    if failure is not None and service.leaves_threads:
+        raise _BrokenError(failure.message)
     if failure is not None:
         raise failure
 

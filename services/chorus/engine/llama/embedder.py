@@ -11,6 +11,7 @@ import numpy.typing as npt
 from chorus.core.batching.texts import Piece, TextLimits
 from chorus.core.errors import EngineError
 from chorus.engine.llama.binding import Model, supports_gpu_offload
+from chorus.engine.llama.codes import batch_failed
 from chorus.engine.llama.context import (
     POOLING_CLS,
     POOLING_LAST,
@@ -107,7 +108,7 @@ class Embedder:
         count = self._fill(pieces, token_ids)
         code = self._context.decode(count)
         if code:
-            raise EngineError(f"llama.cpp could not read a batch of {count} tokens (code {code})")
+            raise batch_failed(code, count, what="a batch of texts,")
         if self._pools_here:
             self._add_up(pieces, self._context.embeddings(count))
         vectors: list[FloatArray | None] = []

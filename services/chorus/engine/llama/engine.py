@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from chorus.core.errors import (
+    ChorusError,
     DrainingError,
     InvalidRequestError,
     PromptTooLongError,
@@ -38,6 +39,7 @@ from chorus.engine.llama.job import Job
 from chorus.engine.llama.prompt import text_size
 from chorus.engine.llama.reading import TRUNCATIONS, Reading, TextReader
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
+from chorus.engine.llama.survival import Survival, failing_future
 from chorus.engine.llama.worker import Worker
 from chorus.engine.selection import require_features, select_model
 
@@ -64,6 +66,7 @@ class LlamaEngine:
         self._sources = tuple(sources)
         self._hosts: dict[str, Host] = {}
         self._callbacks: list[Callable[[], None]] = []
+        self._survival: Survival | None = None
         self._loader: ThreadPoolExecutor | None = None
         self._text: ThreadPoolExecutor | None = None
         self._long_text: ThreadPoolExecutor | None = None
@@ -83,6 +86,8 @@ class LlamaEngine:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="llama-load")
         self._text = ThreadPoolExecutor(1, thread_name_prefix="llama-text")
         self._long_text = ThreadPoolExecutor(1, thread_name_prefix="llama-long-text")
+        self._survival = Survival(lambda: self._hosts.values(), self._settings.patience)
+        self._survival.start()
         self._stopped = False
         await self.offer(self._sources)
 
@@ -91,7 +96,7 @@ class LlamaEngine:
 
         A model in use stays as it is. Raises `DrainingError` where the engine does not run.
         """
-        if self._stopped or self._loader is None:
+        if self._stopped or self._loader is None or self._survival is None:
             raise DrainingError("the engine is shutting down")
         offered = {source.artifact.name: source for source in sources}
         kept = {
@@ -112,6 +117,7 @@ class LlamaEngine:
             return
         loop = asyncio.get_running_loop()
         for host in fresh:
+            host.on_death = self._survival.died
             await loop.run_in_executor(self._loader, host.probe)
         # While those were read, somebody may have begun to use one that was to be forgotten.
         in_use = {name: host for name, host in self._hosts.items() if not host.is_idle}
@@ -123,6 +129,8 @@ class LlamaEngine:
         if self._stopped:
             return
         self._stopped = True
+        if self._survival is not None:
+            await self._survival.stop()
         await asyncio.gather(*(host.unload(wait=False) for host in self._hosts.values()))
         for pool in (self._loader, self._text, self._long_text):
             if pool is not None:
@@ -136,6 +144,15 @@ class LlamaEngine:
     def on_change(self, callback: Callable[[], None]) -> None:
         """Calls `callback` on the event loop whenever what `models()` says has changed."""
         self._callbacks.append(callback)
+
+    async def wait_broken(self) -> ChorusError:
+        """Returns, while the engine runs, once its process has to be started again: a thread hangs, or dies every time.
+
+        What waited for that thread has been ended by then.
+        """
+        if self._survival is None:
+            raise DrainingError("the engine does not run")
+        return await asyncio.shield(self._survival.broken)
 
     def load_report(self) -> tuple[ModelLoad, ...]:
         """The load of each loaded model, as of its last step."""
@@ -210,6 +227,7 @@ class LlamaEngine:
                 adapter=adapter,
             )
             worker = host.worker
+            host.waiting.add(job, job.stream.push)
             worker.send(Submit(job))
             async for event in job.stream.read():
                 yield event
@@ -219,6 +237,7 @@ class LlamaEngine:
                 worker.send(Cancel(job))
             if shelf is not None and adapter_source is not None:
                 shelf.give_back(adapter_source)
+            host.waiting.discard(job)
             host.leave()
 
     # --- the rest -----------------------------------------------------------------------------------------------------
@@ -333,12 +352,15 @@ class LlamaEngine:
             result: asyncio.Future[list[Vector]] = asyncio.get_running_loop().create_future()
             worker = host.worker
             command = Embed([reading.token_ids for reading in readings], normalize, priority, result)
+            host.waiting.add(command, failing_future(result))
             worker.send(command)
             try:
                 return readings, await result
             except asyncio.CancelledError:
                 worker.send(Withdraw(command))
                 raise
+            finally:
+                host.waiting.discard(command)
         finally:
             host.leave()
 

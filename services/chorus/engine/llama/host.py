@@ -26,7 +26,9 @@ from chorus.engine.llama.adapters import AdapterShelf, find_adapter
 from chorus.engine.llama.drafting import check_vocabularies
 from chorus.engine.llama.embedder import longest_input
 from chorus.engine.llama.prompt import ModelFacts, PromptReader
+from chorus.engine.llama.pulse import Pulse
 from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSource
+from chorus.engine.llama.survival import Waiting
 from chorus.engine.llama.worker import Worker
 
 _log = structlog.get_logger("chorus.engine.llama")
@@ -72,6 +74,8 @@ class Host:
         self._unused: asyncio.Event = asyncio.Event()
         self._unused.set()
         self.closing = False
+        self.waiting = Waiting()
+        self.on_death: Callable[[Host, float], None] | None = None  # given the seconds for which its thread lived
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -134,6 +138,16 @@ class Host:
         changed = self.source.adapters != source.adapters
         self.source = source
         return changed
+
+    @property
+    def pulse(self) -> Pulse | None:
+        """Of its owner thread, if that lives."""
+        return self._worker.pulse if self._worker is not None else None
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it is down because of a failure."""
+        return self.state is ModelState.FAILED
 
     @property
     def is_idle(self) -> bool:
@@ -355,9 +369,25 @@ class Host:
         """The owner thread died. Called before its streams hear of it, so that none comes back to a dead one."""
         if self.closing:
             return
-        self._dead = self._worker
+        self._dead = dead = self._worker
         self._forget()
         self._become(ModelState.FAILED, error.message)
+        if self.on_death is not None and dead is not None:
+            self.on_death(self, time.monotonic() - dead.pulse.born)
+
+    def abandon(self, error: ChorusError) -> None:
+        """The owner thread hangs: whatever waits for it ends with `error`, and nothing is loaded here again.
+
+        What the thread holds is not freed: this process is to end.
+        """
+        self._forget()
+        self.closing = True
+        self._become(ModelState.FAILED, error.message)
+        self.waiting.end_all(error)
+
+    async def revive(self) -> None:
+        """Loads it again, as it was, after its owner thread died."""
+        await self.load(None, self.context_length)
 
     async def _bury(self) -> None:
         dead, self._dead = self._dead, None

@@ -11,6 +11,7 @@ import psutil
 
 from chorus.core.errors import ConfigError
 from chorus.core.fleet.records import Artifact
+from chorus.core.resilience.stuck import Patience
 from chorus.engine.llama.context import MAX_SEQUENCES
 
 
@@ -57,6 +58,7 @@ class LlamaSettings:
     step, which is to take about `gap_s` seconds. `prefix_cache`: finished sequences stay in memory, at most
     `cached_sequences` of them, as long as they are worth it. `speculation`: tokens are guessed ahead where that pays.
     `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
+    `patience`: how long a step may take before the engine is held to be stuck.
     """
 
     slots: int = 4
@@ -75,6 +77,7 @@ class LlamaSettings:
     lock_memory: bool = False
     adapters_kept: int = 8
     memory_reserve_bytes: int = 256 * 1024 * 1024
+    patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` for what llama.cpp cannot do."""

@@ -20,6 +20,7 @@ from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
 from chorus.core.generation import Phase, Progress, Queued
 from chorus.engine.llama.binding import Adapter, Model
+from chorus.engine.llama.codes import batch_failed
 from chorus.engine.llama.commands import (
     Cancel,
     Command,
@@ -36,6 +37,7 @@ from chorus.engine.llama.drafting import Drafter, DraftRequest
 from chorus.engine.llama.embedder import Embedder, text_limits
 from chorus.engine.llama.embedding_queue import EmbeddingQueue
 from chorus.engine.llama.job import Choice, Job
+from chorus.engine.llama.pulse import Pulse
 from chorus.engine.llama.settings import LlamaSettings
 
 _log = structlog.get_logger("chorus.engine.llama")
@@ -90,6 +92,7 @@ class Worker:
         self._jobs: set[Job] = set()
         self._queue_changed = False
         self._steps = 0
+        self.pulse = Pulse()
         # where memory is a state or a window, each sequence that is kept has to have one
         kept = settings.kept_sequences if model.copies_prefixes else min(settings.kept_sequences, settings.slots)
         cells = max(settings.kv_tokens or settings.slots * context_length, context_length, settings.slots)
@@ -150,6 +153,7 @@ class Worker:
             self._hand_over()
             while self._take_commands():
                 self._step()
+                self.pulse.end()
             self._end_all(DrainingError(f"{self._name} is being unloaded"))
         except ChorusError as error:
             failure = error
@@ -343,10 +347,11 @@ class Worker:
         context.use_adapter(plan.lane)
         count = self._fill(context, plan.chunks)
         self._hand_over()  # the event loop tells what the last step gave while this one is computed
+        self.pulse.begin(count)
         began = time.monotonic()
         code = context.decode(count)
         if code:
-            raise EngineError(f"llama.cpp could not compute a batch of {count} tokens (code {code})")
+            raise batch_failed(code, count)
         outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])
         rows = context.logits(outputs) if outputs else None
         self._scheduler.stepped(plan, time.monotonic() - began)
@@ -467,14 +472,18 @@ class Worker:
 
     def _load_report(self) -> ModelLoad:
         scheduler = self._scheduler
+        used = scheduler.used_cells
         return ModelLoad(
             self._name,
             len(scheduler.running),
             scheduler.limits.slots,
             len(scheduler.room) + len(self._embeds),
-            scheduler.used_cells,
+            used,
             scheduler.limits.cells if self._generates else 0,
             scheduler.times.decode_rate,
+            scheduler.tree.cells - used,
+            scheduler.times.prefill_rate,
+            scheduler.preemptions,
         )
 
     # --- back to the event loop ---------------------------------------------------------------------------------------
