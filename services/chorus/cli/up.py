@@ -59,8 +59,8 @@ def up(
 ) -> None:
     """Start a mesh on this machine: certificates, a registry, runners and a coordinator, one process and one log each.
 
-    It is ready when the model has answered. What crashes or hangs is started again, each time after a longer while; what
-    fails three times in a row is left down, and you are told.
+    It is ready when the model has answered. What crashes or hangs is started again, each time after a longer while;
+    what fails three times in a row is left down, and you are told.
 
     Ctrl-C, or `chorus down` from elsewhere, stops it: first the coordinator, then the runners, then the registry.
     """
