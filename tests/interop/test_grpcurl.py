@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chorus.core.identity import Role
+from chorus.wire.orca import TRAILER, OrcaLoadReport
 from tests.interop.conftest import Outside
 from tests.interop.running import run
 
@@ -23,6 +26,7 @@ SERVICES = {
     "runner": "chorus.api.runner.v1.ModelRunner",
     "coordinator": "chorus.api.coordinator.v1.Coordinator",
 }
+ORCA = "xds.service.orca.v3.OpenRcaService"
 STANDARD = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
@@ -52,7 +56,8 @@ async def grpcurl(outside: Outside, kind: str, *arguments: str, flags: tuple[str
 async def test_it_lists_and_describes(outside: Outside, kind: str) -> None:
     code, out, err = await grpcurl(outside, kind, "list")
     assert code == 0, err
-    assert set(out.split()) - {"grpc.reflection.v1.ServerReflection"} == {SERVICES[kind], *STANDARD}
+    orca = {ORCA} if kind == "runner" else set()
+    assert set(out.split()) - {"grpc.reflection.v1.ServerReflection"} == {SERVICES[kind], *STANDARD, *orca}
     code, out, err = await grpcurl(outside, kind, "describe", SERVICES[kind])
     assert code == 0, err
     assert "service" in out
@@ -66,6 +71,39 @@ async def test_it_calls(outside: Outside, kind: str, method: str) -> None:
     code, out, err = await grpcurl(outside, kind, f"{SERVICES[kind]}/{method}")
     assert code == 0, err
     assert "node-of-runner-1" in out
+
+
+async def test_it_reads_the_load_that_balancers_read(outside: Outside) -> None:
+    code, out, err = await grpcurl(outside, "runner", "describe", ORCA)
+    assert code == 0, err
+    assert "StreamCoreMetrics" in out
+    # The stream has no end, so the deadline ends it, after the first report.
+    _, out, err = await grpcurl(outside, "runner", f"{ORCA}/StreamCoreMetrics", flags=("-max-time=3",))
+    assert "DeadlineExceeded" in err, err
+    report, _ = json.JSONDecoder().raw_decode(out)
+    assert report["namedMetrics"]["slots_free"] > 0
+    assert report["namedMetrics"]["queued"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "spec", "cost"),
+    [
+        ("Generate", {"prompt": "echo:hello"}, {"prompt_tokens": 11, "completion_tokens": 6}),
+        ("Embed", {"inputs": [{"text": "abc"}]}, {"prompt_tokens": 4}),
+    ],
+)
+async def test_an_answer_ends_with_the_load_that_balancers_read(
+    outside: Outside, method: str, spec: dict[str, object], cost: dict[str, float]
+) -> None:
+    """By grpcurl, which shows every trailer: gRPC's C core, which Python's clients use, keeps this one to itself."""
+    flags = ("-v", "-d", json.dumps({"spec": spec}))
+    code, out, err = await grpcurl(outside, "runner", f"{SERVICES['runner']}/{method}", flags=flags)
+    assert code == 0, err
+    trailer = re.search(rf"^{TRAILER}: (\S+)$", out.partition("Response trailers received")[2], re.MULTILINE)
+    assert trailer is not None, out
+    report = OrcaLoadReport.FromString(base64.b64decode(trailer[1] + "=="))
+    assert {name: report.request_cost[name] for name in cost} == cost
+    assert report.named_metrics["slots_free"] > 0
 
 
 async def test_it_streams_a_generation(outside: Outside) -> None:

@@ -54,6 +54,7 @@ class LocalMesh:
         name: str = "r1",
         engine: FakeEngine | None = None,
         models: tuple[str, ...] = (),
+        inventory: Inventory | None = None,
         service: dict[str, Any] | None = None,
         **settings: Any,
     ) -> RunnerService:
@@ -68,7 +69,7 @@ class LocalMesh:
             config,
             identity=self.identity_of(Role.RUNNER, name),
             engine=engine if engine is not None else FakeEngine(),
-            inventory=Inventory("test-node"),
+            inventory=inventory if inventory is not None else Inventory("test-node"),
             name=name,
             models=models,
             **(service or {}),

@@ -9,10 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from chorus.core.fleet.records import RunnerState
+from chorus.core.fleet.records import Gpu, ModelLoad, RunnerState
 from chorus.telemetry.histogram import BatchHistogram, BoundedLabel
 from chorus.telemetry.lease_metrics import LeaseMetrics
-from chorus.telemetry.metrics import GRPC_CODES, GenerationMetrics, RpcMetrics, StreamTimer, new_registry
+from chorus.telemetry.metrics import (
+    GRPC_CODES,
+    GenerationMetrics,
+    MachineMetrics,
+    RpcMetrics,
+    StreamTimer,
+    new_registry,
+)
 
 METHOD = "/chorus.api.runner.v1.ModelRunner/Generate"
 LABEL = METHOD[1:]
@@ -88,16 +95,34 @@ def test_generations(registry: CollectorRegistry) -> None:
     metrics = GenerationMetrics(registry)
     model = metrics.model("smollm2")
     assert metrics.model("smollm2") is model
-    model.load(queued=3, slots_used=2, slots_total=4)
+    model.load(ModelLoad("m", slots_used=2, slots_total=4, queued=3, kv_used_tokens=70, kv_cached_tokens=30))
     metrics.attempt()
     metrics.attempt("UNAVAILABLE")
     metrics.retry("UNAVAILABLE")
     metrics.retry("whatever a peer says")
     one = ("smollm2",)
-    for name, value in [("queue_length", 3), ("slots_used", 2), ("slots_total", 4)]:
+    figures = {"queue_length": 3, "slots_used": 2, "slots_total": 4, "kv_used_tokens": 70, "kv_cached_tokens": 30}
+    for name, value in figures.items():
         assert samples(registry, f"chorus_generation_{name}") == {one: value}
     assert samples(registry, "chorus_generation_attempts_total") == {("OK",): 1, ("UNAVAILABLE",): 1}
     assert samples(registry, "chorus_generation_retries_total") == {("UNAVAILABLE",): 1, ("unknown",): 1}
+
+
+def test_a_machine_shows_what_its_devices_tell(registry: CollectorRegistry) -> None:
+    metrics = MachineMetrics(registry)
+    talkative = Gpu(0, "GPU-0", "big", 100, 40, utilization=0.5, temperature_celsius=61.0, throttled=True)
+    metrics.measured(
+        cpu_utilization=0.25,
+        memory_total_bytes=1000,
+        memory_available_bytes=600,
+        gpus=[talkative, Gpu(1, "GPU-1", "silent", 100, 90)],
+    )
+    assert samples(registry, "chorus_machine_cpu_utilization") == {(): 0.25}
+    assert samples(registry, "chorus_machine_memory_available_bytes") == {(): 600}
+    assert samples(registry, "chorus_gpu_memory_free_bytes") == {("0", "GPU-0"): 40, ("1", "GPU-1"): 90}
+    assert samples(registry, "chorus_gpu_utilization") == {("0", "GPU-0"): 0.5}
+    assert samples(registry, "chorus_gpu_temperature_celsius") == {("0", "GPU-0"): 61}
+    assert samples(registry, "chorus_gpu_throttled") == {("0", "GPU-0"): 1}
 
 
 def test_a_stream_is_timed_by_delivery(registry: CollectorRegistry) -> None:

@@ -192,7 +192,11 @@ gpus = st.builds(
 loads = st.builds(
     records.Load,
     st.lists(
-        st.builds(records.ModelLoad, name, uint32, uint32, uint32, uint64, uint64, st.floats(0, 1e6)), max_size=2
+        st.builds(
+            *(records.ModelLoad, name, uint32, uint32, uint32, uint64, uint64, st.floats(0, 1e6)),
+            *(uint64, st.floats(0, 1e6), uint64),
+        ),
+        max_size=2,
     ).map(tuple),
     uint64,
     st.floats(0, 1),

@@ -17,13 +17,15 @@ from chorus.core.errors import ChorusError, InternalError
 from chorus.core.fleet.records import Runner, RunnerState
 from chorus.engine.base import Engine
 from chorus.hardware import Inventory
+from chorus.runner.orca import ACCESS as ORCA_ACCESS
+from chorus.runner.orca import LoadReporter, orca_service
 from chorus.runner.presence import Presence
 from chorus.runner.registrations import Registrations
 from chorus.runner.servicer import RunnerServicer
 from chorus.runner.vitals import seconds_asleep, watch_vitals
 from chorus.runner.work import Work
 from chorus.telemetry.logs import get_logger
-from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics
+from chorus.telemetry.metrics import GenerationMetrics, MachineMetrics, RpcMetrics
 from chorus.transport import Service, TlsIdentity, build_server
 from chorus.transport.process import HostedService
 
@@ -92,11 +94,19 @@ class RunnerService(HostedService):
             engine,
             wall_ms=wall_ms,
         )
-        servicer = RunnerServicer(engine, self.presence, self._work, self._metrics, allow_load=settings.allow_load)
+        self._machine = MachineMetrics(registry)
+        reporter = LoadReporter(self.presence)
+        servicer = RunnerServicer(
+            engine, self.presence, self._work, self._metrics, reporter, allow_load=settings.allow_load
+        )
         self._server = build_server(
             identity=identity,
             listen=[str(settings.listen)],
-            services=[Service(DESCRIPTOR, runner_pb2_grpc.add_ModelRunnerServicer_to_server, servicer)],
+            services=[
+                Service(DESCRIPTOR, runner_pb2_grpc.add_ModelRunnerServicer_to_server, servicer),
+                orca_service(reporter),
+            ],
+            extra_access=ORCA_ACCESS,
             health_listen=None if settings.health_listen is None else str(settings.health_listen),
             admin_listen=None if settings.admin_listen is None else str(settings.admin_listen),
             observer=RpcMetrics(registry),
@@ -134,6 +144,7 @@ class RunnerService(HostedService):
             self._inventory,
             load_report=self._engine.load_report,
             metrics=self._metrics,
+            machine=self._machine,
             asleep=self._asleep,
         )
         self._essential = {

@@ -11,9 +11,11 @@ from chorus.api.runner.v1 import runner_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2_grpc
 from chorus.core.errors import PermissionDeniedError
 from chorus.core.fleet.records import ModelStatus
+from chorus.core.generation import Finished
 from chorus.engine.base import Engine
 from chorus.runner.generating import measured
 from chorus.runner.loading import load_and_tell
+from chorus.runner.orca import LoadReporter, generation_cost
 from chorus.runner.presence import Presence
 from chorus.runner.work import Work
 from chorus.telemetry import context as request_context
@@ -29,28 +31,39 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
     """What a runner answers. Every error that the engine raises is the caller's to see."""
 
     def __init__(
-        self, engine: Engine, presence: Presence, work: Work, metrics: GenerationMetrics, *, allow_load: bool
+        self,
+        engine: Engine,
+        presence: Presence,
+        work: Work,
+        metrics: GenerationMetrics,
+        reporter: LoadReporter,
+        *,
+        allow_load: bool,
     ) -> None:
         self._engine = engine
         self._presence = presence
         self._work = work
         self._metrics = metrics
+        self._reporter = reporter
         self._allow_load = allow_load
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         """Generates. A caller that goes away closes the generator, and that the engine's, which frees the slot."""
-        with self._work.begun():
+        with self._work.begun(), self._reporter.request(context) as cost:
             generation = decode_generation(request.spec)
             origin = self._origin(request.attempt)
             events = measured(self._engine.generate(generation), self._metrics, time.monotonic)
             async with aclosing(events):
                 async for event in events:
+                    if isinstance(event, Finished):
+                        cost.update(generation_cost(event))
                     yield pb.GenerateResponse(event=encode_event(event, origin))
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Turns texts into vectors."""
-        with self._work.begun():
+        with self._work.begun(), self._reporter.request(context) as cost:
             artifact, embeddings = await self._engine.embed(decode_embedding(request.spec))
+            cost["prompt_tokens"] = sum(embedding.token_count for embedding in embeddings)
         presence = self._presence
         result = encode_embedding_result(artifact, embeddings, node_id=presence.node_id, runner_id=presence.runner_id)
         return pb.EmbedResponse(result=result)

@@ -10,7 +10,7 @@ from chorus.core.fleet.records import ModelLoad
 from chorus.hardware import Inventory
 from chorus.runner.presence import Presence
 from chorus.telemetry.logs import get_logger
-from chorus.telemetry.metrics import GenerationMetrics
+from chorus.telemetry.metrics import GenerationMetrics, MachineMetrics
 
 _INTERVAL_S = 0.5
 SLEPT_S = 2.0
@@ -31,15 +31,23 @@ async def watch_vitals(
     *,
     load_report: Callable[[], tuple[ModelLoad, ...]],
     metrics: GenerationMetrics,
+    machine: MachineMetrics,
     asleep: Callable[[], float] = seconds_asleep,
 ) -> None:
-    """Keeps `presence` and `metrics` up to date until cancelled; `asleep` only ever rises."""
+    """Keeps `presence` and the metrics up to date until cancelled; `asleep` only ever rises."""
     slept_before = asleep()
     while True:
         # A driver that hangs, as NVIDIA's sometimes does, must not stop the heartbeats.
-        presence.set_hardware(await asyncio.to_thread(inventory.sample_load))
+        hardware = await asyncio.to_thread(inventory.sample_load)
+        presence.set_hardware(hardware)
+        machine.measured(
+            cpu_utilization=hardware.cpu_utilization,
+            memory_total_bytes=hardware.memory_total_bytes,
+            memory_available_bytes=hardware.memory_available_bytes,
+            gpus=hardware.gpus,
+        )
         for load in load_report():
-            metrics.model(load.model).load(queued=load.queued, slots_used=load.slots_used, slots_total=load.slots_total)
+            metrics.model(load.model).load(load)
         await asyncio.sleep(_INTERVAL_S)
         slept = asleep()
         if slept - slept_before > SLEPT_S:

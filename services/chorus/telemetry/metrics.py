@@ -13,6 +13,7 @@ from enum import Enum
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 
 from chorus.core.errors import ChorusError
+from chorus.core.fleet.records import Gpu, ModelLoad
 from chorus.telemetry.histogram import BatchHistogram, BoundedLabel, HistogramCell
 
 GRPC_CODES = (
@@ -107,6 +108,68 @@ class RpcMetrics:
         return found
 
 
+class LoadGauges:
+    """What a runner reports of each loaded model, as its heartbeats say it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(f"chorus_generation_{name}", documentation, ["model"], registry=registry)
+
+        self._gauges = {
+            "queued": gauge("queue_length", "Requests that wait for a slot."),
+            "slots_used": gauge("slots_used", "Slots in which a generation runs."),
+            "slots_total": gauge("slots_total", "Slots that there are."),
+            "kv_used_tokens": gauge("kv_used_tokens", "Tokens of running requests in the KV memory."),
+            "kv_total_tokens": gauge("kv_total_tokens", "Tokens that the KV memory can hold."),
+            "kv_cached_tokens": gauge("kv_cached_tokens", "Tokens of ended requests in the KV memory, to be shared."),
+            "tokens_per_second": gauge("tokens_per_second", "Tokens a second of one stream, measured lately."),
+            "prompt_tokens_per_second": gauge(
+                "prompt_tokens_per_second", "Tokens of prompts read a second, measured lately."
+            ),
+            "preemptions": gauge("preemptions", "Requests that gave way to others, since the model was loaded."),
+        }
+
+    def set(self, label: str, load: ModelLoad) -> None:
+        """Takes the load of the model that is called `label` here."""
+        for name, gauge in self._gauges.items():
+            gauge.labels(label).set(getattr(load, name))
+
+
+class MachineMetrics:
+    """The machine that a runner is on. A figure that a device does not tell is not shown."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str, *labels: str) -> Gauge:
+            return Gauge(f"chorus_{name}", documentation, labels, registry=registry)
+
+        self._cpu = gauge("machine_cpu_utilization", "How busy the processor is, 0 to 1 over all cores.")
+        self._memory_total = gauge("machine_memory_total_bytes", "Memory that this process may use, others included.")
+        self._memory_available = gauge("machine_memory_available_bytes", "Memory that a new program could have.")
+        self._gpu_memory_total = gauge("gpu_memory_total_bytes", "A graphics device's memory.", "gpu", "uuid")
+        self._gpu_memory_free = gauge("gpu_memory_free_bytes", "A graphics device's free memory.", "gpu", "uuid")
+        self._gpu_optional = {
+            "utilization": gauge("gpu_utilization", "How busy a graphics device is, 0 to 1.", "gpu", "uuid"),
+            "temperature_celsius": gauge("gpu_temperature_celsius", "A graphics device's temperature.", "gpu", "uuid"),
+            "throttled": gauge("gpu_throttled", "1 while it runs slower for heat or power, else 0.", "gpu", "uuid"),
+        }
+
+    def measured(
+        self, *, cpu_utilization: float, memory_total_bytes: int, memory_available_bytes: int, gpus: Iterable[Gpu]
+    ) -> None:
+        """Takes what was measured now."""
+        self._cpu.set(cpu_utilization)
+        self._memory_total.set(memory_total_bytes)
+        self._memory_available.set(memory_available_bytes)
+        for gpu in gpus:
+            labels = (str(gpu.index), gpu.uuid)
+            self._gpu_memory_total.labels(*labels).set(gpu.memory_total_bytes)
+            self._gpu_memory_free.labels(*labels).set(gpu.memory_free_bytes)
+            for name, gauge in self._gpu_optional.items():
+                value = getattr(gpu, name)
+                if value is not None:
+                    gauge.labels(*labels).set(float(value))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelMetrics:
     """One model's part of `GenerationMetrics`; get it once for each generation, or keep it."""
@@ -116,9 +179,7 @@ class ModelMetrics:
     _prompt_tokens: Counter
     _output_tokens: Counter
     _label: str
-    _queue: Gauge
-    _slots_used: Gauge
-    _slots_total: Gauge
+    _load: LoadGauges
 
     def first_token(self, seconds: float) -> None:
         """A generation's first token came `seconds` after the request."""
@@ -133,11 +194,9 @@ class ModelMetrics:
         self._prompt_tokens.inc(prompt)
         self._output_tokens.inc(output)
 
-    def load(self, *, queued: int, slots_used: int, slots_total: int) -> None:
+    def load(self, load: ModelLoad) -> None:
         """How things stand with the model now. Who never says so (a coordinator has no slots) shows no such figures."""
-        self._queue.labels(self._label).set(queued)
-        self._slots_used.labels(self._label).set(slots_used)
-        self._slots_total.labels(self._label).set(slots_total)
+        self._load.set(self._label, load)
 
 
 class GenerationMetrics:
@@ -146,9 +205,6 @@ class GenerationMetrics:
     def __init__(self, registry: CollectorRegistry, models: Iterable[str] = ()) -> None:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(f"chorus_generation_{name}_total", documentation, labels, registry=registry)
-
-        def gauge(name: str, documentation: str) -> Gauge:
-            return Gauge(f"chorus_generation_{name}", documentation, ["model"], registry=registry)
 
         self._model = BoundedLabel(models)
         self._reason = BoundedLabel(_reasons(), limit=0)
@@ -168,9 +224,7 @@ class GenerationMetrics:
         )
         self._prompt_tokens = counter("prompt_tokens", "Tokens read.", "model")
         self._output_tokens = counter("output_tokens", "Tokens generated.", "model")
-        self._queue = gauge("queue_length", "Requests that wait for a slot.")
-        self._slots_used = gauge("slots_used", "Slots in which a generation runs.")
-        self._slots_total = gauge("slots_total", "Slots that there are.")
+        self._load = LoadGauges(registry)
         self._attempts = counter("attempts", "Tries of a request on a runner, by how they ended.", "outcome")
         self._retries = counter("retries", "Requests moved to another runner, by why they were.", "reason")
         self._by_model: dict[str, ModelMetrics] = {}
@@ -186,9 +240,7 @@ class GenerationMetrics:
                 self._prompt_tokens.labels(label),
                 self._output_tokens.labels(label),
                 label,
-                self._queue,
-                self._slots_used,
-                self._slots_total,
+                self._load,
             )
         return found
 

@@ -224,20 +224,31 @@ def _why_not(host: str, port: int) -> str:
 
 
 class _Symbols:
-    """The pool of descriptors, as reflection asks it. The library's own finds no methods and no fields of messages,
-    for which `grpcurl describe` asks.
+    """The pools of descriptors, as reflection asks them: the common one first, then those of services that have their
+    own. The library's own class finds no methods and no fields of messages, for which `grpcurl describe` asks.
     """
+
+    def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
+        common = descriptor_pool.Default()
+        own = {id(service.file.pool): service.file.pool for service in services}
+        self._pools = [common, *(pool for pool in own.values() if pool is not common)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(descriptor_pool.Default(), name)
 
-    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - the library's name
+    def FindFileByName(self, name: str) -> Any:  # noqa: N802 - the library's names
+        """Returns the file of that name. Raises KeyError."""
+        for pool in self._pools:
+            with contextlib.suppress(KeyError):
+                return pool.FindFileByName(name)
+        raise KeyError(name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802
         """Returns the file that defines `symbol`. Raises KeyError."""
-        pool = descriptor_pool.Default()
-        try:
-            return pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            owner, _, member = symbol.rpartition(".")
+        owner, _, member = symbol.rpartition(".")
+        for pool in self._pools:
+            with contextlib.suppress(KeyError):
+                return pool.FindFileContainingSymbol(symbol)
             for find, members in (
                 (pool.FindServiceByName, "methods_by_name"),
                 (pool.FindMessageTypeByName, "fields_by_name"),
@@ -246,12 +257,12 @@ class _Symbols:
                     found = find(owner)
                     if member in getattr(found, members):
                         return found.file
-            raise
+        raise KeyError(symbol)
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:
     names = [*(service.full_name for service in services), _REFLECTION.full_name]
-    servicer = reflection.aio.ReflectionServicer(names, pool=_Symbols())
+    servicer = reflection.aio.ReflectionServicer(names, pool=_Symbols(services))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

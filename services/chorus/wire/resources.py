@@ -323,6 +323,9 @@ def encode_model_load(load: ModelLoad) -> pb.ModelLoad:
         kv_used_token_count=load.kv_used_tokens,
         kv_total_token_count=load.kv_total_tokens,
         tokens_per_second=load.tokens_per_second,
+        kv_cached_token_count=load.kv_cached_tokens,
+        prompt_tokens_per_second=load.prompt_tokens_per_second,
+        preemption_count=load.preemptions,
     )
 
 
@@ -336,6 +339,9 @@ def decode_model_load(message: pb.ModelLoad) -> ModelLoad:
         kv_used_tokens=message.kv_used_token_count,
         kv_total_tokens=message.kv_total_token_count,
         tokens_per_second=_finite(message.tokens_per_second),
+        kv_cached_tokens=message.kv_cached_token_count,
+        prompt_tokens_per_second=_finite(message.prompt_tokens_per_second),
+        preemptions=message.preemption_count,
     )
 
 

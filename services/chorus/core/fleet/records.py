@@ -197,6 +197,9 @@ class ModelLoad:
     kv_used_tokens: int = 0
     kv_total_tokens: int = 0
     tokens_per_second: float = 0.0  # decode rate per stream measured lately; 0 where nothing ran yet
+    kv_cached_tokens: int = 0  # of ended requests, kept to be shared; not among kv_used_tokens
+    prompt_tokens_per_second: float = 0.0  # rate of reading prompts measured lately; 0 where none was read yet
+    preemptions: int = 0  # since the model was loaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -701,6 +701,9 @@ class ModelLoad(_message.Message):
     KV_USED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     KV_TOTAL_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    KV_CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PREEMPTION_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The artifact's name."""
     slots_used_count: _builtins.int
@@ -715,6 +718,14 @@ class ModelLoad(_message.Message):
     """Tokens that the KV cache can hold."""
     tokens_per_second: _builtins.float
     """Tokens a second of one stream, measured lately; 0 where nothing ran yet."""
+    kv_cached_token_count: _builtins.int
+    """Tokens of ended requests that stay in the KV cache, to be shared by requests that begin alike; they make room when
+    it is needed, and are not among those of kv_used_token_count.
+    """
+    prompt_tokens_per_second: _builtins.float
+    """Tokens of prompts read a second, measured lately; 0 where none was read yet."""
+    preemption_count: _builtins.int
+    """How often a running request had to give its memory to a more urgent one, since the model was loaded."""
     def __init__(
         self,
         *,
@@ -725,10 +736,13 @@ class ModelLoad(_message.Message):
         kv_used_token_count: _builtins.int = ...,
         kv_total_token_count: _builtins.int = ...,
         tokens_per_second: _builtins.float = ...,
+        kv_cached_token_count: _builtins.int = ...,
+        prompt_tokens_per_second: _builtins.float = ...,
+        preemption_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_total_token_count", b"kv_total_token_count", "kv_used_token_count", b"kv_used_token_count", "model", b"model", "queued_count", b"queued_count", "slots_total_count", b"slots_total_count", "slots_used_count", b"slots_used_count", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cached_token_count", b"kv_cached_token_count", "kv_total_token_count", b"kv_total_token_count", "kv_used_token_count", b"kv_used_token_count", "model", b"model", "preemption_count", b"preemption_count", "prompt_tokens_per_second", b"prompt_tokens_per_second", "queued_count", b"queued_count", "slots_total_count", b"slots_total_count", "slots_used_count", b"slots_used_count", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
