@@ -14,7 +14,7 @@ PATIENCE = Patience(floor_s=30.0, factor=20.0)
 
 
 def step(began: float = 0.0, expected_s: float | None = 0.01, tokens: int = 4) -> Step:
-    return Step(1, tokens, began, expected_s)
+    return Step(tokens, began, expected_s)
 
 
 def looks(watch: StuckWatch, under_way: Step | None, *times: float) -> list[Stuck | None]:

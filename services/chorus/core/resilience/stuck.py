@@ -31,7 +31,10 @@ class Patience:
 
 
 class StepTimes:
-    """How long steps took lately, by their size. One instance for one kind of work."""
+    """How long steps took lately, by their size. One instance for one kind of work.
+
+    `took` may be called in one thread while `expected_s` is in another.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}  # by the bit length of the number of tokens
@@ -47,16 +50,15 @@ class StepTimes:
         size = tokens.bit_length()
         bounds = [
             seconds if measured >= size else seconds * 2.0 ** (size - measured)
-            for measured, seconds in self._seconds.items()
+            for measured, seconds in list(self._seconds.items())
         ]
         return min(bounds, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step under way: its number, rising, how many tokens are in it, when it began, and what is expected of it."""
+    """A step under way: how many tokens are in it, when it began, and what it is expected to take at most."""
 
-    number: int
     tokens: int
     began: float
     expected_s: float | None
