@@ -33,10 +33,12 @@ class EmbeddingQueue:
         most_waiting: int,
         most_beside_streams: int,
         gap_s: float,
+        begins: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`make` makes the context for these limits; at most `most_waiting` requests wait that have not begun.
 
         While streams run, a batch has at most `most_beside_streams` tokens, and no more than take `gap_s` seconds.
+        `begins` is told of each batch, by the number of its tokens, before llama.cpp gets it.
         """
         self._texts = TextQueue(limits)
         self._make = make
@@ -44,6 +46,7 @@ class EmbeddingQueue:
         self._most_waiting = most_waiting
         self._most_beside_streams = most_beside_streams
         self._gap_s = gap_s
+        self._begins = begins
         self._embedder: Embedder | None = None
         self._under_way: dict[Embed, _UnderWay] = {}
         self._tokens_per_second = 0.0
@@ -86,6 +89,7 @@ class EmbeddingQueue:
         try:
             if self._embedder is None:
                 self._embedder = self._make()
+            self._begins(sum(piece.count for piece in pieces))
             vectors = self._embedder.read(pieces, [self._tokens(piece) for piece in pieces])
         except ChorusError as error:
             for request in {self._request(piece.text) for piece in pieces}:

@@ -74,6 +74,7 @@ class Worker:
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._outbox = Outbox(self._loop)
         self._post = self._outbox.post
+        self.pulse = Pulse()
         self._embeds = EmbeddingQueue(
             text_limits(model, embedding_length),
             lambda: Embedder(
@@ -86,13 +87,13 @@ class Worker:
             most_waiting=settings.max_queue,
             most_beside_streams=settings.prefill_tokens,
             gap_s=settings.gap_s,
+            begins=lambda tokens: self.pulse.begin(tokens, "texts"),
         )
         self._context: Context | None = None
         self._choices: dict[Sequence, Choice] = {}
         self._jobs: set[Job] = set()
         self._queue_changed = False
         self._steps = 0
-        self.pulse = Pulse()
         # where memory is a state or a window, each sequence that is kept has to have one
         kept = settings.kept_sequences if model.copies_prefixes else min(settings.kept_sequences, settings.slots)
         cells = max(settings.kv_tokens or settings.slots * context_length, context_length, settings.slots)
@@ -328,6 +329,7 @@ class Worker:
         """Lets the draft model guess; one that fails is given up, as streams go on without it."""
         drafter = self._drafter
         assert drafter is not None
+        self.pulse.begin(len(wanted), "guesses")
         try:
             guesses = drafter.propose([request for _, request in wanted])
         except ChorusError as error:
