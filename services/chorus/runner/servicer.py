@@ -70,8 +70,9 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:
         """Orders documents."""
-        with self._work.begun():
+        with self._work.begun(), self._reporter.request(context) as cost:
             artifact, ranking = await self._engine.rerank(decode_rerank(request.spec))
+            cost["prompt_tokens"] = ranking.token_count
         presence = self._presence
         result = encode_ranking(artifact, ranking, node_id=presence.node_id, runner_id=presence.runner_id)
         return pb.RerankResponse(result=result)

@@ -108,7 +108,7 @@ class Embedder:
         count = self._fill(pieces, token_ids)
         code = self._context.decode(count)
         if code:
-            raise batch_failed(code, count, what="the vectors of texts, in a batch")
+            raise batch_failed(code, count, what="a batch of texts,")
         if self._pools_here:
             self._add_up(pieces, self._context.embeddings(count))
         vectors: list[FloatArray | None] = []

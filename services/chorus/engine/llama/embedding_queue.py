@@ -33,12 +33,12 @@ class EmbeddingQueue:
         most_waiting: int,
         most_beside_streams: int,
         gap_s: float,
-        begins: Callable[[int], None],
+        begins: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`make` makes the context for these limits; at most `most_waiting` requests wait that have not begun.
 
         While streams run, a batch has at most `most_beside_streams` tokens, and no more than take `gap_s` seconds.
-        `begins` is called with the number of tokens before each batch.
+        `begins` is told of each batch, by the number of its tokens, before llama.cpp gets it.
         """
         self._texts = TextQueue(limits)
         self._make = make

@@ -362,7 +362,7 @@ class LlamaEngine:
             result: asyncio.Future[list[Vector]] = asyncio.get_running_loop().create_future()
             worker = host.worker
             command = Embed([reading.token_ids for reading in readings], normalize, priority, result)
-            host.waiting.add(result, failing_future(result))
+            host.waiting.add(command, failing_future(result))
             worker.send(command)
             try:
                 return readings, await result
@@ -370,7 +370,7 @@ class LlamaEngine:
                 worker.send(Withdraw(command))
                 raise
             finally:
-                host.waiting.discard(result)
+                host.waiting.discard(command)
         finally:
             host.leave()
 

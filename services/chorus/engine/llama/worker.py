@@ -89,7 +89,7 @@ class Worker:
             most_waiting=settings.max_queue,
             most_beside_streams=settings.prefill_tokens,
             gap_s=settings.gap_s,
-            begins=lambda tokens: self.pulse.begin(tokens, "embed"),
+            begins=lambda tokens: self.pulse.begin(tokens, "texts"),
         )
         self._context: Context | None = None
         self._choices: dict[Sequence, Choice] = {}
@@ -336,6 +336,7 @@ class Worker:
         """Lets the draft model guess; one that fails is given up, as streams go on without it."""
         drafter = self._drafter
         assert drafter is not None
+        self.pulse.begin(len(wanted), "guesses")
         try:
             guesses = drafter.propose([request for _, request in wanted])
         except ChorusError as error:
