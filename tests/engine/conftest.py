@@ -15,6 +15,7 @@ from chorus.core.fleet.records import Artifact, Tier
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
 from chorus.testing import packaged_models
 from chorus.testing.packaged_models import smollm2_path
+from chorus.testing.shallow_model import cut_layers
 
 pytest.register_assert_rewrite("chorus.testing.engine_conformance", "chorus.testing.engine_subject")
 
@@ -53,6 +54,14 @@ def gemma(path: Path, **changes: object) -> ModelSource:
         tier=Tier.MICRO,
     )
     return ModelSource(artifact, path, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """SmolLM2 cut down to 2 of its 30 layers: for what doesn't depend on what a model says, at a tenth of the cost."""
+    path = tmp_path_factory.mktemp("models") / "shallow.gguf"
+    cut_layers(smollm2_path(), path, 2)
+    return smollm2(path)
 
 
 @pytest.fixture(scope="session")

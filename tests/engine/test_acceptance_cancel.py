@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import threading
+from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -25,10 +26,9 @@ from chorus.core.generation import (
     StopConditions,
     TokenDelta,
 )
-from chorus.engine.llama import LlamaEngine
+from chorus.engine.llama import LlamaEngine, ModelSource
 from chorus.testing.engine_subject import hear
 from tests.engine.acceptance import ask, forget_cache, serving, watching
-from tests.engine.conftest import smollm2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -39,11 +39,11 @@ GROWTH_BYTES = 24 * 2**20  # what allocators and caches of Python may still take
 
 @dataclass(frozen=True)
 class Life:
-    """A request and where its reader leaves it: at the first event of a kind, after some of them, or never."""
+    """A request and where its reader leaves it: at the first event of a kind, after some tokens, or never."""
 
     request: GenerationRequest
     leaves_at: type[Event] | None
-    after: int
+    after: int  # so many tokens
     turns: int | None  # of the event loop, after which the reading task is cancelled; None: it closes the stream
 
 
@@ -58,34 +58,32 @@ def lives(seed: int) -> list[Life]:
         leaves_at = rng.choice((None, None, Queued, Queued, Progress, Started, TokenDelta, TokenDelta, TokenDelta))
         request = ask(
             prompt[: CONTEXT - 20],
-            rng.randrange(1, 4) if leaves_at is None else 18,
+            rng.randrange(1, 3) if leaves_at is None else 18,
             Sampling(temperature=rng.choice((0.0, 0.9)), seed=rng.getrandbits(64)),
             choice_count=3 if rng.random() < 0.05 else 1,
             priority=rng.choice(tuple(Priority)),
             prompt_logprobs=0 if rng.random() < 0.03 else None,
         )
-        turns = rng.choice((0, 1, 2, 5, 20, 100)) if rng.random() < 0.4 else None
-        out.append(Life(request, leaves_at, rng.randrange(1, 5), turns))
+        turns = rng.choice((0, 1, 4, 20, 100, 400)) if rng.random() < 0.4 else None
+        out.append(Life(request, leaves_at, rng.randrange(1, 4), turns))
     return out
 
 
-async def live(engine: LlamaEngine, life: Life, seen: dict[str, int]) -> None:
-    """Starts one stream and leaves it."""
+async def live(engine: LlamaEngine, life: Life, left_at: Counter[str]) -> None:
+    """Starts one stream and leaves it; counts the last event that its reader had."""
+    last = "nothing"
 
     async def read() -> None:
+        nonlocal last
         met = 0
-        where = "unread"
-        try:
-            async with aclosing(engine.generate(life.request)) as events:
-                if life.leaves_at is None and life.after == 4:
+        async with aclosing(engine.generate(life.request)) as events:
+            if life.leaves_at is Started and life.after == 3:
+                return  # closed unread
+            async for event in events:
+                last = type(event).__name__
+                met += isinstance(event, life.leaves_at) if life.leaves_at else 0
+                if met >= (life.after if life.leaves_at is TokenDelta else 1):
                     return
-                async for event in events:
-                    where = type(event).__name__
-                    met += isinstance(event, life.leaves_at) if life.leaves_at else 0
-                    if met >= life.after:
-                        return
-        finally:
-            seen[where] = seen.get(where, 0) + 1
 
     reader = asyncio.create_task(read())
     if life.turns is not None:
@@ -93,6 +91,7 @@ async def live(engine: LlamaEngine, life: Life, seen: dict[str, int]) -> None:
             await asyncio.sleep(0)
         reader.cancel()
     (outcome,) = await asyncio.gather(reader, return_exceptions=True)
+    left_at[last] += 1
     if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
         raise outcome
 
@@ -104,21 +103,21 @@ async def until_idle(engine: LlamaEngine) -> ModelLoad:
     return load
 
 
-async def test_2000_streams_cancelled_anywhere_leave_nothing() -> None:
+async def test_2000_streams_cancelled_anywhere_leave_nothing(shallow: ModelSource) -> None:
     process = psutil.Process()
     threads_before = set(threading.enumerate())
     everybody = lives(seed=20_26)
-    seen: dict[str, int] = {}
+    left_at: Counter[str] = Counter()
     with watching() as batches:
         async with serving(
-            smollm2(), slots=6, context_length=CONTEXT, kv_tokens=3 * CONTEXT, max_queue=64, prefill_tokens=16
+            shallow, slots=6, context_length=CONTEXT, kv_tokens=3 * CONTEXT, max_queue=64, prefill_tokens=16
         ) as engine:
             full = ask([7] * (CONTEXT - 4), 99, stop=StopConditions(ignore_eos=True))
             mixed = iter(everybody)
 
             async def several(count: int) -> None:
                 for _ in range(count):
-                    await live(engine, next(mixed), seen)
+                    await live(engine, next(mixed), left_at)
 
             await asyncio.gather(*(several(WARM_UP // AT_A_TIME) for _ in range(AT_A_TIME)))
             await until_idle(engine)
@@ -146,7 +145,6 @@ async def test_2000_streams_cancelled_anywhere_leave_nothing() -> None:
             assert process.num_fds() == files
             assert process.num_threads() == threads
     assert not [thread for thread in set(threading.enumerate()) - threads_before if thread.name.startswith("llama")]
-    # the points at which readers left: every kind of them
-    assert sum(seen.values()) == STREAMS
-    assert min(seen.get(kind, 0) for kind in ("unread", "Queued", "Started", "TokenDelta", "Finished")) > 20, seen
-    assert seen.get("Progress", 0) > 0, seen
+    assert left_at.total() == STREAMS
+    kinds = ("nothing", "Queued", "Progress", "Started", "TokenDelta", "Finished")
+    assert min(left_at[kind] for kind in kinds) >= 10, f"some points were hardly tried: {left_at}"

@@ -20,9 +20,10 @@ from chorus.core.generation import (
     TextPart,
     TokenDelta,
 )
+from chorus.engine.llama import ModelSource
 from chorus.testing.engine_subject import GREEDY, Heard, hear
 from tests.engine.acceptance import NEARLY_EQUAL, ask, assert_close, forget_cache, has_setting, serving, watching
-from tests.engine.conftest import gemma, smollm2, smollm2_path
+from tests.engine.conftest import gemma, smollm2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -37,13 +38,13 @@ def tokens_of(count: int, seed: int, vocabulary: int = 49_000) -> list[int]:
 
 
 @pytest.mark.parametrize("slots", [16, 64])
-async def test_64_requests_that_arrive_together_read_their_common_prefix_once(slots: int) -> None:
+async def test_64_requests_that_arrive_together_read_their_common_prefix_once(slots: int, shallow: ModelSource) -> None:
     prefix = tokens_of(PREFIX, seed=1)
     suffixes = [tokens_of(SUFFIX, seed=2 + number) for number in range(REQUESTS)]
     bound = PREFIX + sum(map(len, suffixes))
     with watching(bound) as batches:
         async with serving(
-            smollm2(), slots=slots, context_length=1100, kv_tokens=2200, max_queue=REQUESTS, batch_tokens=512
+            shallow, slots=slots, context_length=1100, kv_tokens=2200, max_queue=REQUESTS, batch_tokens=512
         ) as engine:
             heard = await asyncio.gather(*(hear(engine, ask([*prefix, *suffix], 1)) for suffix in suffixes))
     assert batches.tokens <= bound
@@ -55,10 +56,10 @@ async def test_64_requests_that_arrive_together_read_their_common_prefix_once(sl
     assert batches.tokens == sum(PREFIX + SUFFIX - count for count in cached)
 
 
-async def test_what_decodes_beside_a_shared_prefix_costs_its_own_tokens_alone() -> None:
+async def test_what_decodes_beside_a_shared_prefix_costs_its_own_tokens_alone(shallow: ModelSource) -> None:
     prefix = tokens_of(200, seed=3)
     requests = [ask([*prefix, *tokens_of(3, seed=number)], 4, logprobs=2) for number in range(12)]
-    async with serving(smollm2(), slots=4, context_length=256, kv_tokens=512, max_queue=12) as engine:
+    async with serving(shallow, slots=4, context_length=256, kv_tokens=512, max_queue=12) as engine:
         with watching() as batches:
             together = await asyncio.gather(*(hear(engine, request) for request in requests))
         assert batches.tokens <= 200 + sum(3 + 4 - 1 for _ in requests)
@@ -69,10 +70,10 @@ async def test_what_decodes_beside_a_shared_prefix_costs_its_own_tokens_alone() 
             assert_close(alone.logprobs(), heard.logprobs())
 
 
-async def test_samples_of_one_prompt_read_it_once() -> None:
+async def test_samples_of_one_prompt_read_it_once(shallow: ModelSource) -> None:
     prompt = tokens_of(150, seed=4)
     drawn = ask(prompt, 5, Sampling(temperature=1.0, seed=8), choice_count=8)
-    async with serving(smollm2(), slots=8, context_length=256, kv_tokens=512) as engine:
+    async with serving(shallow, slots=8, context_length=256, kv_tokens=512) as engine:
         with watching() as batches:
             heard = await hear(engine, drawn)
         # the first's logits serve the first draw of all, or each reads the prompt's last token for itself
@@ -81,10 +82,10 @@ async def test_samples_of_one_prompt_read_it_once() -> None:
         assert len({tuple(heard.ids(choice)) for choice in range(8)}) > 1
 
 
-async def test_a_request_that_comes_again_is_nearly_free() -> None:
+async def test_a_request_that_comes_again_is_nearly_free(shallow: ModelSource) -> None:
     request = ask("The history of the world begins with", 12, logprobs=2)
     long = ask(tokens_of(300, seed=5), 6, logprobs=2)
-    async with serving(smollm2(), slots=4, context_length=512, kv_tokens=1024) as engine:
+    async with serving(shallow, slots=4, context_length=512, kv_tokens=1024) as engine:
         for one in (request, long):
             first = await hear(engine, one)
             with watching() as batches:
@@ -97,8 +98,8 @@ async def test_a_request_that_comes_again_is_nearly_free() -> None:
         assert (await hear(engine, long)).started.cached_tokens == 0
 
 
-async def test_the_next_turn_of_a_conversation_reads_what_is_new_alone() -> None:
-    async with serving(smollm2(), slots=4, context_length=512, kv_tokens=1024) as engine:
+async def test_the_next_turn_of_a_conversation_reads_what_is_new_alone(shallow: ModelSource) -> None:
+    async with serving(shallow, slots=4, context_length=512, kv_tokens=1024) as engine:
         prompt, more = tokens_of(120, seed=6), tokens_of(20, seed=7)
         answer = (await hear(engine, ask(prompt, 16))).ids()
         turn = ask([*prompt, *answer, *more], 8, logprobs=2)
@@ -121,9 +122,9 @@ async def test_the_next_turn_of_a_conversation_reads_what_is_new_alone() -> None
         assert second.started.cached_tokens >= first.started.prompt_tokens - 1
 
 
-async def test_a_running_stream_lends_its_prefix() -> None:
+async def test_a_running_stream_lends_its_prefix(shallow: ModelSource) -> None:
     prefix = tokens_of(180, seed=8)
-    async with serving(smollm2(), slots=3, context_length=400, kv_tokens=1200) as engine:
+    async with serving(shallow, slots=3, context_length=400, kv_tokens=1200) as engine:
         async with aclosing(engine.generate(ask([*prefix, 5], 200))) as running:
             async for event in running:
                 if isinstance(event, TokenDelta) and event.index == 2:
@@ -135,7 +136,7 @@ async def test_a_running_stream_lends_its_prefix() -> None:
         assert_close((await hear(engine, other)).logprobs(), heard.logprobs())
 
 
-async def test_shared_prefixes_give_the_same_answers_however_they_overlap() -> None:
+async def test_shared_prefixes_give_the_same_answers_however_they_overlap(shallow: ModelSource) -> None:
     """Requests that end, begin and branch inside of each other's tokens, cancelled ones among them."""
     rng = random.Random(9)
     trunk = tokens_of(160, seed=10)
@@ -145,9 +146,7 @@ async def test_shared_prefixes_give_the_same_answers_however_they_overlap() -> N
         sampling = GREEDY if number % 3 else Sampling(temperature=0.7, seed=number)
         priority = Priority.BACKGROUND if number % 4 == 0 else Priority.INTERACTIVE
         requests.append(ask(prompt, 8, sampling, logprobs=20, priority=priority))
-    async with serving(
-        smollm2(), slots=4, context_length=256, kv_tokens=512, max_queue=32, prefill_tokens=48
-    ) as engine:
+    async with serving(shallow, slots=4, context_length=256, kv_tokens=512, max_queue=32, prefill_tokens=48) as engine:
 
         async def maybe_leave(number: int) -> Heard | None:
             if number % 5 != 4:
@@ -166,14 +165,14 @@ async def test_shared_prefixes_give_the_same_answers_however_they_overlap() -> N
                 assert_close(alone.logprobs(), one.logprobs(), greedy=request.sampling.temperature == 0.0)
 
 
-async def test_a_cached_prompt_is_scored_all_the_same() -> None:
+async def test_a_cached_prompt_is_scored_all_the_same(shallow: ModelSource) -> None:
     request = ask(tokens_of(90, seed=11), 3, prompt_logprobs=1, logprobs=2)
 
     def scores(heard: Heard) -> list[float]:
         (scored,) = (event for event in heard.events if isinstance(event, PromptScored))
         return [token.logprob for token in scored.tokens]
 
-    async with serving(smollm2(), slots=2, context_length=256) as engine:
+    async with serving(shallow, slots=2, context_length=256) as engine:
         first = await hear(engine, request)
         again = await hear(engine, request)
         assert len(scores(again)) == 90
@@ -183,12 +182,12 @@ async def test_a_cached_prompt_is_scored_all_the_same() -> None:
         assert_close(first.logprobs(), plain.logprobs())
 
 
-async def test_nothing_is_shared_between_models(tmp_path: Path) -> None:
+async def test_nothing_is_shared_between_models(tmp_path: Path, shallow: ModelSource) -> None:
     other = tmp_path / "another.gguf"
-    other.symlink_to(smollm2_path())
+    other.symlink_to(shallow.path)
     request = ask(tokens_of(60, seed=12), 4)
-    async with serving(smollm2(), smollm2(other), slots=2, context_length=256) as engine:
-        first = await hear(engine, replace(request, model=smollm2().artifact.name))
+    async with serving(shallow, smollm2(other), slots=2, context_length=256) as engine:
+        first = await hear(engine, replace(request, model=shallow.artifact.name))
         second = await hear(engine, replace(request, model=other.name))
         assert second.started.artifact == other.name
         assert (first.started.cached_tokens, second.started.cached_tokens) == (0, 0)
@@ -198,11 +197,11 @@ async def test_nothing_is_shared_between_models(tmp_path: Path) -> None:
         assert reloaded.started.cached_tokens == 0
 
 
-async def test_without_a_cache_nothing_is_kept() -> None:
+async def test_without_a_cache_nothing_is_kept(shallow: ModelSource) -> None:
     settings = {"prefix_cache": False} if has_setting("prefix_cache") else {}
     request = ask(tokens_of(60, seed=13), 4)
     with watching() as batches:
-        async with serving(smollm2(), slots=2, context_length=256, **settings) as engine:
+        async with serving(shallow, slots=2, context_length=256, **settings) as engine:
             for _ in range(2):
                 heard = await hear(engine, request)
                 if settings:
@@ -210,9 +209,9 @@ async def test_without_a_cache_nothing_is_kept() -> None:
                     assert batches.sequences_left() == {}
 
 
-async def test_a_cache_never_stands_in_the_way() -> None:
+async def test_a_cache_never_stands_in_the_way(shallow: ModelSource) -> None:
     """With all memory taken by what is kept, a request that needs all of it is served."""
-    async with serving(smollm2(), slots=3, context_length=256, kv_tokens=256) as engine:
+    async with serving(shallow, slots=3, context_length=256, kv_tokens=256) as engine:
         for number in range(4):
             await hear(engine, ask(tokens_of(100, seed=20 + number), 4))
         heard = await hear(engine, ask(tokens_of(240, seed=30), 16))

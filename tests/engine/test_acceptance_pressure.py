@@ -17,22 +17,21 @@ from chorus.core.generation import (
     Started,
     TokenDelta,
 )
-from chorus.engine.llama import LlamaEngine
+from chorus.engine.llama import LlamaEngine, ModelSource
 from chorus.testing.engine_subject import Heard, check_order
 from tests.engine.acceptance import answers_alone, ask, assert_close, serving, watching
-from tests.engine.conftest import smollm2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LONG, STREAMS, CHUNK = 4000, 8, 256
 
 
-async def test_eight_streams_move_at_every_step_while_4000_tokens_are_read() -> None:
+async def test_eight_streams_move_at_every_step_while_4000_tokens_are_read(shallow: ModelSource) -> None:
     rng = random.Random(1)
     long = [rng.randrange(100, 49_000) for _ in range(LONG)]
     with watching() as batches:
         async with serving(
-            smollm2(),
+            shallow,
             slots=STREAMS + 1,
             context_length=LONG + 100,
             kv_tokens=LONG + 100 + STREAMS * 1000,
@@ -124,10 +123,10 @@ async def timeline(
     return heard
 
 
-async def test_where_memory_is_short_everybody_finishes_as_if_alone() -> None:
+async def test_where_memory_is_short_everybody_finishes_as_if_alone(shallow: ModelSource) -> None:
     requests = mixed(18, seed=3)
     async with serving(
-        smollm2(), slots=6, context_length=192, kv_tokens=240, max_queue=32, batch_tokens=128, prefill_tokens=64
+        shallow, slots=6, context_length=192, kv_tokens=240, max_queue=32, batch_tokens=128, prefill_tokens=64
     ) as engine:
         alone = await answers_alone(engine, requests)
         said: list[tuple[int, type[Event]]] = []
@@ -146,12 +145,12 @@ async def test_where_memory_is_short_everybody_finishes_as_if_alone() -> None:
         assert (load.slots_used, load.queued) == (0, 0)
 
 
-async def test_urgent_requests_do_not_wait_for_the_others_to_end() -> None:
+async def test_urgent_requests_do_not_wait_for_the_others_to_end(shallow: ModelSource) -> None:
     """Background streams hold all memory; whoever is in a hurry starts before the first of them ends."""
     background = [ask([50 + number], 110, priority=Priority.BACKGROUND, logprobs=20) for number in range(4)]
     urgent = [ask([90 + number] * 40, 30, logprobs=20) for number in range(2)]
     async with serving(
-        smollm2(), slots=6, context_length=128, kv_tokens=240, max_queue=32, batch_tokens=128, prefill_tokens=64
+        shallow, slots=6, context_length=128, kv_tokens=240, max_queue=32, batch_tokens=128, prefill_tokens=64
     ) as engine:
         alone = await answers_alone(engine, [*background, *urgent])
         said: list[tuple[int, type[Event]]] = []
