@@ -30,7 +30,7 @@ from chorus.core.generation import (
 from chorus.engine.llama import LlamaEngine
 from chorus.testing.engine_subject import GREEDY, Heard, hear
 from chorus.testing.packaged_models import smollm2_path
-from tests.engine.acceptance import ask, assert_close, forget_cache, serving
+from tests.engine.acceptance import ask, assert_close, serving
 from tests.engine.conftest import gemma, smollm2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -82,7 +82,7 @@ async def test_50_greedy_answers_equal_those_of_the_wrapper() -> None:
     expected = list(of_the_wrapper(smollm2_path(), PROMPTS, 24))
     async with serving(smollm2(), slots=1, context_length=512, batch_tokens=512, prefill_tokens=512) as engine:
         for prompt, ids in zip(PROMPTS, expected, strict=True):
-            await forget_cache(engine)
+            await engine.forget_cache()
             assert (await hear(engine, ask(prompt, 24))).ids() == ids, prompt
 
 
@@ -91,7 +91,7 @@ async def test_gemma_answers_as_in_the_wrapper(gemma_path: Path) -> None:
     expected = list(of_the_wrapper(gemma_path, prompts, 12))
     async with serving(gemma(gemma_path), slots=1, context_length=512, batch_tokens=512, prefill_tokens=512) as engine:
         for prompt, ids in zip(prompts, expected, strict=True):
-            await forget_cache(engine)
+            await engine.forget_cache()
             assert (await hear(engine, ask(prompt, 12))).ids() == ids, prompt
 
 
@@ -139,7 +139,7 @@ def cases(features: frozenset[Feature]) -> list[Case]:
         Case("a bias", ask("1 2 3", 12, replace(GREEDY, logit_bias={35: 4.0, 29: -100.0}), logprobs=20)),
         Case(
             "tool calls",
-            ask("", 28, prompt=calls, tools=(_TOOL,), logprobs=20),
+            ask(calls, 28, tools=(_TOOL,), logprobs=20),
         ),
     ]
     if Feature.JSON_SCHEMA in features:
@@ -173,7 +173,7 @@ async def test_a_stream_goes_on_from_every_split() -> None:
     ) as engine:
         everything = [*cases(engine.models()[0].features), *await with_stop_strings(engine)]
         for case in everything:
-            await forget_cache(engine)
+            await engine.forget_cache()
             whole = await hear(engine, case.request)
             ids, calls = whole.ids(), [delta.tool_call for delta in whole.deltas if delta.tool_call]
             assert len(ids) > 8, f"{case.name}: nothing to interrupt"

@@ -28,7 +28,7 @@ from chorus.core.generation import (
 )
 from chorus.engine.llama import LlamaEngine, ModelSource
 from chorus.testing.engine_subject import hear
-from tests.engine.acceptance import ask, forget_cache, serving, watching
+from tests.engine.acceptance import ask, serving, watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -134,9 +134,9 @@ async def test_2000_streams_cancelled_anywhere_leave_nothing(shallow: ModelSourc
             heard = await hear(engine, full)  # needs as much as one request can: what is kept must make room
             assert heard.finished.choices[0].reason is FinishReason.CONTEXT_FULL
             assert heard.finished.usage.completion_tokens == 4
-            await forget_cache(engine)
+            await engine.forget_cache()
             load = await until_idle(engine)
-            await forget_cache(engine)
+            await engine.forget_cache()
             assert batches.sequences_left() == {}
             (load,) = engine.load_report()
             assert load.kv_used_tokens == 0

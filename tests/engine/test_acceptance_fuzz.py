@@ -35,7 +35,7 @@ from chorus.core.generation import (
 )
 from chorus.engine.llama import LlamaEngine, ModelSource
 from chorus.testing.engine_subject import hear
-from tests.engine.acceptance import ask, forget_cache, serving, watching
+from tests.engine.acceptance import ask, serving, watching
 from tests.engine.conftest import smollm2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -185,7 +185,7 @@ async def one(engine: LlamaEngine, asker: Asker) -> str:
             await engine.detokenize("", asker.ids(20), show_special=True)
             return "tokenized"
         if what < 0.14:
-            await forget_cache(engine)
+            await engine.forget_cache()
             return "forgot"
         if what < 0.6:
             await hear(engine, asker.request())
@@ -230,9 +230,9 @@ async def fuzz(seed: int, path: str) -> None:
             assert len(heard.ids()) == 8
             (load,) = engine.load_report()
             assert (load.slots_used, load.queued) == (0, 0)
-            await forget_cache(engine)
+            await engine.forget_cache()
             await hear(engine, ask([9], 1))
-            await forget_cache(engine)
+            await engine.forget_cache()
             batches.contexts = [context for context in batches.contexts if context._handle]
             assert batches.sequences_left() == {}
     assert sum(came.values()) == ROUNDS * AT_A_TIME

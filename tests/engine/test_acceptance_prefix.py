@@ -22,7 +22,8 @@ from chorus.core.generation import (
 )
 from chorus.engine.llama import ModelSource
 from chorus.testing.engine_subject import GREEDY, Heard, hear
-from tests.engine.acceptance import NEARLY_EQUAL, ask, assert_close, forget_cache, has_setting, serving, watching
+from chorus.testing.shallow_model import cut_layers
+from tests.engine.acceptance import NEARLY_EQUAL, ask, assert_close, assert_computed_rightly, serving, watching
 from tests.engine.conftest import gemma, smollm2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -64,7 +65,7 @@ async def test_what_decodes_beside_a_shared_prefix_costs_its_own_tokens_alone(sh
             together = await asyncio.gather(*(hear(engine, request) for request in requests))
         assert batches.tokens <= 200 + sum(3 + 4 - 1 for _ in requests)
         for request, heard in zip(requests[::4], together[::4], strict=True):
-            await forget_cache(engine)
+            await engine.forget_cache()
             alone = await hear(engine, request)
             assert alone.started.cached_tokens == 0
             assert_close(alone.logprobs(), heard.logprobs())
@@ -83,7 +84,7 @@ async def test_samples_of_one_prompt_read_it_once(shallow: ModelSource) -> None:
 
 
 async def test_a_request_that_comes_again_is_nearly_free(shallow: ModelSource) -> None:
-    request = ask("The history of the world begins with", 12, logprobs=2)
+    request = ask("The history of the world begins with " + "a word, " * 20, 12, logprobs=2)
     long = ask(tokens_of(300, seed=5), 6, logprobs=2)
     async with serving(shallow, slots=4, context_length=512, kv_tokens=1024) as engine:
         for one in (request, long):
@@ -94,7 +95,7 @@ async def test_a_request_that_comes_again_is_nearly_free(shallow: ModelSource) -
             assert again.started.cached_tokens == again.finished.usage.cached_tokens == size - 1
             assert batches.tokens == 1 + answer - 1
             assert_close(first.logprobs(), again.logprobs())
-        await forget_cache(engine)
+        await engine.forget_cache()
         assert (await hear(engine, long)).started.cached_tokens == 0
 
 
@@ -108,17 +109,17 @@ async def test_the_next_turn_of_a_conversation_reads_what_is_new_alone(shallow: 
         # the answer's last token was drawn and never computed
         assert next_turn.started.cached_tokens == 120 + 16 - 1
         assert batches.tokens == 1 + 20 + 8 - 1
-        await forget_cache(engine)
+        await engine.forget_cache()
         assert_close((await hear(engine, turn)).logprobs(), next_turn.logprobs())
 
-        await forget_cache(engine)
+        await engine.forget_cache()
         said = [Message(MessageRole.USER, (TextPart("Name three colours, please, in one line."),))]
-        first = await hear(engine, ask("", 24, prompt=Conversation(tuple(said))))
+        first = await hear(engine, ask(Conversation(tuple(said)), 24))
         said += [
             Message(MessageRole.ASSISTANT, (TextPart(first.text()),)),
             Message(MessageRole.USER, (TextPart("Now three animals."),)),
         ]
-        second = await hear(engine, ask("", 4, prompt=Conversation(tuple(said))))
+        second = await hear(engine, ask(Conversation(tuple(said)), 4))
         assert second.started.cached_tokens >= first.started.prompt_tokens - 1
 
 
@@ -132,7 +133,7 @@ async def test_a_running_stream_lends_its_prefix(shallow: ModelSource) -> None:
             other = ask([*prefix, 6, 7], 6, logprobs=2)
             heard = await hear(engine, other)
             assert heard.started.cached_tokens >= 180 - 1
-        await forget_cache(engine)
+        await engine.forget_cache()
         assert_close((await hear(engine, other)).logprobs(), heard.logprobs())
 
 
@@ -160,9 +161,7 @@ async def test_shared_prefixes_give_the_same_answers_however_they_overlap(shallo
             heard = await asyncio.gather(*map(maybe_leave, range(len(requests))))
         for request, one in zip(requests, heard, strict=True):
             if one is not None:
-                await forget_cache(engine)
-                alone = await hear(engine, request)
-                assert_close(alone.logprobs(), one.logprobs(), greedy=request.sampling.temperature == 0.0)
+                await assert_computed_rightly(engine, request, one)
 
 
 async def test_a_cached_prompt_is_scored_all_the_same(shallow: ModelSource) -> None:
@@ -198,15 +197,13 @@ async def test_nothing_is_shared_between_models(tmp_path: Path, shallow: ModelSo
 
 
 async def test_without_a_cache_nothing_is_kept(shallow: ModelSource) -> None:
-    settings = {"prefix_cache": False} if has_setting("prefix_cache") else {}
     request = ask(tokens_of(60, seed=13), 4)
     with watching() as batches:
-        async with serving(shallow, slots=2, context_length=256, **settings) as engine:
+        async with serving(shallow, slots=2, context_length=256, prefix_cache=False) as engine:
             for _ in range(2):
                 heard = await hear(engine, request)
-                if settings:
-                    assert heard.started.cached_tokens == heard.finished.usage.cached_tokens == 0
-                    assert batches.sequences_left() == {}
+                assert heard.started.cached_tokens == heard.finished.usage.cached_tokens == 0
+                assert batches.sequences_left() == {}
 
 
 async def test_a_cache_never_stands_in_the_way(shallow: ModelSource) -> None:
@@ -220,25 +217,28 @@ async def test_a_cache_never_stands_in_the_way(shallow: ModelSource) -> None:
         assert [len(one.ids()) for one in await asyncio.gather(*several)] == [20] * 3
 
 
-async def test_a_sliding_window_gives_the_same_answers_from_what_is_kept(gemma_path: Path) -> None:
+async def test_a_sliding_window_gives_the_same_answers_from_what_is_kept(gemma_path: Path, tmp_path: Path) -> None:
     """Whatever the engine shares of such a model, it shares rightly: past its window of 512 tokens, too."""
-    prompt = tokens_of(640, seed=14, vocabulary=200_000)
-    async with serving(gemma(gemma_path), slots=3, context_length=800, kv_tokens=2400) as engine:
-        first_turn = ask(prompt, 6, logprobs=2)
-        first = await hear(engine, first_turn)
-        again = await hear(engine, first_turn)
+    path = tmp_path / "shallow-gemma.gguf"
+    cut_layers(gemma_path, path, 6)  # the sixth is the first that sees everything
+    text = "The history of the railway begins with horses, wooden rails and short tracks from a mine to a river. " * 31
+    async with serving(gemma(path), slots=3, context_length=800, kv_tokens=2400) as engine:
+        _, prompt = await engine.tokenize("", text, add_special=True, parse_special=False)
+        assert 600 < len(prompt) < 700
+        first = await hear(engine, ask(prompt, 6, logprobs=20))
+        again = await hear(engine, ask(prompt, 6, logprobs=20))
         assert_close(first.logprobs(), again.logprobs())
-        turn = ask([*prompt, *first.ids(), *tokens_of(12, seed=15)], 6, logprobs=2)
-        branch = ask([*prompt[:600], *tokens_of(9, seed=16)], 6, logprobs=2)
+        turn = ask([*prompt, *first.ids(), *prompt[40:52]], 6, logprobs=20)
+        branch = ask([*prompt[:580], *prompt[30:40]], 6, logprobs=20)
         samples = ask(prompt, 4, Sampling(temperature=1.0, seed=3), choice_count=3, logprobs=20)
         remembered = await asyncio.gather(*(hear(engine, one) for one in (turn, branch)))
         drawn = await hear(engine, samples)
         for request, heard in zip((turn, branch), remembered, strict=True):
-            await forget_cache(engine)
+            await engine.forget_cache()
             assert_close((await hear(engine, request)).logprobs(), heard.logprobs())
-        await forget_cache(engine)
-        fresh = await hear(engine, samples)
-        assert_close(of_choice(fresh, 0), of_choice(drawn, 0), greedy=False)
+        await engine.forget_cache()
+        single = await hear(engine, replace(samples, choice_count=1))
+        assert_close(single.logprobs(), of_choice(drawn, 0), greedy=False)
 
 
 def of_choice(heard: Heard, choice: int) -> list:
