@@ -15,7 +15,9 @@ import structlog
 from chorus.core.fleet.records import Artifact, Tier
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
 
-pytest.register_assert_rewrite("chorus.testing.engine_conformance", "chorus.testing.engine_subject")
+pytest.register_assert_rewrite(
+    "chorus.testing.engine_conformance", "chorus.testing.engine_conformance_forms", "chorus.testing.engine_subject"
+)
 
 SETTINGS = LlamaSettings(slots=2, context_length=256, max_queue=2, threads=1, prefill_tokens=64)
 
