@@ -120,10 +120,20 @@ def _build(
         *backend.cmake_flags,
         *os.environ.get("CMAKE_ARGS", "").split(),
     ]
-    configure = ["cmake", "-G", "Ninja", "-S", sources, "-B", build, "--no-warn-unused-cli", *definitions]
+    configure: list[str | Path] = [
+        "cmake",
+        "-G",
+        "Ninja",
+        "-S",
+        sources,
+        "-B",
+        build,
+        "--no-warn-unused-cli",
+        *definitions,
+    ]
     current.run([programs / "cmake", *configure[1:]], limit_s=300, env=environment, advice=_ADVICE)
     current.say("building")
-    make = ["--build", build, "--target", _NAME]
+    make: list[str | Path] = ["--build", build, "--target", _NAME]
     current.run([programs / "cmake", *make], limit_s=_BUILD_LIMIT_S, env=environment, advice=_ADVICE)
     ready = scratch / "ready"
     ready.mkdir()

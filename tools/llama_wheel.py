@@ -195,7 +195,7 @@ def build_tools(build_lock: Path, scratch: Path, step: Step) -> Path:
     step.say("getting the build tools")
     step.run([sys.executable, "-I", "-m", "venv", scratch / "venv"], limit_s=300)
     programs = scratch / "venv" / "bin"
-    install = ["install", "--require-hashes", "--only-binary=:all:", "--no-deps", "-r", build_lock]
+    install: list[str | Path] = ["install", "--require-hashes", "--only-binary=:all:", "--no-deps", "-r", build_lock]
     step.run([*_pip(programs), *install], limit_s=_FETCH_LIMIT_S)
     return programs
 

@@ -17,7 +17,9 @@ from chorus.testing import packaged_models
 from chorus.testing.packaged_models import smollm2_path
 from chorus.testing.shallow_model import cut_layers
 
-pytest.register_assert_rewrite("chorus.testing.engine_conformance", "chorus.testing.engine_subject")
+pytest.register_assert_rewrite(
+    "chorus.testing.engine_conformance", "chorus.testing.engine_conformance_forms", "chorus.testing.engine_subject"
+)
 
 SETTINGS = LlamaSettings(slots=2, context_length=256, max_queue=2, threads=1, prefill_tokens=64)
 

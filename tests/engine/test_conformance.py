@@ -12,6 +12,7 @@ from chorus.core.fleet.records import Feature
 from chorus.core.generation import TextPrompt
 from chorus.engine.llama import LlamaEngine
 from chorus.testing.engine_conformance import CHECKS, Check, needed_by
+from chorus.testing.engine_conformance_forms import FORM_CHECKS, form_needs
 from chorus.testing.engine_fake import FakeEngine, FakeModel
 from chorus.testing.engine_subject import Subject
 from tests.engine.conftest import SETTINGS, gemma
@@ -57,3 +58,11 @@ async def test_gemma(check: Check, gemma_engine: LlamaEngine) -> None:
     assert needed_by(check) <= status.features
     prompt = TextPrompt("Once upon a time")
     await check(Subject(gemma_engine, "gemma-3-270m", prompt, slots=2, max_queue=2, exact=False))
+
+
+@pytest.mark.parametrize("check", FORM_CHECKS, ids=lambda check: check.__name__)
+async def test_llama_with_forms(check: Check, llama: LlamaEngine) -> None:
+    (status,) = llama.models()
+    assert form_needs(check) <= status.features
+    prompt = TextPrompt("Once upon a time")
+    await check(Subject(llama, "smollm2-135m-instruct", prompt, slots=2, max_queue=2, exact=False))

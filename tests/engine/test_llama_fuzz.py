@@ -15,6 +15,7 @@ from chorus.core.errors import ChorusError
 from chorus.core.generation import (
     Conversation,
     DeliveredChoice,
+    Dry,
     EmbeddingRequest,
     GenerationRequest,
     Message,
@@ -26,6 +27,7 @@ from chorus.core.generation import (
     TextPart,
     TextPrompt,
     TokenPrompt,
+    Xtc,
 )
 from chorus.engine.llama import LlamaEngine
 from chorus.testing.engine_subject import hear
@@ -64,6 +66,16 @@ good_requests = st.builds(
         presence_penalty=st.floats(-2, 2),
         frequency_penalty=st.floats(-2, 2),
         penalty_window=st.sampled_from([0, 1, 64, 2**32 - 1]),
+        dry=st.none()
+        | st.builds(
+            Dry,
+            multiplier=st.floats(0, 100),
+            base=st.floats(1, 100),
+            allowed_length=st.sampled_from([0, 2, 2**32 - 1]),
+            window=st.sampled_from([None, 0, 3, 2**32 - 1]),
+            sequence_breakers=st.lists(st.text(max_size=50), max_size=5).map(tuple),
+        ),
+        xtc=st.none() | st.builds(Xtc, st.floats(0, 1), st.floats(0, 0.6)),
         logit_bias=st.dictionaries(good_ids, st.floats(-100, 100), max_size=3),
         seed=st.none() | st.integers(0, 2**64 - 1),
     ),
@@ -90,6 +102,8 @@ wild_requests = st.builds(
     prompt=make_prompts(texts, ids),
     sampling=st.builds(Sampling)
     | st.builds(Sampling, temperature=numbers, top_p=numbers, min_p=numbers, top_k=st.integers(-1, 9))
+    | st.builds(Sampling, dry=st.builds(Dry, numbers, numbers, st.integers(-1, 2), st.sampled_from([None, -1])))
+    | st.builds(Sampling, xtc=st.builds(Xtc, numbers, numbers))
     | st.builds(Sampling, typical_p=numbers, repetition_penalty=numbers, presence_penalty=numbers)
     | st.builds(Sampling, logit_bias=st.dictionaries(ids, numbers, max_size=2), seed=st.sampled_from([-1, 2**64])),
     stop=st.builds(StopConditions, max_tokens=st.integers(-1, 3)),

@@ -182,7 +182,7 @@ class _Writer:
 
     def grammar(self) -> str:
         if "root" not in self._recursive:
-            return self._checked(f"start: /{self._regex(_Name('root'))}/\n")
+            return f"start: {self._rule(_Name('root'))}\n"
         lines = [f"start: {self._lark['root']}"]
         lines += [f"{self._lark[name]}: {self._rule(self._rules[name])}" for name in self._recursive]
         return self._checked("\n".join(lines) + "\n")
@@ -191,7 +191,8 @@ class _Writer:
         if self._is_regular(node):
             if isinstance(node, _Text):
                 return json.dumps(node.text)
-            return self._checked(f"/{self._regex(node)}/")
+            regex = self._checked(self._regex(node))
+            return f"/{regex}/" if regex else '""'  # two slashes begin a comment
         if isinstance(node, _Name):
             return self._lark[node.name]
         if isinstance(node, _Repeat):
