@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from chorus.testing.packaged_models import gemma_path, smollm2_path
 
 from chorus.core.fitting.memory import CacheType, estimate_memory
 from chorus.engine.llama import LlamaSettings, log
@@ -16,6 +15,7 @@ from chorus.engine.llama.binding import Model
 from chorus.engine.llama.context import Context
 from chorus.engine.llama.sizing import context_params, load_plan
 from chorus.models import inspect, shape_of
+from chorus.testing.packaged_models import gemma_path, smollm2_path
 
 MIB = 1 << 20
 BUFFER = re.compile(r"\b(model|KV|compute|output) buffer size\s*=\s*([\d.]+) MiB")

@@ -10,10 +10,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from chorus.testing.packaged_models import gemma_path, smollm2_path
 
 from chorus.core.errors import ModelFileError
 from chorus.models import check_vocabulary, inspect
+from chorus.testing.packaged_models import gemma_path, smollm2_path
 
 
 def write(path: Path, *, tokens: list[str], layers: int = 2, **numbers: int | str) -> Path:

@@ -370,17 +370,20 @@ class Host:
         """Unloads it to make room; who comes meanwhile may have it loaded again."""
         if self._unloading is None and self._worker is not None:
             self._unloading = asyncio.create_task(self._unload(self._worker))
-        if self._unloading is not None:
-            await asyncio.shield(self._unloading)
+        unloading = self._unloading
+        if unloading is not None:
+            await asyncio.wait([unloading])
+            if not unloading.cancelled():  # else its thread hangs, and nobody waits for that
+                unloading.result()
 
     async def _unload(self, worker: Worker) -> None:
         try:
             await worker.stop()
-        finally:
             self._forget()
-        try:
             await self._give_back()
         finally:
+            if self._worker is worker:
+                self._forget()
             self._unloading = None
         self._become(ModelState.AVAILABLE)
         _log.info("model unloaded", model=self.name)
@@ -408,6 +411,8 @@ class Host:
 
         What the thread holds is not freed: this process is to end.
         """
+        if self._unloading is not None:
+            self._unloading.cancel()
         self._forget()
         self.closing = True
         self._become(ModelState.FAILED, error.message)
