@@ -22,6 +22,7 @@ class FakeDevice:
     busy: int = 37
     temperature: int = 61
     reasons: int = 0
+    bus_id: str | bytes = b"00000000:C1:00.0"
     failing: Mapping[str, type[pynvml.NVMLError]] = field(default_factory=dict)
 
 
@@ -61,6 +62,9 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: FakeDevice) -> Any:
         memory = SimpleNamespace(total=handle.total, free=handle.free, used=handle.total - handle.free)
         return self._answer(handle, "nvmlDeviceGetMemoryInfo", memory)
+
+    def nvmlDeviceGetPciInfo(self, handle: FakeDevice) -> Any:
+        return self._answer(handle, "nvmlDeviceGetPciInfo", SimpleNamespace(busId=handle.bus_id))
 
     def nvmlDeviceGetUtilizationRates(self, handle: FakeDevice) -> Any:
         return self._answer(handle, "nvmlDeviceGetUtilizationRates", SimpleNamespace(gpu=handle.busy, memory=5))

@@ -112,3 +112,15 @@ def test_a_gpu_that_the_engine_cannot_use_comes_with_the_fix() -> None:
     with Inventory("node-1", gpu_support=GpuSupport(True, fix), gpus=NvmlGpus(FakeNvml(FakeDevice()))) as inventory:
         (gpu,) = inventory.node().gpus
         assert (gpu.usable, gpu.problem) == (True, "")
+
+
+def test_free_memory_is_told_by_the_place_on_the_bus() -> None:
+    failing = {"nvmlDeviceGetPciInfo": pynvml.NVMLError_NotSupported}
+    silent = {"nvmlDeviceGetMemoryInfo": pynvml.NVMLError_GpuIsLost}
+    nvml = FakeNvml(
+        FakeDevice(bus_id=b"00000000:C1:00.0", free=5),
+        FakeDevice(bus_id="00000001:0A:00.0", free=6),
+        FakeDevice(failing=failing),
+        FakeDevice(bus_id="00000000:02:00.0", failing=silent),
+    )
+    assert NvmlGpus(nvml).free_by_bus() == {"0000:c1:00.0": 5, "0001:0a:00.0": 6}

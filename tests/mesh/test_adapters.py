@@ -10,7 +10,8 @@ from chorus.cli.status import _rows
 from chorus.config import RunnerSettings
 from chorus.core.errors import NotFoundError
 from chorus.core.generation import GenerationRequest, Sampling, StopConditions, TextPrompt
-from chorus.engine.llama import LlamaEngine
+from chorus.engine.llama import LlamaEngine, LlamaSettings
+from chorus.engine.llama.sizing import wish_of
 from chorus.runner.engines import HostedEngine, llama_engine
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
@@ -84,8 +85,9 @@ async def test_a_draft_model_is_found_by_name_and_its_memory_counted(tmp_path: P
     assert large.draft is not None
     assert large.draft.path == tiny.path
     assert tiny.draft is None
-    assert tiny.required_bytes is not None
-    assert large.required_bytes == 2 * tiny.required_bytes
+    footprints = [wish_of(source, LlamaSettings(), 512).footprint for source in (large, tiny)]
+    assert footprints[0].companion_bytes > 0.8 * footprints[1].total_bytes, "it keeps nothing of finished requests"
+    assert footprints[0].total_bytes == footprints[1].total_bytes + footprints[0].companion_bytes
     missing = hosted(folder, draft_models={"smollm2-135m-instruct": "not-here"}).engine
     assert isinstance(missing, LlamaEngine)
     assert all(source.draft is None for source in missing._sources)

@@ -104,6 +104,13 @@ def _model_pairs(value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
+def _assignments(value: Mapping[str, str]) -> Mapping[str, str]:
+    for model, devices in value.items():
+        if not all(device.strip() for device in devices.split("+")):
+            raise ValueError(f"should name GPUs for {model} with + between them, such as CUDA0+CUDA1")
+    return value
+
+
 def _endpoints_named(default: str) -> Any:
     def check(value: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         named = tuple(endpoint.named(default) for endpoint in value)
@@ -122,6 +129,8 @@ ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
 Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
 ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(_map_of_text), AfterValidator(_model_pairs)]
+GpuPolicy = Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_map_of_text)]
+GpuAssignments = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_assignments)]
 Registries = Annotated[
     tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("registry"))
 ]
@@ -331,6 +340,51 @@ class RunnerSettings(_Listening):
         le=86_400,
         description="Seconds that one step of llama.cpp has at least, or 20 times what such steps took lately. "
         "Then it is held to hang, and the process ends, to be started again.",
+    )
+    kv_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 30,
+        description="Tokens that all requests of one model keep in memory together; 0 is slots times context_length.",
+    )
+    cache_type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = Field(
+        default=None,
+        description="How the keys and values of past tokens are stored; q8_0 takes half of f16's memory.",
+        json_schema_extra=_shown("what `chorus tune` found, else f16"),
+    )
+    memory_reserve_gib: float = Field(
+        default=1.0,
+        ge=0,
+        le=1 << 16,
+        description="Memory, in GiB, that models leave free for other programs, on the machine and on each GPU.",
+    )
+    memory_limit_gib: float | None = Field(
+        default=None,
+        gt=0,
+        le=1 << 16,
+        description="Memory of the machine, in GiB, that all models together may take.",
+        json_schema_extra=_shown("all but the reserve"),
+    )
+    max_loaded_models: int = Field(
+        default=0, ge=0, le=1000, description="Models in memory at the same time; 0 is as many as fit."
+    )
+    max_decoding_models: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Models that compute at the same time, the others taking turns with them; 0 is all.",
+    )
+    keep_alive_s: float = Field(
+        default=0.0, ge=0, description="Seconds after which a model that nobody uses is unloaded; 0 is never."
+    )
+    pinned: TextList = Field(default=(), description="Models that are never unloaded to make room for others.")
+    gpu_policy: GpuPolicy = Field(
+        default={},
+        description="What GPUs are for, such as CUDA0=dynamic,CUDA1=reserved: dynamic is any model, reserved none "
+        "(for other programs), and the name of a model that one alone.",
+    )
+    gpu_assignments: GpuAssignments = Field(
+        default={}, description="The GPUs that a model may use, such as qwen3-8b=CUDA0+CUDA1; others use any."
     )
     node_id: ServiceName | None = Field(
         default=None,

@@ -34,6 +34,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetUUID(self, handle: Any, /) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetName(self, handle: Any, /) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Any, /) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetPciInfo(self, handle: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetUtilizationRates(self, handle: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: int, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any, /) -> int: ...  # noqa: N802
@@ -48,6 +49,7 @@ class _Device:
     handle: Any
     uuid: str
     name: str
+    bus_id: str  # such as `0000:c1:00.0`; empty where it isn't told
 
 
 class NvmlGpus:
@@ -90,6 +92,16 @@ class NvmlGpus:
         with self._lock:
             return tuple(self._read(device) for device in self._devices)
 
+    def free_by_bus(self) -> dict[str, int]:
+        """Free bytes of every device that tells, by its place on the PCI bus, such as `0000:c1:00.0`."""
+        with self._lock:
+            memories = {
+                device.bus_id: self._ask(self._nvml.nvmlDeviceGetMemoryInfo, device.handle)
+                for device in self._devices
+                if device.bus_id
+            }
+        return {bus_id: int(memory.free) for bus_id, memory in memories.items() if memory is not None}
+
     def _find(self) -> tuple[_Device, ...]:
         devices = []
         for index in range(self._ask(self._nvml.nvmlDeviceGetCount) or 0):
@@ -99,7 +111,9 @@ class NvmlGpus:
                 continue
             uuid = self._ask(self._nvml.nvmlDeviceGetUUID, handle)
             name = self._ask(self._nvml.nvmlDeviceGetName, handle)
-            devices.append(_Device(index, handle, _text(uuid or ""), _text(name or "NVIDIA GPU")))
+            place = self._ask(self._nvml.nvmlDeviceGetPciInfo, handle)
+            bus_id = "" if place is None else _bus_id(_text(place.busId))
+            devices.append(_Device(index, handle, _text(uuid or ""), _text(name or "NVIDIA GPU"), bus_id))
         return tuple(devices)
 
     def _read(self, device: _Device) -> Gpu:
@@ -132,3 +146,9 @@ class NvmlGpus:
 
 def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _bus_id(told: str) -> str:
+    """NVML's `00000000:C1:00.0` as everybody else writes it: a domain of four digits, in lower case."""
+    domain, colon, rest = told.strip("\0").partition(":")
+    return f"{domain[-4:]}{colon}{rest}".lower()

@@ -6,6 +6,7 @@ from chorus.models.gguf import GgufInfo, artifact_of, inspect
 from chorus.models.memory import DEFAULT_PLAN, candidate_of, estimate, shape_of
 from chorus.models.progress import ProgressCallback, PullPhase, PullProgress
 from chorus.models.pull import PullOptions, pull, pull_artifact
+from chorus.models.soundness import check_vocabulary
 from chorus.models.sources.offer import ImportMode
 from chorus.models.store import BrokenFile, Listing, ModelStore, StoredAdapter, StoredArtifact, default_models_dir
 
@@ -30,6 +31,7 @@ __all__ = [
     "artifact_of",
     "candidate_of",
     "check_fit",
+    "check_vocabulary",
     "default_models_dir",
     "estimate",
     "inspect",

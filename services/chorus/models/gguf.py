@@ -16,6 +16,7 @@ from chorus.core.errors import ModelFileError
 from chorus.core.fleet.records import Artifact, Tier
 from chorus.models.gguf_reader import GgufHead, TensorInfo, read_head
 from chorus.models.naming import family_of_file, stem_of
+from chorus.models.soundness import check_numbers
 
 _MODEL_KIND = "model"
 _ENCODERS = frozenset(
@@ -55,6 +56,8 @@ class GgufInfo:
     pooling: bool  # made for embeddings, or for scores
     ranking: bool  # made for scores: a reranker
     tensor_bytes: int
+    input_bytes: int  # of them: the token embeddings
+    output_bytes: int  # of them: the matrix of the logits; 0 where the embeddings are used for it
     split_count: int
     license: str
     tags: tuple[str, ...]  # those of the file's maker
@@ -142,6 +145,8 @@ def _info(path: Path, size_bytes: int, head: GgufHead) -> GgufInfo:
             "that is whole"
         )
 
+    check_numbers(head, architecture)
+
     def number(key: str) -> int:
         return max(head.integer(f"{architecture}.{key}") or 0, 0)
 
@@ -182,6 +187,8 @@ def _info(path: Path, size_bytes: int, head: GgufHead) -> GgufInfo:
         pooling=is_encoder or bool(head.integer(f"{architecture}.pooling_type")),
         ranking=head.integer(f"{architecture}.pooling_type") == PoolingType.RANK,
         tensor_bytes=sum(tensor.size_bytes for tensor in head.tensors),
+        input_bytes=sum(tensor.size_bytes for tensor in head.tensors if tensor.name == "token_embd.weight"),
+        output_bytes=sum(tensor.size_bytes for tensor in head.tensors if tensor.name == "output.weight"),
         split_count=split_count,
         license=head.text("general.license") or "",
         tags=head.texts("general.tags"),

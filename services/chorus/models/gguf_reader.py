@@ -31,6 +31,7 @@ _MAX_DIMENSIONS = 4
 _SHORT_ARRAY = 1024
 _LEAST_FIELD_BYTES = 8 + 4 + 1
 _LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ class GgufHead:
         return tuple(key for key in self._fields if key.startswith(prefix))
 
 
-def read_head(path: Path) -> GgufHead:
-    """Reads the metadata and the tensor list of a GGUF file of version 2 or 3.
+def read_head(path: Path, *, vocabulary: bool = False) -> GgufHead:
+    """Reads the metadata and the tensor list of a GGUF file of version 2 or 3. `vocabulary` looks at every token too.
 
     Raises ModelFileError where the file can't be read, is not GGUF, is damaged, or ends before its tensors do. The file
     is memory-mapped meanwhile, so it must not be truncated by others; files being downloaded have other names.
@@ -117,6 +118,8 @@ def read_head(path: Path) -> GgufHead:
     try:
         _check_header(path)
         reader = _BoundedReader(path)
+        if vocabulary and reader.repeated(_TOKENS):
+            raise ModelFileError("two tokens of its vocabulary are the same, so the file is damaged; download it again")
         return GgufHead(reader.fields, tuple(reader.tensor_infos))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}", metadata={"path": str(path)}) from error
@@ -194,7 +197,31 @@ class _BoundedReader(GGUFReader):  # type: ignore[misc]
                 parts += [size, value]
                 start += 8 + int(value.nbytes)
             return start - orig_offs, parts, indexes, types
-        return self._end_of_strings(start, count) - orig_offs, [item_type, length], [], types
+        place = np.array([start], dtype=np.uint64)  # where the strings begin: they are read only if somebody asks
+        return self._end_of_strings(start, count) - orig_offs, [item_type, length, place], [], types
+
+    def repeated(self, key: str) -> bool:
+        """Whether an array of strings holds one twice, as C reads them: up to a zero byte. Empty ones don't count."""
+        field = self.fields.get(key)
+        if field is None or field.types != [GGUFValueType.ARRAY, GGUFValueType.STRING]:
+            return False
+        count = int(field.parts[4][0])
+        if field.data or not count:
+            texts = [bytes(field.parts[index]) for index in field.data]
+        else:
+            texts = self._strings(int(field.parts[5][0]), count)
+        if any(b"\0" in text for text in texts):
+            texts = [text.partition(b"\0")[0] for text in texts]
+        return len(set(texts) - {b""}) + texts.count(b"") < count
+
+    def _strings(self, start: int, count: int) -> list[bytes]:
+        data = bytes(self.data[start : self._end_of_strings(start, count)])
+        length_at, offset, texts = struct.Struct("<Q").unpack_from, 0, []
+        for _ in range(count):
+            begin = offset + 8
+            offset = begin + length_at(data, offset)[0]
+            texts.append(data[begin:offset])
+        return texts
 
     def _end_of_strings(self, start: int, count: int) -> int:
         """Steps over `count` strings, looking at nothing but their lengths."""

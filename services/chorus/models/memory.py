@@ -25,6 +25,9 @@ def shape_of(info: GgufInfo) -> ModelShape:
         attention_width=info.head_count * info.key_length,
         cache_elements_per_token=cached,
         mask_count=2 if info.sliding_window else 1,
+        layer_count=info.layer_count,
+        input_bytes=info.input_bytes,
+        output_bytes=info.output_bytes,
     )
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from chorus.config import RunnerSettings
 from chorus.config.remote import RemoteServer
-from chorus.core.errors import ChorusError, UnknownModelError
-from chorus.core.fitting.memory import DEFAULT_BATCH_TOKENS, CacheType, LoadPlan
+from chorus.core.errors import ChorusError, ModelFileError, UnknownModelError
+from chorus.core.fitting.memory import CacheType
+from chorus.core.residency.devices import Use
 from chorus.core.resilience.stuck import Patience
 from chorus.engine.base import Engine
 from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
+from chorus.hardware.cgroup import memory_limit
+from chorus.hardware.nvml import NvmlGpus
 from chorus.models import (
     DEFAULT_MODEL,
     Listing,
@@ -22,8 +28,9 @@ from chorus.models import (
     StoredAdapter,
     StoredArtifact,
     check_fit,
-    estimate,
+    check_vocabulary,
     read_adapter,
+    shape_of,
 )
 from chorus.telemetry.logs import get_logger
 
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from chorus.runner.tuned import TunedModels
 
 _DEFAULT_CONTEXT = 4096
+_GIB = 1 << 30
 _GPU_FIX = "this build of llama.cpp cannot use it; run CHORUS_LLAMA_BACKEND=cuda make setup (or =vulkan) to build one"
 
 _log = get_logger()
@@ -82,7 +90,8 @@ def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngin
 def llama_engine(settings: RunnerSettings) -> HostedEngine:
     """llama.cpp in this process, with every sound model of the models folder. Raises ConfigError where it can't be."""
     # Imported when used: a machine without the binding runs other engines.
-    from chorus.engine.llama import AdapterSource, LlamaEngine, LlamaSettings, ModelSource, Tuned, binding
+    from chorus.engine.llama import AdapterSource, LlamaEngine, LlamaSettings, ModelSource, ResidencySettings, binding
+    from chorus.engine.llama.devices import DeviceReader
     from chorus.runner.tuned import TunedModels, this_machine
 
     context_length = settings.context_length or _DEFAULT_CONTEXT
@@ -100,16 +109,6 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             check=lambda: check_fit(read_adapter(info.path), stored.info),
         )
 
-    def needed_bytes(stored: StoredArtifact, tuned: Tuned) -> int:
-        own_limit = stored.info.context_length or context_length
-        plan = LoadPlan(
-            context_tokens=min(context_length, own_limit),
-            slots=settings.slots,
-            cache_type=tuned.cache_type or CacheType.F16,
-            batch_tokens=tuned.micro_batch_tokens or DEFAULT_BATCH_TOKENS,
-        )
-        return estimate(stored.info, plan).total_bytes
-
     def draft_of(stored: StoredArtifact, listing: Listing) -> StoredArtifact | None:
         artifact = stored.artifact
         named = settings.draft_models.get(artifact.name) or settings.draft_models.get(artifact.family)
@@ -126,24 +125,51 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
     def source(stored: StoredArtifact, listing: Listing) -> ModelSource:
         draft = draft_of(stored, listing)
         tuned = tunings.tuned(stored.artifact, configured_threads=settings.threads)
+        if settings.cache_type is not None:  # what somebody configured was meant
+            tuned = dataclasses.replace(tuned, cache_type=None)
         return ModelSource(
             stored.artifact,
             stored.path,
-            required_bytes=needed_bytes(stored, tuned) + (needed_bytes(draft, tuned) if draft is not None else 0),
+            shape=shape_of(stored.info),
             adapters=tuple(adapter(found, stored) for found in listing.adapters_of(stored)),
-            draft=None if draft is None else ModelSource(draft.artifact, draft.path),
+            draft=None if draft is None else ModelSource(draft.artifact, draft.path, shape=shape_of(draft.info)),
             tuned=tuned,
         )
 
+    @functools.cache  # once for each file
+    def problem_of(path: Path, _sha256: str) -> str:
+        try:
+            check_vocabulary(path)
+        except ModelFileError as error:
+            return error.message
+        return ""
+
     def sources() -> list[ModelSource]:
         listing = store.scan()
-        for broken in listing.broken:
-            problem = (str(broken.place), broken.problem)
-            if problem not in told:
-                told.add(problem)
-                _log.warning("model.broken", path=problem[0], why=problem[1])
-        return [source(stored, listing) for stored in listing.artifacts]
+        problems = {(str(broken.place), broken.problem) for broken in listing.broken}
+        found = {stored.path: problem_of(stored.path, stored.artifact.sha256) for stored in listing.artifacts}
+        problems |= {(str(path), problem) for path, problem in found.items() if problem}
+        for path, problem in sorted(problems - told):
+            _log.warning("model.broken", path=path, why=problem)
+        told.update(problems)
+        return [source(stored, listing) for stored in listing.artifacts if not found[stored.path]]
 
+    residency = ResidencySettings(
+        reserve_bytes=int(settings.memory_reserve_gib * _GIB),
+        limit_bytes=None if settings.memory_limit_gib is None else int(settings.memory_limit_gib * _GIB),
+        max_loaded=settings.max_loaded_models,
+        max_decoding=settings.max_decoding_models,
+        keep_alive_s=settings.keep_alive_s,
+        pinned=frozenset(_stored_name(store, name, tunings) for name in settings.pinned),
+        gpu_uses={
+            gpu: use if use in (Use.DYNAMIC, Use.RESERVED) else _stored_name(store, use, tunings)
+            for gpu, use in settings.gpu_policy.items()
+        },
+        assignments={
+            _stored_name(store, model, tunings): tuple(gpu.strip() for gpu in gpus.split("+"))
+            for model, gpus in settings.gpu_assignments.items()
+        },
+    )
     engine = LlamaEngine(
         sources(),
         LlamaSettings(
@@ -153,6 +179,12 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             threads=settings.threads or None,
             gpu_layers=settings.gpu_layers,
             patience=Patience(floor_s=settings.step_timeout_s),
+            kv_tokens=settings.kv_tokens or None,
+            cache_type=CacheType(settings.cache_type or "f16"),
+            residency=residency,
+        ),
+        machine=DeviceReader(
+            residency, host_limit=_host_limit, gpus=NvmlGpus().free_by_bus, uses_gpus=settings.gpu_layers != 0
         ),
     )
 
@@ -182,3 +214,9 @@ def _stored_name(store: ModelStore, name: str, tunings: TunedModels) -> str:
     if name.strip().lower() == stored.artifact.family.lower():
         stored = tunings.preferred(store, stored)
     return stored.artifact.name
+
+
+def _host_limit() -> tuple[int, int] | None:
+    """What this process's control group may use of the machine's memory, and what of that is free."""
+    limit = memory_limit()
+    return None if limit is None else (limit.limit_bytes, limit.free_bytes)

@@ -7,7 +7,7 @@
                 layer:  batch x (3 x feed-forward + 4 x widest of embedding and attention) x 4
                         + masks x context x batch x (2 with flash attention, else 4)
                         + heads x context x batch x 4, without flash attention only
-    output    slots x vocabulary x 4, where the logits of each sequence are kept
+    output    sequences x vocabulary x 4, where the logits of each sequence are kept
 
 The compute terms were fitted to llama.cpp's own buffer sizes (tests/core/test_suggest_memory.py holds them) and err on
 the high side. A model whose shape is unknown is guessed from its number of parameters, higher still.
@@ -35,6 +35,11 @@ class CacheType(StrEnum):
     Q5_0 = "q5_0"
     Q4_1 = "q4_1"
     Q4_0 = "q4_0"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether numbers are stored in blocks with a scale."""
+        return _BLOCKS[self][1] > 1
 
     def bytes_of(self, elements: int) -> int:
         """Bytes that `elements` numbers take; quantized types store blocks of 32 with their scales."""
@@ -66,6 +71,9 @@ class ModelShape:
     attention_width: int  # heads x length of a head
     cache_elements_per_token: int  # K and V over all layers
     mask_count: int = 1  # 2 where some layers attend to a window only
+    layer_count: int = 1
+    input_bytes: int = 0  # of the weights: the token embeddings
+    output_bytes: int = 0  # of the weights: the matrix of the logits, 0 where it is that of the embeddings
 
     @classmethod
     def guess(cls, parameter_count: int, weights_bytes: int) -> ModelShape:
@@ -88,10 +96,14 @@ class LoadPlan:
     """How a model would be loaded. `context_tokens` is what one request may use; `slots` requests run at once.
 
     `outputs` is the largest number of tokens of a batch whose logits are wanted; 0 reserves for all of them.
+    `cache_tokens` is how many all requests share, by default what `slots` of them may use. `sequences` is how many the
+    context knows, those that are only cached included; by default one a slot.
     """
 
     context_tokens: int
     slots: int = 1
+    cache_tokens: int = 0
+    sequences: int = 0
     cache_type: CacheType = CacheType.F16
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     outputs: int = 0
@@ -115,16 +127,19 @@ class MemoryEstimate:
 
 def estimate_memory(shape: ModelShape, plan: LoadPlan) -> MemoryEstimate:
     """What `shape` needs when it is loaded as `plan` says."""
-    per_slot = math.ceil(plan.context_tokens / _CACHE_PADDING_TOKENS) * _CACHE_PADDING_TOKENS
-    cached_tokens = per_slot * plan.slots
+    cached_tokens = _padded(plan.cache_tokens) or _padded(plan.context_tokens) * plan.slots
     batch = min(plan.batch_tokens, cached_tokens) if cached_tokens else plan.batch_tokens
     outputs = min(plan.outputs, batch) if plan.outputs else batch
     return MemoryEstimate(
         weights_bytes=shape.weights_bytes,
         cache_bytes=plan.cache_type.bytes_of(cached_tokens * shape.cache_elements_per_token),
         compute_bytes=max(_logits_bytes(shape, outputs), _layer_bytes(shape, plan, batch, cached_tokens)),
-        output_bytes=plan.slots * shape.vocabulary_size * _FLOAT_BYTES,
+        output_bytes=(plan.sequences or plan.slots) * shape.vocabulary_size * _FLOAT_BYTES,
     )
+
+
+def _padded(tokens: int) -> int:
+    return math.ceil(tokens / _CACHE_PADDING_TOKENS) * _CACHE_PADDING_TOKENS
 
 
 def _logits_bytes(shape: ModelShape, outputs: int) -> int:

@@ -106,7 +106,7 @@ class AdapterShelf:
 
     def _read(self, source: AdapterSource) -> Adapter:
         """In the loader's thread."""
-        available = psutil.virtual_memory().available - self._settings.memory_reserve_bytes
+        available = psutil.virtual_memory().available - self._settings.residency.reserve_bytes
         if source.size_bytes > available:
             raise OutOfMemoryError(
                 f"the adapter {source.name} needs {source.size_bytes / 2**20:,.0f} MiB of memory and "

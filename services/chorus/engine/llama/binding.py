@@ -15,12 +15,15 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chorus.core.errors import ConfigError, EngineError
 from chorus.engine.llama import log
+
+if TYPE_CHECKING:
+    from chorus.engine.llama.ggml import Offload
 
 _WORDPIECE = 3
 _POOLING_RANK = 4
@@ -104,13 +107,14 @@ class Model:
         self,
         path: Path,
         *,
-        gpu_layers: int = 0,
+        offload: Offload | None = None,
         lock_memory: bool = False,
         vocabulary_only: bool = False,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
         """Loads a file; takes as long as that takes. `progress` gets 0..1 and returns False to break the load off.
 
+        `offload` says what goes to graphics devices; without it they are left alone.
         Raises `EngineError` with llama.cpp's own last words when it refuses the file or was broken off.
         """
         self._lib = library()
@@ -120,7 +124,12 @@ class Model:
         self.adapters_lock = threading.Lock()
         params = self._lib.llama_model_default_params()
         params.vocab_only = vocabulary_only
-        params.n_gpu_layers = gpu_layers
+        self._offload = offload  # C keeps pointers into it
+        nowhere = (ctypes.c_void_p * 1)()
+        if offload is not None:
+            offload.fill(params)
+        else:
+            params.devices, params.n_gpu_layers = ctypes.cast(nowhere, ctypes.c_void_p), 0
         if lock_memory:
             params.load_mode = self._lib.LLAMA_LOAD_MODE_MMAP_MLOCK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
@@ -16,7 +17,7 @@ from chorus.core.errors import (
     PromptTooLongError,
     UnsupportedFeatureError,
 )
-from chorus.core.fleet.records import Artifact, EngineInfo, EngineKind, Feature, ModelLoad, ModelState, ModelStatus
+from chorus.core.fleet.records import Artifact, EngineInfo, EngineKind, Feature, ModelLoad, ModelStatus
 from chorus.core.generation import (
     Dry,
     Embedding,
@@ -24,6 +25,7 @@ from chorus.core.generation import (
     Event,
     GenerationRequest,
     Priority,
+    Progress,
     Prompt,
     Ranked,
     Ranking,
@@ -31,17 +33,21 @@ from chorus.core.generation import (
     Tool,
     ToolChoice,
 )
+from chorus.core.residency.devices import Machine
 from chorus.engine.base import ProgressCallback
 from chorus.engine.llama import binding
 from chorus.engine.llama.adapters import AdapterShelf
 from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit, Vector, Withdraw
 from chorus.engine.llama.constraint import Matcher
+from chorus.engine.llama.devices import DeviceReader
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job
 from chorus.engine.llama.prompt import text_size
 from chorus.engine.llama.reading import TRUNCATIONS, Reading, TextReader
+from chorus.engine.llama.residents import Residents
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
 from chorus.engine.llama.survival import Survival, failing_future
+from chorus.engine.llama.turns import Turns
 from chorus.engine.llama.worker import Worker
 from chorus.engine.selection import require_features, select_model
 
@@ -60,9 +66,24 @@ class LlamaEngine:
     and tokenized in a thread of their own, long ones in a second, and weights read in another, so none stalls a stream.
     """
 
-    def __init__(self, sources: Sequence[ModelSource], settings: LlamaSettings | None = None) -> None:
-        """Raises `ConfigError` where llama-cpp-python is missing. Of two sources with one name the last counts."""
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        settings: LlamaSettings | None = None,
+        *,
+        machine: Callable[[], Machine] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`machine` reads the memory that models may use, in a thread, and `clock` says how long one has been idle.
+
+        Raises `ConfigError` where llama-cpp-python is missing, or a graphics device that the settings name. Of two
+        sources with one name the last counts.
+        """
         self._settings = settings or LlamaSettings()
+        residency = self._settings.residency
+        reader = machine or DeviceReader(residency, uses_gpus=self._settings.gpu_layers != 0)
+        self._residents = Residents(self._settings, reader, clock=clock)
+        self._turns = Turns(residency.max_decoding)
         self._info = EngineInfo(
             name=_NAME, version=binding.version(), kind=EngineKind.LOCAL, backends=binding.backends()
         )
@@ -92,6 +113,7 @@ class LlamaEngine:
         self._survival = Survival(lambda: self._hosts.values(), self._settings.patience)
         self._survival.start()
         self._stopped = False
+        self._residents.start(self._loader)
         await self.offer(self._sources)
 
     async def offer(self, sources: Sequence[ModelSource]) -> None:
@@ -108,7 +130,16 @@ class LlamaEngine:
             if not host.is_idle or (name in offered and offered[name] == host.source)
         }
         fresh = [
-            Host(source, self._settings, engine=_NAME, loader=self._loader, changed=self._on_changed)
+            Host(
+                source,
+                self._settings,
+                engine=_NAME,
+                loader=self._loader,
+                turns=self._turns,
+                changed=self._on_changed,
+                failed=self._residents.failed,
+                again=self._load_again,
+            )
             for name, source in offered.items()
             if name not in kept
         ]
@@ -134,7 +165,7 @@ class LlamaEngine:
         self._stopped = True
         if self._survival is not None:
             await self._survival.stop()
-        await asyncio.gather(*(host.unload(wait=False) for host in self._hosts.values()))
+        await self._residents.stop()
         for pool in (self._loader, self._text, self._long_text):
             if pool is not None:
                 # Every load was broken off, but a long text is read to its end: not on the event loop's time.
@@ -169,20 +200,20 @@ class LlamaEngine:
         if context_length is not None and context_length < 8:
             raise InvalidRequestError("context_length", "must be at least 8")
         host = self._host(model)
-        await host.load(progress, context_length)
-        return host.status
+        async with self._in_memory(host, progress, context_length):
+            return host.status
 
     async def unload(self, model: str, *, wait: bool = False) -> ModelStatus:
         """Unloads a model; its generations end with `DrainingError` unless `wait`."""
         host = self._host(model)
-        await host.unload(wait=wait)
+        await self._residents.unload(host, wait=wait)
         return host.status
 
     async def forget_cache(self) -> None:
         """Drops what finished sequences have left in memory for those that begin alike."""
         loop = asyncio.get_running_loop()
         for host in self._hosts.values():
-            if host.state is ModelState.LOADED and not host.closing:
+            if host.in_memory and not host.closing:
                 result: asyncio.Future[None] = loop.create_future()
                 host.worker.send(ForgetCache(result))
                 await result
@@ -197,12 +228,12 @@ class LlamaEngine:
         )
         _check(request)
         adapter_source = host.adapter_source(request.adapter) if request.adapter else None
-        host.enter()
+        visit = self._residents.visit(host)
         shelf: AdapterShelf | None = None
         job: Job | None = None
         worker: Worker | None = None
         try:
-            async for progress in self._loaded(host):
+            async for progress in visit.events():
                 yield progress
             load_s = time.monotonic() - arrived
             if not host.facts.generates:
@@ -248,7 +279,7 @@ class LlamaEngine:
             if shelf is not None and adapter_source is not None:
                 shelf.give_back(adapter_source)
             host.waiting.discard(job)
-            host.leave()
+            visit.end()
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -292,31 +323,32 @@ class LlamaEngine:
     ) -> tuple[Artifact, list[int]]:
         """Token ids of `text`, with the artifact whose vocabulary they are of."""
         host = self._host(model, {Feature.TOKENIZE})
-        await host.load(None, None)
-        try:
-            ids = await self._in_text_thread(
-                lambda: host.model.tokenize(text, add_special=add_special, parse_special=parse_special), size=len(text)
-            )
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError("text", "holds half a surrogate pair, which is no Unicode text") from error
-        return host.artifact, ids
+        async with self._in_memory(host):
+            try:
+                ids = await self._in_text_thread(
+                    lambda: host.model.tokenize(text, add_special=add_special, parse_special=parse_special),
+                    size=len(text),
+                )
+            except UnicodeEncodeError as error:
+                raise InvalidRequestError("text", "holds half a surrogate pair, which is no Unicode text") from error
+            return host.artifact, ids
 
     async def detokenize(self, model: str, token_ids: Sequence[int], *, show_special: bool) -> str:
         """Text of `token_ids`. Raises `InvalidRequestError` for an id outside of the vocabulary."""
         host = self._host(model, {Feature.TOKENIZE})
-        await host.load(None, None)
-        _check_vocabulary(host, "token_ids", token_ids)
-        return await self._in_text_thread(
-            lambda: host.model.detokenize(token_ids, show_special=show_special), size=len(token_ids)
-        )
+        async with self._in_memory(host):
+            _check_vocabulary(host, "token_ids", token_ids)
+            return await self._in_text_thread(
+                lambda: host.model.detokenize(token_ids, show_special=show_special), size=len(token_ids)
+            )
 
     async def count_tokens(self, model: str, prompt: Prompt, tools: Sequence[Tool]) -> tuple[ModelStatus, int]:
         """How many tokens a prompt has after the model's template, with the model that would read it."""
         request = GenerationRequest(model, prompt, tuple(tools))
         host = self._host(model, request.needed_features())
-        await host.load(None, None)
-        ids = await self._in_text_thread(host.reader.read, prompt, tools, size=text_size(prompt))
-        return host.status, len(ids)
+        async with self._in_memory(host):
+            ids = await self._in_text_thread(host.reader.read, prompt, tools, size=text_size(prompt))
+            return host.status, len(ids)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -335,10 +367,23 @@ class LlamaEngine:
             require_features(status, features)
         return host
 
-    async def _loaded(self, host: Host) -> AsyncIterator[Event]:
-        if host.state is not ModelState.LOADED:
-            async for progress in host.loading():
-                yield progress
+    @contextlib.asynccontextmanager
+    async def _in_memory(
+        self, host: Host, progress: ProgressCallback | None = None, context_length: int | None = None
+    ) -> AsyncIterator[None]:
+        """Loads a model where it isn't, and keeps it for the length of the block."""
+        visit = self._residents.visit(host, context_length)
+        try:
+            async for event in visit.events():
+                if progress is not None and isinstance(event, Progress):
+                    progress(event)
+            yield
+        finally:
+            visit.end()
+
+    async def _load_again(self, host: Host, context_length: int) -> None:
+        async with self._in_memory(host, None, context_length):
+            return
 
     async def _vectors(
         self,
@@ -350,9 +395,7 @@ class LlamaEngine:
         priority: Priority,
     ) -> tuple[list[Reading], list[Vector]]:
         """What the model reads of each item, and what it makes of it, in order."""
-        host.enter()
-        try:
-            await host.load(None, None)
+        async with self._in_memory(host):
             reader = TextReader(host.model, host.name, host.embedding_length)
             readings: list[Reading] = []
             for part in _parts(items):
@@ -371,8 +414,6 @@ class LlamaEngine:
                 raise
             finally:
                 host.waiting.discard(command)
-        finally:
-            host.leave()
 
     async def _in_text_thread(self, call: Callable[..., T], *arguments: object, size: int) -> T:
         """Runs what reads a text of about `size` characters; long ones, which take seconds, have their own queue."""

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 import psutil
 import structlog
 
-from chorus.core.errors import (
-    ChorusError,
-    DrainingError,
-    EngineError,
-    InvalidRequestError,
-    ModelFileError,
-    OutOfMemoryError,
-)
+from chorus.core.errors import ChorusError, DrainingError, EngineError, ModelFileError, OutOfMemoryError
 from chorus.core.fleet.records import ModelLoad, ModelState, ModelStatus
 from chorus.core.generation import Phase, Progress
+from chorus.core.residency.allocation import Allocation
 from chorus.engine.base import ProgressCallback
-from chorus.engine.llama import binding
+from chorus.engine.llama import binding, ggml
 from chorus.engine.llama.adapters import AdapterShelf, find_adapter
+from chorus.engine.llama.devices import give_back_freed_memory
 from chorus.engine.llama.drafting import check_vocabularies
 from chorus.engine.llama.embedder import longest_input
 from chorus.engine.llama.prompt import ModelFacts, PromptReader
 from chorus.engine.llama.pulse import Pulse
 from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSource
 from chorus.engine.llama.survival import Waiting
+from chorus.engine.llama.turns import Turns
 from chorus.engine.llama.worker import Worker
 
 _log = structlog.get_logger("chorus.engine.llama")
 _BETWEEN_PROGRESS_S = 0.1
+_ALL_LAYERS = 10_000
 _UNKNOWN = ModelFacts(frozenset(), generates=False, trained_context=0)
 
 
@@ -46,16 +43,26 @@ class Host:
         *,
         engine: str,
         loader: Executor,
+        turns: Turns,
         changed: Callable[[], None],
+        failed: Callable[[Host], None],
+        again: Callable[[Host, int], Awaitable[None]],
     ) -> None:
-        """`loader` runs one load at a time; `changed` is called whenever `status` has changed."""
+        """`loader` runs one load at a time; the owner thread takes `turns` with those of other models.
+
+        `changed` is called whenever `status` has changed, `failed` when the owner thread has died; `again` loads
+        it once more, with that context.
+        """
         self.source = source
         self.artifact = source.artifact
         self.name = source.artifact.name
         self._settings = settings.tuned(source.tuned)
         self._engine = engine
         self._loader = loader
+        self._turns = turns
         self._changed = changed
+        self._failed = failed
+        self._again = again
         self.state = ModelState.AVAILABLE
         self.error = ""
         self.facts = _UNKNOWN
@@ -68,6 +75,7 @@ class Host:
         self._shelf: AdapterShelf | None = None
         self._dead: Worker | None = None  # failed by itself, and perhaps still freeing what it had
         self._loading: asyncio.Task[None] | None = None
+        self._unloading: asyncio.Task[None] | None = None
         self._break_off = False
         self._listeners: list[ProgressCallback] = []
         self._users = 0
@@ -154,6 +162,16 @@ class Host:
         """Whether nobody uses it and nothing of it is in memory, so that it can be forgotten."""
         return not self._users and self._loading is None and self._worker is None
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is loaded, and not on its way out."""
+        return self._worker is not None and self._unloading is None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing of it is in memory, nor on its way in."""
+        return self._worker is None and self._loading is None and self._unloading is None
+
     # --- users ------------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -180,46 +198,37 @@ class Host:
         except ChorusError as error:
             self.state, self.error = ModelState.FAILED, error.message
             return
-        self.context_length = self._context(None)
+        self.context_length = self.context_for(None)
         if self.facts.template_problem:
             _log.warning("chat template unusable", model=self.name, problem=self.facts.template_problem)
 
-    async def load(self, progress: ProgressCallback | None, context_length: int | None) -> None:
-        """Loads it, unless it is loaded; everybody who asks meanwhile shares the load."""
-        if self.closing:
-            raise DrainingError(f"{self.name} is being unloaded")
-        if self.state is ModelState.LOADED:
-            if context_length is not None and self._context(context_length) != self.context_length:
-                raise InvalidRequestError(
-                    "context_length", f"{self.name} is loaded with {self.context_length}; unload it first"
-                )
-            return
-        if self._loading is None:
-            self._break_off = False
-            self._loading = asyncio.create_task(self._load(context_length))
-            self._loading.add_done_callback(_note)
-        if progress is not None:
-            self._listeners.append(progress)
-        try:
-            await asyncio.shield(self._loading)
-        finally:
-            if progress is not None:
-                self._listeners.remove(progress)
+    def listen(self, listener: ProgressCallback) -> None:
+        """Tells of the progress of a load, until `deafen`."""
+        self._listeners.append(listener)
 
-    async def loading(self) -> AsyncIterator[Progress]:
-        """Loads it, yielding how far that is."""
-        queue: asyncio.Queue[Progress | None] = asyncio.Queue()
-        task = asyncio.create_task(self.load(queue.put_nowait, None))
-        task.add_done_callback(_note)
-        task.add_done_callback(lambda _: queue.put_nowait(None))
-        try:
-            while (progress := await queue.get()) is not None:
-                yield progress
-            await task
-        finally:
-            task.cancel()
+    def deafen(self, listener: ProgressCallback) -> None:
+        """Ends `listen`."""
+        self._listeners.remove(listener)
 
-    async def _load(self, context_length: int | None) -> None:
+    def context_for(self, wanted: int | None) -> int:
+        """How many tokens one request could use if it were loaded with `wanted`, or as the settings say."""
+        most = self.facts.trained_context or wanted or self._settings.context_length
+        return max(1, min(wanted or self._settings.context_length, most))
+
+    def fail(self, error: ChorusError) -> None:
+        """It can't be loaded."""
+        self._become(ModelState.FAILED, error.message)
+
+    async def load(self, allocation: Allocation, context_length: int | None) -> None:
+        """Loads it, which nobody does at the same time, to where `allocation` says.
+
+        Raises `ModelFileError`, `OutOfMemoryError`, or `DrainingError` if it is broken off by `unload`.
+        """
+        self._break_off = False
+        self._loading = asyncio.create_task(self._load(allocation, context_length))
+        await asyncio.shield(self._loading)
+
+    async def _load(self, allocation: Allocation, context_length: int | None) -> None:
         loop = asyncio.get_running_loop()
         size = self.artifact.size_bytes
         told_at = 0.0
@@ -236,10 +245,10 @@ class Host:
         began = time.monotonic()
         try:
             await self._bury()
-            model, reader, end_tokens, draft = await loop.run_in_executor(self._loader, self._open, report)
+            model, reader, end_tokens, draft = await loop.run_in_executor(self._loader, self._open, allocation, report)
             self.facts = reader.facts
             self.end_tokens = end_tokens
-            self.context_length = self._context(context_length)
+            self.context_length = self.context_for(context_length)
             self.embedding_length = longest_input(model, self.context_length)
             worker = Worker(
                 model,
@@ -247,6 +256,7 @@ class Host:
                 context_length=self.context_length,
                 embedding_length=self.embedding_length,
                 settings=self._settings,
+                turns=self._turns,
                 failed=self._on_failed,
                 draft=draft,
             )
@@ -254,7 +264,7 @@ class Host:
                 await worker.ready
             except ChorusError as error:
                 await worker.stop()
-                raise self._explained(error) from error
+                raise self._explained(error, allocation) from error
         except ChorusError as error:
             broken_off = self._break_off
             self._become(ModelState.AVAILABLE if broken_off else ModelState.FAILED, "" if broken_off else error.message)
@@ -275,35 +285,37 @@ class Host:
             raise DrainingError("the engine is shutting down")
 
     def _open(
-        self, report: Callable[[float], bool]
+        self, allocation: Allocation, report: Callable[[float], bool]
     ) -> tuple[binding.Model, PromptReader, frozenset[int], binding.Model | None]:
         """In the loader's thread: reads the weights."""
-        settings = self._settings
         if self._break_off:
             raise DrainingError("the engine is shutting down")
         if not self.source.path.is_file():
             raise ModelFileError(f"{self.source.path} is not there any more")
-        self._require_memory()
+        offload = ggml.Offload([(share.device, share.layers) for share in allocation.shares])
         try:
             model = binding.Model(
-                self.source.path, gpu_layers=settings.gpu_layers, lock_memory=settings.lock_memory, progress=report
+                self.source.path, offload=offload, lock_memory=self._settings.lock_memory, progress=report
             )
         except EngineError as error:
-            raise ModelFileError(error.message) from error
+            explained = self._explained(error, allocation)
+            raise (ModelFileError(error.message) if explained is error else explained) from error
         try:
             reader, end_tokens = PromptReader(model, self.source.chat_template), model.end_tokens()
-            return model, reader, end_tokens, self._open_draft(model)
+            return model, reader, end_tokens, self._open_draft(model, allocation)
         except BaseException:
             model.close()
             raise
 
-    def _open_draft(self, target: binding.Model) -> binding.Model | None:
+    def _open_draft(self, target: binding.Model, allocation: Allocation) -> binding.Model | None:
         """The model that is to draft for this one, if there is one and guesses are of use."""
         source, settings = self.source.draft, self._settings
         if source is None or not settings.speculation or not target.generates or not target.copies_prefixes:
             return None
+        # It goes where the target's last layers are; with more layers than there are, whole.
+        beside = [(share.device, _ALL_LAYERS) for share in allocation.shares[-1:]]
         try:
-            draft = binding.Model(source.path, gpu_layers=settings.gpu_layers, lock_memory=settings.lock_memory)
+            draft = binding.Model(source.path, offload=ggml.Offload(beside), lock_memory=settings.lock_memory)
         except EngineError as error:
             raise ModelFileError(f"the draft model of {self.name}: {error.message}") from error
         try:
@@ -313,34 +325,28 @@ class Host:
             raise
         return draft
 
-    def _require_memory(self) -> None:
-        offloads = self._settings.gpu_layers != 0 and binding.supports_gpu_offload()
-        needed = self.source.required_bytes
-        if needed is None or offloads:  # what goes to a graphics device is not taken from here
-            return
-        free = psutil.virtual_memory().available - self._settings.memory_reserve_bytes
-        if needed > free:
-            raise OutOfMemoryError(
-                f"{self.name} needs about {_mebibytes(needed)} of memory, and {_mebibytes(max(free, 0))} are free; "
-                "choose a smaller quantization, a shorter context or fewer slots",
-                metadata={"required_bytes": str(needed), "available_bytes": str(max(free, 0))},
-            )
-
-    def _explained(self, error: ChorusError) -> ChorusError:
+    def _explained(self, error: ChorusError, allocation: Allocation) -> ChorusError:
+        """`OutOfMemoryError`, where llama.cpp could not allocate what the estimate said would fit."""
         if "alloc" not in error.message and "memory" not in error.message:
             return error
-        free = psutil.virtual_memory().available
-        needed = self.source.required_bytes
+        parts = [f"{_mebibytes(allocation.host_bytes)} of memory"]
+        parts += [f"{_mebibytes(share.bytes)} on {share.device}" for share in allocation.shares]
         return OutOfMemoryError(
-            f"{self.name} does not fit: it needs "
-            f"{_mebibytes(needed) if needed else 'more memory'} and {_mebibytes(free)} are free ({error.message})",
-            metadata={"required_bytes": str(needed or 0), "available_bytes": str(free)},
+            f"{self.name} was to take about {' and '.join(parts)}, but there was not as much ({error.message}); choose "
+            "a smaller quantization, a shorter context or fewer slots, or raise runner.memory_reserve_gib",
+            metadata={
+                "required_bytes": str(allocation.host_bytes + sum(share.bytes for share in allocation.shares)),
+                "available_bytes": str(psutil.virtual_memory().available),
+            },
         )
 
     # --- unloading --------------------------------------------------------------------------------------------------
 
-    async def unload(self, *, wait: bool) -> None:
-        """Unloads it; with `wait`, once nobody uses it any more. A load under way is broken off."""
+    async def unload(self, *, wait: bool, closes: Callable[[], None] = lambda: None) -> None:
+        """Unloads it; with `wait`, once nobody uses it any more. A load under way is broken off.
+
+        `closes` is called when nothing can keep it in memory any more.
+        """
         if self._loading is not None:
             self._break_off = True
             await asyncio.wait([self._loading])
@@ -348,30 +354,55 @@ class Host:
             await self._bury()
             self._become(ModelState.AVAILABLE)
             return
-        if self.closing:
-            await asyncio.shield(self._worker.ended)
-            return
-        self.closing = True
-        try:
-            if wait:
+        worker, self.closing = self._worker, True
+        if wait and self._unloading is None:
+            try:
                 await self._unused.wait()
-        except asyncio.CancelledError:
-            self.closing = False
-            raise
+            except asyncio.CancelledError:
+                self.closing = False
+                raise
+        if self._worker is not worker:  # somebody else did not wait
+            return
+        closes()
+        await self.evict()
+
+    async def evict(self) -> None:
+        """Unloads it to make room; who comes meanwhile may have it loaded again."""
+        if self._unloading is None and self._worker is not None:
+            self._unloading = asyncio.create_task(self._unload(self._worker))
+        unloading = self._unloading
+        if unloading is not None:
+            await asyncio.wait([unloading])
+            if not unloading.cancelled():  # else its thread hangs, and nobody waits for that
+                unloading.result()
+
+    async def _unload(self, worker: Worker) -> None:
         try:
-            await self._worker.stop()
-        finally:
+            await worker.stop()
             self._forget()
+            await self._give_back()
+        finally:
+            if self._worker is worker:
+                self._forget()
+            self._unloading = None
         self._become(ModelState.AVAILABLE)
         _log.info("model unloaded", model=self.name)
 
+    async def _give_back(self) -> None:
+        """Freed memory goes back to the system before anything else is loaded."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loader, give_back_freed_memory)
+        except RuntimeError:  # the engine has stopped, and its threads with it
+            give_back_freed_memory()
+
     def _on_failed(self, error: ChorusError) -> None:
         """The owner thread died. Called before its streams hear of it, so that none comes back to a dead one."""
-        if self.closing:
+        if self._unloading is not None:
             return
         self._dead = dead = self._worker
         self._forget()
         self._become(ModelState.FAILED, error.message)
+        self._failed(self)
         if self.on_death is not None and dead is not None:
             self.on_death(self, time.monotonic() - dead.pulse.born)
 
@@ -380,6 +411,8 @@ class Host:
 
         What the thread holds is not freed: this process is to end.
         """
+        if self._unloading is not None:
+            self._unloading.cancel()
         self._forget()
         self.closing = True
         self._become(ModelState.FAILED, error.message)
@@ -387,7 +420,7 @@ class Host:
 
     async def revive(self) -> None:
         """Loads it again, as it was, after its owner thread died."""
-        await self.load(None, self.context_length)
+        await self._again(self, self.context_length)
 
     async def _bury(self) -> None:
         dead, self._dead = self._dead, None
@@ -400,10 +433,6 @@ class Host:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _context(self, wanted: int | None) -> int:
-        most = self.facts.trained_context or wanted or self._settings.context_length
-        return max(1, min(wanted or self._settings.context_length, most))
-
     def _tell(self, progress: Progress) -> None:
         for listener in list(self._listeners):
             listener(progress)
@@ -411,12 +440,6 @@ class Host:
     def _become(self, state: ModelState, error: str = "") -> None:
         self.state, self.error = state, error
         self._changed()
-
-
-def _note(task: asyncio.Task[None]) -> None:
-    """Looks at a load's error, since everybody who waited for it may have gone; the model's state keeps it."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _mebibytes(count: int) -> str:

@@ -27,7 +27,7 @@ import structlog
 from chorus.core.errors import ChorusError
 from chorus.core.fitting.memory import CacheType
 from chorus.core.tuning.variant import Variant
-from chorus.engine.llama import binding, log, measuring
+from chorus.engine.llama import binding, ggml, log, measuring
 
 _CALIBRATION_TOKENS = 64
 
@@ -42,7 +42,7 @@ class _Prober:
         self._path = path
         self.unfinished: Path | None = None
         with log.buffers() as buffers:
-            self._model = binding.Model(path, gpu_layers=gpu_layers)
+            self._model = binding.Model(path, offload=ggml.Offload.anywhere(gpu_layers))
         self._weights_bytes = measuring.needed_bytes(buffers)
 
     def facts(self) -> dict[str, Any]:

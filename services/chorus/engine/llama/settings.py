@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from chorus.core.errors import ConfigError
-from chorus.core.fitting.memory import CacheType
+from chorus.core.fitting.memory import CacheType, ModelShape
 from chorus.core.fleet.records import Artifact
 from chorus.core.resilience.stuck import Patience
 from chorus.engine.llama.context import MAX_SEQUENCES
@@ -45,19 +45,41 @@ class Tuned:
 class ModelSource:
     """A model file, checked already by whoever found it.
 
-    `chat_template` overrides the file's own. `required_bytes` is an estimate of the memory that weights, KV memory and
-    buffers take with the engine's settings; with it, a load that cannot fit is refused before it begins. `adapters` may
-    be named by requests. `draft` is a small model with the same vocabulary that guesses tokens ahead for this one; its
-    memory is part of this one's `required_bytes`.
+    `chat_template` overrides the file's own. `shape` tells what it needs of memory; without one that is guessed from
+    its size. `adapters` may be named by requests. `draft` is a small model with the same vocabulary that guesses tokens
+    ahead for this one; it is loaded, and its memory counted, with this one.
     """
 
     artifact: Artifact
     path: Path
     chat_template: str | None = None
-    required_bytes: int | None = None
+    shape: ModelShape | None = None
     adapters: tuple[AdapterSource, ...] = ()
     draft: ModelSource | None = None
     tuned: Tuned | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencySettings:
+    """How the models share the machine's memory.
+
+    `reserve_bytes` stay free on every device; all models together take at most `limit_bytes` of the host's memory. Of
+    `max_loaded` and `max_decoding` models 0 is no limit; the latter counts those that compute a step at one time.
+    `keep_alive_s` is how long an idle model stays, 0 for ever. `pinned` ones are never evicted. Models are named by
+    artifact or family, graphics devices as llama.cpp does, such as CUDA0. `gpu_uses` says of a device `dynamic` (so
+    are all that it doesn't name), `reserved`, or the one model that may use it; `assignments` which devices a model
+    may use. `longest_hold_s` is how long a model is kept at most from one that waits for its memory.
+    """
+
+    reserve_bytes: int = 1 << 30
+    limit_bytes: int | None = None
+    max_loaded: int = 0
+    max_decoding: int = 0
+    keep_alive_s: float = 0.0
+    pinned: frozenset[str] = frozenset()
+    gpu_uses: Mapping[str, str] = field(default_factory=dict)
+    assignments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    longest_hold_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +114,8 @@ class LlamaSettings:
     flash_attention: bool = True
     lock_memory: bool = False
     adapters_kept: int = 8
-    memory_reserve_bytes: int = 256 * 1024 * 1024
     patience: Patience = field(default_factory=Patience)
+    residency: ResidencySettings = ResidencySettings()
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` for what llama.cpp cannot do."""
@@ -109,6 +131,7 @@ class LlamaSettings:
             "prefill_tokens": self.prefill_tokens < 1,
             "gap_s": not self.gap_s > 0,
             "cached_sequences": not 0 <= self.cached_sequences <= MAX_SEQUENCES,
+            "cache_type": self.cache_type.quantized and not self.flash_attention,
         }
         for key, is_wrong in wrong.items():
             if is_wrong:

@@ -9,7 +9,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from queue import SimpleQueue
 
 import structlog
@@ -33,7 +32,7 @@ from chorus.engine.llama.commands import (
     Withdraw,
 )
 from chorus.engine.llama.constraint import Masks
-from chorus.engine.llama.context import Context, ContextParams, FloatArray
+from chorus.engine.llama.context import Context, FloatArray
 from chorus.engine.llama.drafting import Drafter, DraftRequest
 from chorus.engine.llama.embedder import Embedder, text_limits
 from chorus.engine.llama.embedding_queue import EmbeddingQueue
@@ -41,9 +40,10 @@ from chorus.engine.llama.job import Choice, Job
 from chorus.engine.llama.pulse import Pulse
 from chorus.engine.llama.ranking import Mask
 from chorus.engine.llama.settings import LlamaSettings
+from chorus.engine.llama.sizing import SCORED_ROWS, context_params, draft_params
+from chorus.engine.llama.turns import Turns
 
 _log = structlog.get_logger("chorus.engine.llama")
-_SCORED_ROWS = 32  # positions of prompts scored, or guesses checked, in one batch
 
 _STEPS_A_REPORT = 16
 
@@ -59,18 +59,21 @@ class Worker:
         context_length: int,
         embedding_length: int,
         settings: LlamaSettings,
+        turns: Turns,
         failed: Callable[[ChorusError], None],
         draft: Model | None = None,
     ) -> None:
         """Takes the model over, and the one that drafts for it, and closes them at the end whatever happens.
 
-        `failed` is called on the event loop if the thread dies after it was ready.
+        Each step is computed in one of `turns`. `failed` is called on the event loop if the thread dies after it was
+        ready.
         """
         self._model = model
         self._draft_model = draft
         self._drafter: Drafter | None = None
         self._name = name
         self._settings = settings
+        self._turns = turns
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[Command] = SimpleQueue()
@@ -98,21 +101,8 @@ class Worker:
         self._allowed: dict[Choice, Mask] = {}
         self._queue_changed = False
         self._steps = 0
-        # where memory is a state or a window, each sequence that is kept has to have one
-        kept = settings.kept_sequences if model.copies_prefixes else min(settings.kept_sequences, settings.slots)
-        cells = max(settings.kv_tokens or settings.slots * context_length, context_length, settings.slots)
-        self._params = ContextParams(
-            cells=cells,
-            batch_tokens=max(settings.batch_tokens, settings.slots),
-            micro_batch_tokens=settings.micro_batch_tokens or max(settings.batch_tokens, settings.slots),
-            sequences=settings.slots,
-            kept=kept,
-            outputs=max(settings.slots, _SCORED_ROWS),
-            threads=settings.thread_count(),
-            threads_batch=settings.thread_count(),
-            flash_attention=settings.flash_attention,
-            cache_type=settings.cache_type,
-        )
+        self._params = context_params(settings, context_length, shares_prefixes=model.copies_prefixes)
+        cells = self._params.cells
         self._generates = model.generates
         self._scheduler = Scheduler(
             BatchLimits(
@@ -122,7 +112,7 @@ class Worker:
                 prefill_tokens=settings.prefill_tokens,
                 outputs=self._params.outputs,
                 waiting=settings.max_queue,
-                cached=kept,
+                cached=self._params.kept,
                 gap_s=settings.gap_s,
             ),
             Sharing.PREFIX if model.copies_prefixes else Sharing.WHOLE,
@@ -154,7 +144,7 @@ class Worker:
             if self._generates:
                 self._context = Context(self._model, self._params)
                 if self._draft_model is not None:
-                    self._drafter = Drafter(self._model, self._draft_model, replace(self._params, kept=0))
+                    self._drafter = Drafter(self._model, self._draft_model, draft_params(self._params))
             self._post(self.ready.set_result, None)
             self._hand_over()
             while self._take_commands():
@@ -269,7 +259,8 @@ class Worker:
 
     def _step(self) -> None:
         if not self._embeds.idle:
-            self._embeds.step(streams=not self._scheduler.idle)
+            with self._turns.taken():
+                self._embeds.step(streams=not self._scheduler.idle)
             self.load = self._load_report()
             self._hand_over()
         if self._scheduler.idle:
@@ -315,7 +306,7 @@ class Worker:
                 continue
             if choice.lookup is None:
                 choice.lookup = PromptLookup(choice.tokens)
-            found = choice.lookup.propose(_SCORED_ROWS)
+            found = choice.lookup.propose(SCORED_ROWS)
             source, guess = found or (None, [])
             if choice.matcher is not None:
                 guess = guess[: choice.matcher.fitting(guess)]
@@ -338,7 +329,8 @@ class Worker:
         assert drafter is not None
         self.pulse.begin(len(wanted), "guesses")
         try:
-            guesses = drafter.propose([request for _, request in wanted])
+            with self._turns.taken():
+                guesses = drafter.propose([request for _, request in wanted])
         except ChorusError as error:
             _log.warning("draft model given up", model=self._name, why=error.message)
             self._drafter = None
@@ -356,9 +348,10 @@ class Worker:
         context.use_adapter(plan.lane)
         count = self._fill(context, plan.chunks)
         self._hand_over()  # the event loop tells what the last step gave while this one is computed
-        self.pulse.begin(count)
-        began = time.monotonic()
-        code = context.decode(count)
+        with self._turns.taken():
+            self.pulse.begin(count)
+            began = time.monotonic()
+            code = context.decode(count)
         if code:
             raise batch_failed(code, count)
         outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])

@@ -1,0 +1,1 @@
+"""Which models are in a runner's memory, where in it, and who makes room for whom."""
