@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from chorus.core.errors import EngineError
 from chorus.core.generation import Dry, Sampling, Xtc
 from chorus.engine.llama.context import FloatArray
 from chorus.engine.llama.dry import RepeatPenalty, suffix_matches
-from chorus.engine.llama.ranking import Reach, buffers, largest, log_normalizer
+from chorus.engine.llama.ranking import buffers, largest, log_normalizer
 from chorus.engine.llama.sampling import Sampler, uniform
 
 rows = arrays.arrays(
@@ -120,15 +121,11 @@ def test_the_largest_values_are_found_without_sorting_all(row: FloatArray, count
     found, values = largest(row, count)
     assert len(set(found.tolist())) == len(found) == count
     assert row[found].tolist() == values.tolist() == np.sort(row)[::-1][:count].tolist()
-    reach = Reach()
-    for guess in (None, 0.0, 1.0, 1e6):
-        reach.distance = reach.distance if guess is None else guess
-        guessed, _ = largest(row, count, reach)
-        assert guessed.tolist() == found.tolist(), "a guess changes nothing but the time"
+    assert all(one < other for one, other in pairwise(found) if row[one] == row[other])
 
 
 @given(rows, samplings, histories, st.integers(0, 3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_draw_is_one_that_the_reference_can_make(
     row: FloatArray, sampling: Sampling, history: list[int], index: int
 ) -> None:
@@ -195,6 +192,14 @@ def test_penalties_see_a_window_that_moves() -> None:
     assert drawn == [0, 1, 2, 0, 1, 2]
     resumed = Sampler(sampling, seed=0, choice=0, history=drawn[:4])
     assert resumed.draw(row, 4) == drawn[4]
+
+
+@pytest.mark.parametrize("top_p", [0.9999999, 0.5, 1e-9])
+def test_top_p_comes_to_an_end_among_forbidden_tokens(top_p: float) -> None:
+    row = np.full(5000, -np.inf, dtype=np.float32)
+    row[[7, 90, 4000]] = [1.0, 1.0, -200.0]
+    sampler = Sampler(Sampling(temperature=1.0, top_k=0, top_p=top_p, min_p=0.0), seed=1, choice=0, history=[])
+    assert {sampler.draw(row, index) for index in range(20)} <= {7, 90}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -264,7 +269,7 @@ pieces = {0: b"a", 1: b"b\n", 2: b"<", 3: b"|x", 4: b">", 5: b"", 6: "é".encode
         sequence_breakers=st.sampled_from([(), ("\n",), ("<|x>", "é"), ("a<", "|"), ("é" * 60,)]),
     ),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_dry_is_what_comparing_every_stretch_finds(history: list[int], known: int, dry: Dry) -> None:
     """Whatever of the history was there at first and what was accepted later."""
     repeats = RepeatPenalty(dry, history[:known], pieces.__getitem__)

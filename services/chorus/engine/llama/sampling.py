@@ -29,7 +29,6 @@ from chorus.engine.llama.ranking import (
     FloatArray,
     IdArray,
     Mask,
-    Reach,
     above,
     buffers,
     by_value,
@@ -40,6 +39,7 @@ from chorus.engine.llama.ranking import (
 
 _FORBIDS = -100.0
 _BLOCK = 128
+_FARTHEST = 120.0  # below the likeliest logit: no token so far down has a weight
 # Below this a gap of a hundredth between two logits decides as surely as 0 does, and quotients would overflow.
 _COLDEST = 1e-4
 _DRAW, _EXCLUDE = b"chorus.draw", b"chorus.xtc"  # streams of numbers that know nothing of each other
@@ -93,7 +93,7 @@ class Sampler:
                 self._count(token_id)
         self._changes_row = bool(self._bias_ids.size) or sampling.penalizes or self._repeats is not None
         self._cuts = bool(sampling.top_k) or sampling.typical_p < 1.0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
-        self._reach = Reach()
+        self._reach = 6.0  # how far below the likeliest top-p went lately: a guess, which is put right
 
     def accept(self, token_id: int) -> None:
         """The token was drawn: penalties and DRY will see it."""
@@ -144,7 +144,7 @@ class Sampler:
         """
         sampling = self._sampling
         if sampling.top_k:
-            ids, values = largest(row, sampling.top_k, self._reach)
+            ids, values = largest(row, sampling.top_k)
             _check(values[0])
             if sampling.typical_p < 1.0:
                 kept = typical(values, sampling.typical_p, Buffers(values.size))
@@ -195,16 +195,15 @@ class Sampler:
 
     def _most_of(self, row: FloatArray, top: np.float32, weight: float) -> tuple[IdArray, FloatArray]:
         """The likeliest ids that together have at least that weight, with their logits."""
-        reach = self._reach
         while True:
-            ids, values = by_value(row, above(row, float(top) - reach.distance))
+            ids, values = by_value(row, above(row, float(top) - self._reach))
             sums = np.exp(values - top, dtype=np.float64).cumsum()
             place = int(sums.searchsorted(weight))
-            if place < ids.size or ids.size == row.size:
+            if place < ids.size or self._reach > _FARTHEST:  # by rounding, all of them may have too little
                 break
-            reach.distance = reach.distance * 1.5 + 1.0
+            self._reach = self._reach * 1.5 + 1.0
         place = min(place, ids.size - 1)
-        reach.distance = min((float(top) - float(values[place])) * 1.25 + 0.25, 1e6)
+        self._reach = min((float(top) - float(values[place])) * 1.25 + 0.25, _FARTHEST)
         return ids[: place + 2], values[: place + 2]
 
     def _draw_of_all(self, row: FloatArray, index: int) -> int:
