@@ -38,7 +38,7 @@ _STREAMS = 16
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def wide() -> AsyncIterator[LlamaEngine]:
-    settings = LlamaSettings(slots=_STREAMS, context_length=192, max_queue=_STREAMS, threads=1)
+    settings = LlamaSettings(slots=_STREAMS, context_length=192, max_queue=_STREAMS, threads=2)
     engine = LlamaEngine([smollm2()], settings)
     await engine.start()
     await engine.load("")
