@@ -175,7 +175,7 @@ async def test_a_json_stream_goes_on_from_every_split(wide: LlamaEngine) -> None
     assert whole.finished.choices[0].reason is FinishReason.END
     ids = whole.ids()
     said = ["".join(delta.text for delta in whole.deltas[:split]) for split in range(len(ids) + 1)]
-    splits = range(0, len(ids) + 1, 2)
+    splits = range(0, len(ids) + 1, 3)
     resumed = await asyncio.gather(
         *(hear(wide, replace(request, resume=(DeliveredChoice(0, tuple(ids[:split])),))) for split in splits)
     )
