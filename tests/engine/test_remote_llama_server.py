@@ -183,7 +183,7 @@ async def test_what_it_counts_is_told(server: RealServer) -> None:
         finished = (await hear(engine, ask(subject, 24))).finished
         assert finished.usage.completion_tokens == 24
         assert finished.usage.prompt_tokens > 10
-        assert finished.choices[0].finish_reason is FinishReason.LENGTH
+        assert finished.choices[0].reason is FinishReason.LENGTH
         assert finished.timings.tokens_per_second > 0
         again = (await hear(engine, ask(subject, 4))).finished
         assert again.usage.cached_tokens > 0
