@@ -125,9 +125,8 @@ async def run(model: Path, rounds: int, threads: int) -> int:
                             await once(server, prompt, found[name])
                     except OSError as error:  # TimeoutError is one
                         server.process.check()
-                        raise BenchmarkError(
-                            f"{name}: {error or 'no answer'}.\n{server.process.last_words()}"
-                        ) from error
+                        why = str(error) or f"no answer within {_LIMIT_S:.0f} s"
+                        raise BenchmarkError(f"{name}: {why}.\n{server.process.last_words()}") from error
                     say(f"round {number + 1}/{rounds}: {name}, longest gap {found[name].gaps[-1] * 1000:.0f} ms, "
                         f"TTFT {found[name].among[-1]:.2f} s, alone {found[name].alone[-1]:.2f} s")  # fmt: skip
                 processes.check()

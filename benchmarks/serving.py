@@ -51,7 +51,7 @@ _WORDS = (
 )
 _TTFT_TOKENS = 3
 _TTFT_TOTAL = 500
-_PART_LIMIT_S = 180.0
+_PART_LIMIT_S = 300.0
 _ENOUGH_ROUNDS = 10
 
 
@@ -100,7 +100,7 @@ async def measure(server: Server, other: Server, cell: Cell, asked: Sequence[str
     except OSError as error:  # TimeoutError is one
         server.process.check()
         raise BenchmarkError(
-            f"{server.process.name} at {cell}: {error or f'no answer within {_PART_LIMIT_S:.0f} s'}.\n"
+            f"{server.process.name} at {cell}: {str(error) or f'no answer within {_PART_LIMIT_S:.0f} s'}.\n"
             f"{server.process.last_words()}"
         ) from error
     found.client_cpu_s += time.process_time() - client
@@ -160,8 +160,9 @@ async def run(plan: Plan, shape: Shape) -> int:
     with tempfile.TemporaryDirectory(prefix="chorus-bench-") as folder, processes_in(Path(folder)) as processes:
         theirs, kind = await better_llama_server(processes, shape, program)
         say(kind)
+        # before the channel: gRPC's threads and a fork don't go well together
+        wrapper = Wrapper(processes, shape) if any(cell.streams == 1 for cell in plan.cells) else None
         async with started_runner(processes, shape) as ours:
-            wrapper = Wrapper(processes, shape) if any(cell.streams == 1 for cell in plan.cells) else None
             servers = {LLAMA_SERVER: theirs, RUNNER: ours}
             await rounds(plan, servers, wrapper, found, processes)
             peaks = {name: server.process.peak_bytes() for name, server in servers.items()}
