@@ -229,7 +229,12 @@ async def test_the_next_token_is_the_uninterrupted_one_at_every_split() -> None:
 async def test_streams_that_were_split_end_as_they_would_have() -> None:
     """Many at once, each from its own split to its end."""
     async with serving(
-        smollm2(chat_template=_PLAIN_TEMPLATE), slots=8, max_queue=64, context_length=256, kv_tokens=2048
+        smollm2(chat_template=_PLAIN_TEMPLATE),
+        slots=8,
+        max_queue=64,
+        context_length=256,
+        kv_tokens=2048,
+        speculation=True,
     ) as engine:
         for case in await every_case(engine):
             await engine.forget_cache()

@@ -155,7 +155,9 @@ async def test_streams_that_outgrow_the_memory_take_turns(shallow: ModelSource) 
         for number in range(3)
     ]
     said: list[tuple[int, type[Event]]] = []
-    async with serving(shallow, slots=3, context_length=1024, kv_tokens=1560, batch_tokens=128) as engine:
+    async with serving(
+        shallow, slots=3, context_length=1024, kv_tokens=1560, batch_tokens=128, speculation=True
+    ) as engine:
         together = await asyncio.gather(
             *(timeline(engine, number, request, said) for number, request in enumerate(requests))
         )
