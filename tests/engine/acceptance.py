@@ -5,7 +5,7 @@ The tests ask through the engine's interface alone; what they know of its inside
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,9 +73,13 @@ class Batch:
 
 @dataclass
 class Batches:
-    """Every batch given to decode while watched. Past `limit` tokens batches fail, so that a test that fails ends."""
+    """Every batch given to decode while watched. Past `limit` tokens batches fail, so that a test that fails ends.
+
+    `made_one` is called for each in the engine's own thread, before it is decoded.
+    """
 
     limit: int = 1 << 40
+    made_one: Callable[[], None] = lambda: None
     made: list[Batch] = field(default_factory=list)
     contexts: list[Context] = field(default_factory=list)
 
@@ -108,6 +112,7 @@ def watching(limit: int = 1 << 40) -> Iterator[Batches]:
         batches.made.append(Batch(positions))
         if context not in batches.contexts:
             batches.contexts.append(context)
+        batches.made_one()
         if batches.tokens > batches.limit:
             raise EngineError(f"more than the {batches.limit} tokens that this test allows were to be decoded")
         return decode(context, count)
