@@ -52,7 +52,9 @@ async def gemma_engine(gemma_path: Path) -> AsyncIterator[LlamaEngine]:
     await engine.stop()
 
 
-@every_check
+@pytest.mark.parametrize(
+    "check", [check for check in CHECKS if Feature.RERANK not in needed_by(check)], ids=lambda check: check.__name__
+)
 async def test_gemma(check: Check, gemma_engine: LlamaEngine) -> None:
     (status,) = gemma_engine.models()
     assert needed_by(check) <= status.features
