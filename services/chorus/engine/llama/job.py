@@ -165,7 +165,8 @@ class Job:
         self._admitted: float | None = None
         self._first: float | None = None
         self._drawn = 0
-        self._scores: list[TokenLogprob] = []
+        self._scores: dict[int, TokenLogprob] = {}
+        self._held: list[Event] = []
         stops = StopStrings(request.stop.strings)
         delivered = {choice.choice: choice.token_ids for choice in request.resume}
         self.choices = [
@@ -215,17 +216,32 @@ class Job:
         ]
         if self.request.prompt_logprobs is not None:
             first = TokenLogprob(self.prompt[0], 0.0, self.model.piece_of(self.prompt[0], show_special=True))
-            events.append(PromptScored((first, *self._scores)))
-        return events
+            events.append(PromptScored((first, *(self._scores[place] for place in range(len(self.prompt) - 1)))))
+        held, self._held = self._held, []
+        return events + held
+
+    @property
+    def scored(self) -> bool:
+        """Whether all of the prompt has been scored that is to be."""
+        return self.request.prompt_logprobs is None or len(self._scores) == len(self.prompt) - 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether something waits to be told after `start`'s events."""
+        return bool(self._held)
+
+    def hold(self, event: Event) -> None:
+        """Keeps what must come after `start`'s events until these are told."""
+        self._held.append(event)
 
     def drew(self) -> None:
         """One more token was drawn."""
         self._drawn += 1
 
     def score(self, row: FloatArray, position: int) -> None:
-        """Takes the logits at a position of the prompt, which score the token after it. Called in order."""
+        """Takes the logits at a position of the prompt, which score the token after it; again after a preemption."""
         assert self.request.prompt_logprobs is not None
-        self._scores.append(self.logprob(row, self.prompt[position + 1], self.request.prompt_logprobs))
+        self._scores[position] = self.logprob(row, self.prompt[position + 1], self.request.prompt_logprobs)
 
     def logprob(self, row: FloatArray, token_id: int, alternatives: int) -> TokenLogprob:
         """A token's log-probability with so many of the likeliest tokens beside it, from logits nothing has changed."""

@@ -401,21 +401,28 @@ class Worker:
         complete = self._scheduler.computed(chunk)
         try:
             if rows is not None and chunk.start < chunk.sequence.scores:
-                for place, row in enumerate(rows):
-                    job.score(row, chunk.start + place)
+                if not job.started:
+                    for place, row in enumerate(rows):
+                        job.score(row, chunk.start + place)
+                    if not job.scored:
+                        self._tell_progress(job, chunk)
+                    elif complete or job.holds:  # others have drawn already, and what they drew comes after the scores
+                        self._start(job)
                 if complete:  # there was nothing to do but to score the prompt
-                    self._start(job)
                     self._end_choice(choice)
             elif complete:
                 assert rows is not None
                 self._draw(choice, rows, chunk)
             elif not job.started and chunk.count > 1:
-                self._post(job.stream.push, Progress(Phase.PREFILL, chunk.sequence.computed, chunk.sequence.known))
+                self._tell_progress(job, chunk)
         except ChorusError as error:
             self._fail(job, error)
         except Exception as error:  # a defect met by one request must not end those of the others
             _log.exception("a request failed the engine", model=self._name)
             self._fail(job, EngineError(f"{self._name} could not go on with this request ({type(error).__name__})"))
+
+    def _tell_progress(self, job: Job, chunk: Chunk) -> None:
+        self._post(job.stream.push, Progress(Phase.PREFILL, chunk.sequence.computed, chunk.sequence.known))
 
     def _draw(self, choice: Choice, rows: FloatArray, chunk: Chunk) -> None:
         """Draws the next token, and those after it for as long as each was guessed."""
@@ -446,12 +453,15 @@ class Worker:
             choice.matcher.check()
         token_id = choice.sampler.draw(row, index, mask)
         logprobs = () if job.request.logprobs is None else (job.logprob(row, token_id, job.request.logprobs),)
-        if not job.started:
+        if not job.started and job.scored:
             self._start(job)
         job.drew()
         push = job.stream.push
         for delta in choice.take(token_id, logprobs):
-            self._post(push, delta)
+            if job.started:
+                self._post(push, delta)
+            else:
+                job.hold(delta)
 
     def _start(self, job: Job) -> None:
         for event in job.start(time.monotonic()):
