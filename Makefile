@@ -27,6 +27,7 @@ demo: ## a mesh on this machine answers a question: start here
 test: ## every check and every test; PYTEST="-k placement -x" narrows it
 	@$(SETUP)
 	@$(BIN)/python tools/check.py
+	@$(BIN)/python tools/llama_server.py
 	@if [ -f tests/interop/setup.sh ]; then bash tests/interop/setup.sh; fi
 	@$(BIN)/python -m pytest $(PYTEST)
 

