@@ -95,7 +95,7 @@ class DecodeClock:
     """Takes the CPU time spent inside of decode and the wait for its logits, by thread."""
 
     def __init__(self) -> None:
-        self._others = set(_threads())  # those of other libraries, which have nothing to do meanwhile
+        self._others: set[int] = set()
         self._ggml: list[int] = []
         self._decode = self._ggml_in_decode = 0.0
         for name in ("decode", "logits"):
@@ -115,8 +115,12 @@ class DecodeClock:
     def _ggml_s(self) -> float:
         return sum([time.clock_gettime(clock) for clock in self._ggml])
 
+    def new_engine(self) -> None:
+        """Before an engine starts: the threads that are here now are not ggml's."""
+        self._others, self._ggml = set(_threads()), []
+
     def find_threads(self) -> None:
-        """After a first decode: from here on, ggml's threads are known."""
+        """After an engine's first decode, and before anything else has threads: those that came with it are ggml's."""
         python = {thread.native_id for thread in threading.enumerate()}
         self._ggml = [_cpu_clock(thread) for thread in _threads() if thread not in python | self._others]
 
@@ -179,6 +183,7 @@ async def measure_model(path: Path, kinds: Iterable[str], chosen: argparse.Names
     """Every kind that the engine can do, at every number of streams, in interleaved rounds."""
     counts = [int(count) for count in chosen.streams.split(",")]
     settings = LlamaSettings(slots=max(counts), context_length=512, threads=chosen.threads)
+    clock.new_engine()
     engine = LlamaEngine([source_of(path)], settings)
     await engine.start()
     found: Results = defaultdict(list)
@@ -186,9 +191,10 @@ async def measure_model(path: Path, kinds: Iterable[str], chosen: argparse.Names
         await engine.load("")
         (status,) = engine.models()
         able = [kind for kind in kinds if kind not in _NEEDS or _NEEDS[kind] in status.features]
-        for number, kind in enumerate(able):  # a warm-up, and the threads start
-            await read(engine, KINDS[kind], number, 8)
+        await read(engine, KINDS[GREEDY], 0, 8)
         clock.find_threads()
+        for number, kind in enumerate(able):  # a warm-up
+            await read(engine, KINDS[kind], number, 8)
         for number in range(chosen.rounds):
             for count in counts:
                 for kind in able if number % 2 == 0 else reversed(able):
