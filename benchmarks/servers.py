@@ -116,6 +116,7 @@ async def started_runner(processes: Processes, shape: Shape) -> AsyncIterator[Se
         "CHORUS_RUNNER__MODELS_DIR": str(folder / "models"),
         "CHORUS_RUNNER__MODELS": shape.model.name,
         "CHORUS_RUNNER__SLOTS": str(shape.slots),
+        "CHORUS_RUNNER__SPECULATION": "false",  # llama-server guesses nothing either
         "CHORUS_RUNNER__CONTEXT_LENGTH": str(shape.context_length),
         "CHORUS_RUNNER__THREADS": str(shape.threads),
     }

@@ -331,6 +331,9 @@ class RunnerSettings(_Listening):
         le=10_000,
         description="Layers of a model kept on the GPU; -1 is as many as fit, 0 uses no GPU.",
     )
+    speculation: bool = Field(
+        default=True, description="Whether tokens are guessed ahead where that pays; answers are the same either way."
+    )
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="Requests that may wait for a slot; more are refused."
     )

@@ -176,6 +176,7 @@ def llama_engine(settings: RunnerSettings) -> HostedEngine:
             slots=settings.slots,
             context_length=context_length,
             max_queue=settings.max_queue,
+            speculation=settings.speculation,
             threads=settings.threads or None,
             gpu_layers=settings.gpu_layers,
             patience=Patience(floor_s=settings.step_timeout_s),
