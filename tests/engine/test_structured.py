@@ -25,9 +25,9 @@ from chorus.core.generation import (
     StopConditions,
     TextPrompt,
 )
-from chorus.engine.llama import LlamaEngine, LlamaSettings
+from chorus.engine.llama import LlamaEngine, LlamaSettings, binding
 from chorus.testing.engine_subject import Heard, hear
-from tests.engine.conftest import smollm2
+from tests.engine.conftest import smollm2, smollm2_path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,9 +37,12 @@ _STREAMS = 16
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def wide() -> AsyncIterator[LlamaEngine]:
+async def wide(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlamaEngine]:
+    # as Q4_0, which a CPU reads twice as fast: six hundred answers take minutes otherwise
+    path = tmp_path_factory.mktemp("wide") / "smollm2-q4_0.gguf"
+    binding.quantize(smollm2_path(), path, "Q4_0", threads=2)
     settings = LlamaSettings(slots=_STREAMS, context_length=192, max_queue=_STREAMS, threads=2)
-    engine = LlamaEngine([smollm2()], settings)
+    engine = LlamaEngine([smollm2(path)], settings)
     await engine.start()
     await engine.load("")
     yield engine

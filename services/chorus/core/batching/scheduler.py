@@ -163,6 +163,7 @@ class Scheduler:
         self._cache = CachedSlots()
         self._arrivals = itertools.count()
         self._free = list(range(limits.slots + limits.cached - 1, -1, -1))
+        self._span = 0
         self._operations: list[Operation] = []
         self._lane: Hashable = None
         self._lane_s = 0.0  # how long it has had its turn
@@ -209,6 +210,7 @@ class Scheduler:
         sequence = chunk.sequence
         assert sequence.slot is not None
         self.tree.extend(sequence.slot, sequence.tokens[chunk.start : chunk.start + chunk.count])
+        self._span = max(self._span, self.tree.cells)
         sequence.computed += chunk.count
         return sequence.computed == sequence.known
 
@@ -242,9 +244,12 @@ class Scheduler:
             else:
                 read += chunk.count
         self._lane_s += seconds
-        self.times.observe(decoded=decoded, read=read, cells=self.tree.cells, seconds=seconds)
+        self.times.observe(decoded=decoded, read=read, cells=self.span, seconds=seconds)
         if self._cache:
-            self._cache.pay(self.times.pair_s * (decoded + read))
+            used = self.used_cells
+            # what lies between the cells in use costs as much as they do, and stays for as long as the cache does
+            weight = max(self.span - used, 0) / max(self.tree.cells - used, 1)
+            self._cache.pay(self.times.pair_s * (decoded + read) * max(weight, 1.0))
             price = self.times.prefill_token_s
             for slot in self._cache.overdue(price) if price is not None else ():
                 self._forget(slot)
@@ -266,6 +271,16 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether there is nothing to decode."""
         return not self.running and not self.room
+
+    @property
+    def span(self) -> int:
+        """About how many cells every token attends to: those up to the highest one in use, whoever else they belong to.
+
+        Cells are taken from the lowest free one on, so it is the most that were in use since the cache was empty.
+        """
+        if not self._cache:
+            self._span = self.tree.cells
+        return self._span
 
     @property
     def used_cells(self) -> int:
@@ -336,7 +351,7 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.computed, 1, 1, draft))
         if decoding and reading:
             chunk = self.times.chunk(
-                decoding=len(decoding), cells=self.tree.cells, target_s=limits.gap_s, most=limits.prefill_tokens
+                decoding=len(decoding), cells=self.span, target_s=limits.gap_s, most=limits.prefill_tokens
             )
             tokens = min(tokens, chunk)
         reading.sort(key=lambda sequence: rank(sequence.priority))

@@ -298,7 +298,7 @@ class Worker:
         if speculation is None:
             return
         decoding = [sequence for sequence in self._scheduler.running if sequence.missing == 1]
-        tokens, cells = len(decoding), self._scheduler.tree.cells
+        tokens, cells = len(decoding), self._scheduler.span
         drafter, wanted = self._drafter, []
         for sequence in decoding:
             choice = self._choices[sequence]
