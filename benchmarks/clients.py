@@ -1,6 +1,6 @@
 """Clients of the servers under test, each as cheap as its protocol allows; what they cost is told as well.
 
-Both note when each message arrived and parse no more of it than they must.
+They note when each message arrived and parse no more of it than they must. A runner's is in `grpc_client`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,6 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
-
-import grpc.aio
-
-from chorus.api.runner.v1 import runner_pb2
-
-_METHOD = "/chorus.api.runner.v1.ModelRunner/Generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,46 +49,6 @@ class Client(Protocol):
     async def generate(self, ask: Ask, stream: Stream | None = None) -> Stream:
         """The whole stream; `stream` is filled as it comes, for who wants to look while it does. Raises `OSError`."""
         ...
-
-
-class GrpcClient:
-    """A runner's, over one channel."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call: Any = channel.unary_stream(
-            _METHOD,
-            request_serializer=runner_pb2.GenerateRequest.SerializeToString,
-            response_deserializer=runner_pb2.GenerateResponse.FromString,
-        )
-
-    async def generate(self, ask: Ask, stream: Stream | None = None) -> Stream:
-        """Generates, as `Client.generate` says."""
-        request = runner_pb2.GenerateRequest()
-        spec = request.spec
-        spec.prompt = ask.prompt
-        spec.stop.max_tokens = ask.tokens
-        spec.stop.ignore_eos = True
-        if ask.sampled:
-            spec.sampling.seed = ask.seed
-        else:
-            spec.sampling.temperature = 0.0
-        stream = Stream(0.0) if stream is None else stream
-        arrivals, clock = stream.arrivals, time.perf_counter
-        stream.sent = clock()
-        call = self._call(request)
-        try:
-            async for response in call:
-                event = response.event
-                if event.HasField("delta"):
-                    arrivals.append(clock())
-                    stream.tokens += len(event.delta.token_ids)
-                elif event.HasField("finished"):
-                    stream.prompt_tokens = event.finished.usage.prompt_token_count
-        except grpc.aio.AioRpcError as error:
-            raise ConnectionError(f"{error.code().name}: {error.details()}") from error
-        finally:
-            call.cancel()
-        return stream
 
 
 class HttpClient:

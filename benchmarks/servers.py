@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -15,14 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from clients import Ask, Client, GrpcClient, HttpClient
+from clients import Ask, Client, HttpClient
+from grpc_client import GrpcClient
 from processes import BenchmarkError, Processes, Started, free_port, say
 
 from chorus.core.identity import Role
 from chorus.local.lifeline import SUPERVISOR_ENV
 from chorus.testing import packaged_models
 from chorus.testing.certificates import MeshCertificates
-from chorus.transport import TlsIdentity, open_channel
 
 _ROOT = Path(__file__).resolve().parent.parent
 _READY_S = 120.0
@@ -123,12 +124,15 @@ async def started_runner(processes: Processes, shape: Shape) -> AsyncIterator[Se
     command = [sys.executable, "-m", "chorus.cli.main"]
     processes.start("registry", [*command, "registry"], environ)
     process = processes.start("runner", [*command, "runner"], environ)
-    identity = TlsIdentity.load(folder / f"{Role.CLIENT.value}-{_NAME}")
-    runner = certificates.id(Role.RUNNER, _NAME)
-    async with open_channel(f"127.0.0.1:{port}", identity=identity, server=runner) as channel:
-        server = Server(process, GrpcClient(channel))
-        await _until_ready(server)
-        yield server
+    own = folder / f"{Role.CLIENT.value}-{_NAME}"
+    tls = ssl.create_default_context(cafile=own / "ca.crt")
+    tls.load_cert_chain(own / "tls.crt", own / "tls.key")
+    client = GrpcClient(port, tls=tls, server_name=certificates.id(Role.RUNNER, _NAME).dns_name)
+    try:
+        await _until_ready(Server(process, client))
+        yield Server(process, client)
+    finally:
+        client.close()
 
 
 async def _until_ready(server: Server) -> None:

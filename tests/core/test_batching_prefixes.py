@@ -89,21 +89,22 @@ def test_the_tree_holds_what_every_slot_holds_and_finds_the_longest_start(data: 
 
 def test_entries_that_are_of_use_stay_longer() -> None:
     cache = CachedSlots()
-    assert cache.usefulness == 0.5
+    assert cache.usefulness == 0.1
     cache.keep(1)
     cache.keep(2)
     cache.use(1)
     assert cache.slots() == [2, 1]
-    cache.pay(0.6)
+    assert cache.usefulness == pytest.approx(2 / 11)
+    cache.pay(0.17)
     assert cache.overdue(1.0) == []
-    cache.pay(0.1)
-    assert cache.overdue(1.0) == [2], "an entry that nobody used yet gets two thirds, as one of one was of use"
-    cache.pay(0.4)
+    cache.pay(0.02)
+    assert cache.overdue(1.0) == [2], "an entry that nobody used yet gets a share, one that was of use all of it"
+    cache.pay(0.9)
     assert cache.overdue(1.0) == [2, 1]
-    for slot in range(10, 60):
+    for slot in range(10, 210):
         cache.keep(slot)
         cache.drop(slot)
-    assert cache.usefulness < 0.1
+    assert cache.usefulness < 0.03
     cache.drop(2, covered=True)
     cache.take(1)
     assert len(cache) == 0
@@ -125,6 +126,17 @@ def test_whatever_was_measured_what_is_expected_is_a_time(
     assert expected is None or 0 <= expected < 1e4
     assert 0 <= times.pair_s < 1e4
     assert 1 <= times.chunk(decoding=ask[0], cells=ask[1], target_s=0.1, most=512) <= 512
+
+
+def test_what_a_cell_costs_stays_near_what_is_expected_of_the_model() -> None:
+    times = StepTime(pair_share=1e-4)
+    assert times.pair_s == 0
+    for _ in range(40):  # always the same: nothing is learned of cells
+        times.observe(decoded=1, read=0, cells=0, seconds=0.01)
+    assert times.pair_s == pytest.approx(1e-6, rel=0.01)
+    for cells in (0, 1000) * 200:  # far more than can be
+        times.observe(decoded=1, read=0, cells=cells, seconds=0.01 + cells * 1e-4)
+    assert times.pair_s == pytest.approx(8e-6, rel=0.5)
 
 
 def test_a_machine_is_learned_through_its_noise() -> None:

@@ -17,7 +17,6 @@ from chorus.core.fitting.memory import CacheType
 from chorus.core.residency.devices import Use
 from chorus.core.resilience.stuck import Patience
 from chorus.engine.base import Engine
-from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
 from chorus.hardware import GpuSupport
 from chorus.hardware.cgroup import memory_limit
 from chorus.hardware.nvml import NvmlGpus
@@ -70,6 +69,9 @@ def configured_engine(settings: RunnerSettings) -> HostedEngine:
 
 def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngine:
     """A model server behind HTTP. Of its models, those that were asked for are loaded at the start."""
+    # its HTTP client takes memory that a runner with an engine of its own needs not
+    from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
+
     key_file = settings.remote_api_key_file
     engine = RemoteEngine(
         RemoteSettings(

@@ -1,8 +1,10 @@
-"""One generation between the engine and the wire: measured, and closed the moment its caller goes away."""
+"""One generation between the engine and the wire: what it is counted as."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from chorus.core.errors import CancelledError, ChorusError
 from chorus.core.generation import Event, Finished, Started, TokenDelta
@@ -12,46 +14,52 @@ from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 _log = get_logger()
 
 
-async def measured(
-    events: AsyncGenerator[Event, None], metrics: GenerationMetrics, clock: Callable[[], float]
-) -> AsyncGenerator[Event, None]:
-    """Passes an engine's events on, counts what they tell, and logs how it ended.
+class Account:
+    """Counts what one generation's events tell, and logs how it ended when its block is left."""
 
-    Closing this closes the engine's generator too, at once.
-    `clock` is monotonic, in seconds.
-    """
-    arrived = clock()
-    timer: StreamTimer | None = None
-    model, prompt_tokens, output_tokens = "", 0, 0
-    outcome = CancelledError.reason  # unless it turns out otherwise
-    try:
-        async for event in events:
-            if isinstance(event, TokenDelta):
-                output_tokens += len(event.token_ids) or 1
-                if timer is not None:
-                    timer.token(clock(), len(event.token_ids) or 1)
-            elif isinstance(event, Started):
-                timer = StreamTimer(metrics.model(event.artifact), arrived)
-                model, prompt_tokens = event.artifact, event.prompt_tokens
-            elif isinstance(event, Finished):
-                outcome = ""
-            yield event
-    except ChorusError as error:
-        outcome = error.reason
-        raise
-    except Exception:
-        outcome = ChorusError.reason
-        raise
-    finally:
-        metrics.attempt(outcome)
+    def __init__(self, metrics: GenerationMetrics, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic, in seconds; the generation arrives now."""
+        self._metrics = metrics
+        self._clock = clock
+        self._arrived = clock()
+        self._timer: StreamTimer | None = None
+        self._model = ""
+        self._prompt_tokens = self._output_tokens = 0
+        self._finished = False
+
+    def note(self, event: Event) -> None:
+        """An event is on its way."""
+        if isinstance(event, TokenDelta):
+            count = len(event.token_ids) or 1
+            self._output_tokens += count
+            if self._timer is not None:
+                self._timer.token(self._clock(), count)
+        elif isinstance(event, Started):
+            self._timer = StreamTimer(self._metrics.model(event.artifact), self._arrived)
+            self._model, self._prompt_tokens = event.artifact, event.prompt_tokens
+        elif isinstance(event, Finished):
+            self._finished = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, ChorusError):
+            outcome = error.reason
+        elif isinstance(error, Exception):
+            outcome = ChorusError.reason
+        else:  # its caller went away, unless it came to its end
+            outcome = "" if self._finished else CancelledError.reason
+        self._metrics.attempt(outcome)
         _log.info(
             "generation.ended",
-            model=model,
+            model=self._model,
             outcome=outcome or "OK",
-            seconds=round(clock() - arrived, 6),
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
+            seconds=round(self._clock() - self._arrived, 6),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
         )
-        if timer is not None:
-            timer.close(prompt_tokens=prompt_tokens)
-        await events.aclose()  # frees the slot
+        if self._timer is not None:
+            self._timer.close(prompt_tokens=self._prompt_tokens)

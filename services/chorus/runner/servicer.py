@@ -13,7 +13,7 @@ from chorus.core.errors import PermissionDeniedError
 from chorus.core.fleet.records import ModelStatus
 from chorus.core.generation import Finished
 from chorus.engine.base import Engine
-from chorus.runner.generating import measured
+from chorus.runner.generating import Account
 from chorus.runner.loading import load_and_tell
 from chorus.runner.orca import LoadReporter, generation_cost
 from chorus.runner.presence import Presence
@@ -52,12 +52,16 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         with self._work.begun(), self._reporter.request(context) as cost:
             generation = decode_generation(request.spec)
             origin = self._origin(request.attempt)
-            events = measured(self._engine.generate(generation), self._metrics, time.monotonic)
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Finished):
-                        cost.update(generation_cost(event))
-                    yield pb.GenerateResponse(event=encode_event(event, origin))
+            # leaving it closes the engine's generator at once, which frees the slot
+            async with aclosing(self._engine.generate(generation)) as events:
+                with Account(self._metrics, time.monotonic) as account:
+                    async for event in events:
+                        account.note(event)
+                        if isinstance(event, Finished):
+                            cost.update(generation_cost(event))
+                        response = pb.GenerateResponse()
+                        encode_event(event, origin, response.event)
+                        yield response
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Turns texts into vectors."""

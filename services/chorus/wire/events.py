@@ -54,25 +54,24 @@ ClientEvent: TypeAlias = (
 )
 
 
-def encode_event(event: core.Event, origin: Origin) -> pb.GenerationEvent:
-    """The message of an engine's event."""
+def encode_event(event: core.Event, origin: Origin, into: pb.GenerationEvent) -> None:
+    """Writes an engine's event into its message, which is empty."""
     match event:
         case core.TokenDelta():
-            return pb.GenerationEvent(delta=_encode_delta(event))
+            _encode_delta(event, into.delta)
         case core.Queued():
-            wait = event.estimated_wait_s
-            queued = pb.Queued(position=event.position, estimated_wait=None if wait is None else encode_duration(wait))
-            return pb.GenerationEvent(queued=queued)
+            into.queued.position = event.position
+            if event.estimated_wait_s is not None:
+                into.queued.estimated_wait.CopyFrom(encode_duration(event.estimated_wait_s))
         case core.Progress():
-            return pb.GenerationEvent(progress=encode_progress(event))
+            into.progress.CopyFrom(encode_progress(event))
         case core.Started():
-            return pb.GenerationEvent(started=_encode_started(event, origin))
+            into.started.CopyFrom(_encode_started(event, origin))
         case core.PromptScored():
-            return pb.GenerationEvent(
-                prompt_scored=pb.PromptScored(tokens=[_encode_logprob(token) for token in event.tokens])
-            )
+            into.prompt_scored.SetInParent()
+            into.prompt_scored.tokens.extend([_encode_logprob(token) for token in event.tokens])
         case core.Finished():
-            return pb.GenerationEvent(finished=_encode_finished(event))
+            into.finished.CopyFrom(_encode_finished(event))
 
 
 def decode_event(message: pb.GenerationEvent) -> ClientEvent | None:
@@ -155,16 +154,17 @@ def _decode_started(message: pb.Started) -> StartedAt:
     )
 
 
-def _encode_delta(delta: core.TokenDelta) -> pb.TokenDelta:
-    message = pb.TokenDelta(choice=delta.choice, index=delta.index, token_ids=delta.token_ids, text=delta.text)
-    # Rare on a hot path: set only where there is something to set.
+def _encode_delta(delta: core.TokenDelta, message: pb.TokenDelta) -> None:
+    # In place, and only where there is something to set: this runs for every token.
+    message.choice, message.index = delta.choice, delta.index
+    message.token_ids.extend(delta.token_ids)
+    message.text = delta.text
     if delta.logprobs:
-        message.logprobs.extend(_encode_logprob(token) for token in delta.logprobs)
+        message.logprobs.extend([_encode_logprob(token) for token in delta.logprobs])
     if delta.reasoning:
         message.reasoning = delta.reasoning
     if delta.tool_call is not None:
         message.tool_call.CopyFrom(encode_tool_call(delta.tool_call))
-    return message
 
 
 def _decode_delta(message: pb.TokenDelta) -> core.TokenDelta:

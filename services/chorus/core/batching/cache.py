@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_MEMORY = 0.95  # of earlier entries, with each that is used or goes unused
+_MEMORY = 0.98  # of earlier entries, with each that is used or goes unused
+_FIRST_USED, _FIRST_UNUSED = 1.0, 9.0  # what is believed before anything is known: one entry in ten is of use
 
 
 @dataclass(slots=True)
@@ -63,8 +64,8 @@ class CachedSlots:
 
     @property
     def usefulness(self) -> float:
-        """The share of entries that were of use lately, between 0 and 1; one half before anything is known."""
-        return (self._used + 1.0) / (self._used + self._unused + 2.0)
+        """The share of entries that were of use lately, between 0 and 1; a tenth before anything is known."""
+        return (self._used + _FIRST_USED) / (self._used + self._unused + _FIRST_USED + _FIRST_UNUSED)
 
     def pay(self, seconds_per_cell: float) -> None:
         """A step was taken, and each cell of every entry has cost it so much."""

@@ -13,6 +13,7 @@ ones, and from those that read the same prompt at this very time, for which it w
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,6 +28,8 @@ from chorus.core.generation import Priority
 
 LEAST_SHARED = 16
 """Fewer tokens than this are computed again: a shared start is worth a copy, a shared word is not."""
+
+_MOST_PATIENCE = 4.0
 
 
 class Sharing(StrEnum):
@@ -151,13 +154,16 @@ class Plan:
 class Scheduler:
     """Keeps slots, queue and memory; see the module's text."""
 
-    def __init__(self, limits: BatchLimits, sharing: Sharing = Sharing.PREFIX) -> None:
-        """`sharing` is what the model's memory allows; `limits.cached` 0 keeps nothing of those that ended."""
+    def __init__(self, limits: BatchLimits, sharing: Sharing = Sharing.PREFIX, *, pair_share: float = 0.0) -> None:
+        """`sharing` is what the model's memory allows; `limits.cached` 0 keeps nothing of those that ended.
+
+        `pair_share`: see `StepTime`.
+        """
         self.limits = limits
         self.sharing = sharing
         self.room: WaitingRoom[Sequence] = WaitingRoom(1 << 30)
         self.running: list[Sequence] = []
-        self.times = StepTime()
+        self.times = StepTime(pair_share)
         self.tree = PrefixTree()
         self.preemptions = 0
         self._cache = CachedSlots()
@@ -351,7 +357,10 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.computed, 1, 1, draft))
         if decoding and reading:
             chunk = self.times.chunk(
-                decoding=len(decoding), cells=self.span, target_s=limits.gap_s, most=limits.prefill_tokens
+                decoding=len(decoding),
+                cells=self.span,
+                target_s=limits.gap_s * _patience(len(decoding), len(reading)),
+                most=limits.prefill_tokens,
             )
             tokens = min(tokens, chunk)
         reading.sort(key=lambda sequence: rank(sequence.priority))
@@ -542,3 +551,11 @@ class Scheduler:
             self._operations.append(Trim(slot, 0))
         self.tree.remove(slot)
         self._free.append(slot)
+
+
+def _patience(decoding: int, reading: int) -> float:
+    """How much longer a step may take where more streams wait for their first token than for their next one.
+
+    Each step of a few streams that decode is paid by all that are read beside them.
+    """
+    return min(max(math.sqrt(reading / decoding), 1.0), _MOST_PATIENCE)

@@ -3,7 +3,8 @@
 A step that decodes `n` tokens with `c` cells in memory takes about `fixed + per_token * n + per_pair * n * c` seconds
 (weights are read once, each token is computed, and attends to every cell of unified memory). The three are fitted by
 recursive least squares with exponential forgetting (Ljung, "System Identification", ch. 11). Tokens of prompts are
-cheaper, being computed together, and have a price of their own.
+cheaper, being computed together, and have a price of their own. What a cell costs drowns in the noise of most machines
+where the number of streams hardly changes, so it is kept near what the model's shape lets expect.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ _VARIANCE_CAP = 1e6
 _OUTLIER = 4.0  # a step this many times slower than expected says more about the machine's other work
 _KILO = 1e-3  # cells are counted in thousands inside, which keeps the fit well conditioned
 _SMOOTHING = 0.3
-_EAGER, _SELDOM = 32, 4
+_EAGER, _SELDOM = 32, 8
 _LEAST_PREFILL = 8  # tokens; fewer say nothing of the price of a chunk
+_BEYOND_EXPECTED = 8.0
 
 _Row = list[float]
 
@@ -56,8 +58,13 @@ class _Fit:
 
 @dataclass(slots=True)
 class StepTime:
-    """Learns from every step; all times in seconds. Every answer is finite and at least 0."""
+    """Learns from every step; all times in seconds. Every answer is finite and at least 0.
 
+    `pair_share` is what one more cell in memory is expected to cost a token, as a share of what computing the token
+    takes alone; 0 where nothing is known of the model.
+    """
+
+    pair_share: float = 0.0
     prefill_token_s: float | None = None
     prefill_rate: float = 0.0  # tokens a second, over the last chunks; 0 where none was read yet
     decode_rate: float = 0.0  # steps a second, over the last ones that only decoded; 0 where none did
@@ -89,7 +96,9 @@ class StepTime:
     @property
     def pair_s(self) -> float:
         """What one decoded token pays for one cell in memory."""
-        return max(self._decode.weights[2], 0.0) * _KILO if self._decode.count > 8 else 0.0
+        measured = max(self._decode.weights[2], 0.0) * _KILO if self._decode.count > 8 else 0.0
+        expected = self.pair_share * (self.decode_s(1, 0) or 0.0)
+        return min(max(measured, expected), _BEYOND_EXPECTED * expected) if expected > 0 else measured
 
     def chunk(self, *, decoding: int, cells: int, target_s: float, most: int) -> int:
         """How many tokens of prompts go into a step beside `decoding` streams, so that it takes about `target_s`.

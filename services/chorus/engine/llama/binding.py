@@ -52,6 +52,20 @@ def library() -> Any:
     return functions
 
 
+def logits_address(*, waits: bool) -> Callable[[int], int | None]:
+    """`llama_get_logits`, which gives an address for a context's, or None where there are none.
+
+    Where it `waits`, for a graphics device, it lets go of the interpreter lock meanwhile. Where it need not, it keeps
+    the lock: another thread would take it, and the next step begin that much later.
+    """
+    library_ = library()._lib
+    kind = ctypes.CDLL if waits else ctypes.PyDLL
+    function: Any = kind(library_._name, handle=library_._handle).llama_get_logits
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    get: Callable[[int], int | None] = function
+    return get
+
+
 def version() -> str:
     """The version of llama.cpp's library."""
     return bytes(library().llama_version()).decode("ascii", "replace")
@@ -173,6 +187,11 @@ class Model:
         return self._handle
 
     @property
+    def offloaded(self) -> bool:
+        """Whether any of it may be on a graphics device."""
+        return self._offload is not None and self._offload.layers != 0
+
+    @property
     def closed(self) -> bool:
         """Whether it was unloaded."""
         return not self._handle
@@ -230,6 +249,17 @@ class Model:
     def copies_prefixes(self) -> bool:
         """Whether part of a sequence may be copied to another: not where memory is a state or a sliding window."""
         return not self.keeps_state and not self._lib.llama_model_n_swa(self.handle)
+
+    @property
+    def cell_share(self) -> float:
+        """About what skipping one cell of somebody else's takes, as a share of the multiplications of a whole token.
+
+        A cell that a token attends to takes 2 x layers x width multiplications; one that it may not see costs a
+        quarter of that on a CPU (measured), since it still has to be looked at.
+        """
+        size = int(self._lib.llama_model_n_params(self.handle))
+        layers, width = self._lib.llama_model_n_layer(self.handle), self._lib.llama_model_n_embd(self.handle)
+        return 0.25 * 2 * int(layers) * int(width) / max(size, 1)
 
     @property
     def keeps_state(self) -> bool:

@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from chorus.core.errors import EngineError
 from chorus.core.fitting.memory import CacheType
-from chorus.engine.llama import log
+from chorus.engine.llama import binding, log
 from chorus.engine.llama.binding import Adapter, Model, library
 
 FloatArray = npt.NDArray[np.float32]
 
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = 0, 1, 2, 3, 4
 MAX_SEQUENCES = 256
+_FEW = 4
 _GGML_TYPES = {
     CacheType.F32: 0,
     CacheType.F16: 1,
@@ -80,13 +81,18 @@ class Context:
         self._adapter: Adapter | None = None
         self._plans_memory = True  # the next decode does, and reads the model's list of adapters
         self._memory: int | None = self._lib.llama_get_memory(self._handle)
+        self._logits_address = binding.logits_address(waits=model.offloaded)
         self.pooling = int(self._lib.llama_pooling_type(self._handle))
         size = self.batch_tokens
         self.token_ids = np.zeros(size, dtype=np.int32)
         self.positions = np.zeros(size, dtype=np.int32)
         self.sequence_ids = np.zeros(size, dtype=np.int32)
         self.wants_output = np.zeros(size, dtype=np.int8)
+        # numpy has its price for a handful of numbers, and this runs once a step
+        self._few = (self.token_ids.data, self.positions.data, self.sequence_ids.data, self.wants_output.data)
         self._checked = 0
+        self._rows_at: tuple[int, int] = (0, 0)
+        self._rows_view: FloatArray = np.empty((0, 0), dtype=np.float32)
         self._counts = np.ones(size, dtype=np.int32)
         row = ctypes.POINTER(ctypes.c_int32)
         base = self.sequence_ids.ctypes.data
@@ -140,10 +146,15 @@ class Context:
         """Fills the batch from its beginning; returns the count to decode. Raises `EngineError` as `decode` does."""
         count = len(ids)
         self._check(count, min(ids), max(ids), min(sequences), max(sequences), min(positions), sum(wanted))
-        self.token_ids[:count] = ids
-        self.positions[:count] = positions
-        self.sequence_ids[:count] = sequences
-        self.wants_output[:count] = wanted
+        if count <= _FEW:
+            for part, values in zip(self._few, (ids, positions, sequences, wanted), strict=True):
+                for place, value in enumerate(values):
+                    part[place] = value
+        else:
+            self.token_ids[:count] = ids
+            self.positions[:count] = positions
+            self.sequence_ids[:count] = sequences
+            self.wants_output[:count] = wanted
         self._checked = count
         return count
 
@@ -215,17 +226,21 @@ class Context:
 
     def logits(self, rows: int) -> FloatArray:
         """The logits of the last batch's outputs, in batch order: shape (rows, vocabulary). A view of C's memory."""
-        return self._view(self._lib.llama_get_logits(self.handle), rows, self._model.vocabulary_size)
+        address = self._logits_address(self.handle) or 0
+        if (address, rows) != self._rows_at:  # mostly it is the same memory as last time
+            self._rows_view = self._view(address, rows, self._model.vocabulary_size)
+            self._rows_at = (address, rows)
+        return self._rows_view
 
     def embeddings(self, rows: int) -> FloatArray:
         """The vectors of the last batch's tokens, unpooled, in batch order: shape (rows, size). A view."""
-        return self._view(self._lib.llama_get_embeddings(self.handle), rows, self._model.embedding_size)
+        return self._view(_address(self._lib.llama_get_embeddings(self.handle)), rows, self._model.embedding_size)
 
     def pooled(self, sequence: int) -> FloatArray:
         """The pooled vector of one sequence of the last batch: shape (size,), or (classes,) of a reranker. A view."""
         self._check_sequence(sequence)
         size = self._model.class_count if self.pooling == POOLING_RANK else self._model.embedding_size
-        return self._view(self._lib.llama_get_embeddings_seq(self.handle, sequence), 1, size).reshape(-1)
+        return self._view(_address(self._lib.llama_get_embeddings_seq(self.handle, sequence)), 1, size).reshape(-1)
 
     def remove(self, sequence: int) -> None:
         """Forgets a whole sequence."""
@@ -264,12 +279,15 @@ class Context:
             raise EngineError(f"no sequence {sequence} among {self.sequences}")
 
     @staticmethod
-    def _view(pointer: Any, rows: int, columns: int) -> FloatArray:
-        if not pointer:
+    def _view(address: int, rows: int, columns: int) -> FloatArray:
+        if not address:
             raise EngineError("llama.cpp kept no output of the last batch")
-        address = ctypes.addressof(pointer.contents)
         buffer = _float_buffer(rows * columns).from_address(address)
         return np.frombuffer(buffer, dtype=np.float32).reshape(rows, columns)
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.addressof(pointer.contents) if pointer else 0
 
 
 @functools.lru_cache(maxsize=512)

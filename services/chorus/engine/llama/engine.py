@@ -270,7 +270,7 @@ class LlamaEngine:
             worker = host.worker
             host.waiting.add(job, job.stream.push)
             worker.send(Submit(job))
-            async for event in job.stream.read():
+            while (event := await job.stream.next()) is not None:
                 yield event
         finally:
             # To the worker that has it: while the model waits to be unloaded, the host gives none away.

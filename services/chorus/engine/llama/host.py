@@ -302,7 +302,9 @@ class Host:
             raise (ModelFileError(error.message) if explained is error else explained) from error
         try:
             reader, end_tokens = PromptReader(model, self.source.chat_template), model.end_tokens()
-            return model, reader, end_tokens, self._open_draft(model, allocation)
+            draft = self._open_draft(model, allocation)
+            give_back_freed_memory()  # reading a file takes twenty megabytes for a while
+            return model, reader, end_tokens, draft
         except BaseException:
             model.close()
             raise

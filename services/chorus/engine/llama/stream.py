@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 
 from chorus.core.errors import ChorusError
 from chorus.core.generation import Event, Finished
@@ -32,15 +31,14 @@ class EventStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def read(self) -> AsyncIterator[Event]:
-        """Yields up to and including `Finished`. Raises the error that came instead."""
-        while True:
-            while self._items:
-                item = self._items.popleft()
-                if isinstance(item, ChorusError):
-                    raise item
-                yield item
-                if isinstance(item, Finished):
-                    return
+    async def next(self) -> Event | None:
+        """The next event, or None after `Finished`. Raises the error that came instead."""
+        while not self._items:
+            if self.ended:
+                return None
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        item = self._items.popleft()
+        if isinstance(item, ChorusError):
+            raise item
+        return item

@@ -99,6 +99,7 @@ class Worker:
         self._jobs: set[Job] = set()
         self._masks = Masks(model.vocabulary_size, threads=settings.thread_count())
         self._allowed: dict[Choice, Mask] = {}
+        self._constrained = 0  # choices with a form to keep to
         self._queue_changed = False
         self._steps = 0
         self._params = context_params(settings, context_length, shares_prefixes=model.copies_prefixes)
@@ -116,6 +117,7 @@ class Worker:
                 gap_s=settings.gap_s,
             ),
             Sharing.PREFIX if model.copies_prefixes else Sharing.WHOLE,
+            pair_share=model.cell_share,
         )
         # wrong guesses are taken back out of memory, which a state or a window cannot do
         guesses = settings.speculation and model.copies_prefixes
@@ -212,6 +214,7 @@ class Worker:
         for choice in job.choices:
             if choice.sequence is not None:
                 self._choices[choice.sequence] = choice
+                self._constrained += choice.matcher is not None
         if not sequences:  # everything was delivered already
             job.admit(time.monotonic())
             self._start(job)
@@ -233,7 +236,8 @@ class Worker:
             choice.sequence = None
 
     def _leave(self, sequence: Sequence, *, sound: bool = True) -> None:
-        self._choices.pop(sequence, None)
+        choice = self._choices.pop(sequence, None)
+        self._constrained -= choice is not None and choice.matcher is not None
         self._queue_changed = True
         self._scheduler.leave(sequence, time.monotonic(), sound=sound)
 
@@ -386,6 +390,9 @@ class Worker:
 
     def _compute_masks(self, chunks: tuple[Chunk, ...]) -> None:
         """Finds out, for all at once, what the constrained choices of a batch may say next."""
+        if not self._constrained:
+            self._allowed.clear()
+            return
         found = [self._choices.get(chunk.sequence) for chunk in chunks if chunk.outputs]
         matchers = {choice: choice.matcher for choice in found if choice is not None and choice.matcher is not None}
         self._allowed = dict(zip(matchers, self._masks.compute(list(matchers.values())), strict=True))
