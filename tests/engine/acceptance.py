@@ -135,26 +135,32 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
 
 
-def assert_close(expected: Sequence[TokenLogprob], found: Sequence[TokenLogprob], *, greedy: bool = True) -> int | None:
+def assert_close(
+    expected: Sequence[TokenLogprob],
+    found: Sequence[TokenLogprob],
+    *,
+    greedy: bool = True,
+    nearly: float = NEARLY_EQUAL,
+) -> int | None:
     """Raises `AssertionError` unless two answers are equal up to where numerics decided; returns that place.
 
     At it the model was asked the same and said nearly the same: greedy answers part only between two tokens that were
     nearly as likely in one of the two; drawn ones, where a draw fell next to the border of two tokens. In both the
-    distributions agree.
+    distributions agree. `nearly` is how far apart log-probabilities may be.
     """
     place = first_difference([s.token_id for s in expected], [s.token_id for s in found])
     for a, b in zip(expected[:place], found[:place], strict=False):
-        assert abs(a.logprob - b.logprob) < 2 * NEARLY_EQUAL * max(1.0, abs(a.logprob)), f"{a} became {b}"
+        assert abs(a.logprob - b.logprob) < 2 * nearly * max(1.0, abs(a.logprob)), f"{a} became {b}"
     if place is None:
         return None
     if greedy:
         closest = min(gap(expected[place]), gap(found[place]))
-        assert closest < NEARLY_EQUAL, f"at {place}: {expected[place]} became {found[place]}"
+        assert closest < nearly, f"at {place}: {expected[place]} became {found[place]}"
     before = {other.token_id: other.logprob for other in expected[place].alternatives}
     after = {other.token_id: other.logprob for other in found[place].alternatives}
     apart = [abs(before[other] - after[other]) for other in before.keys() & after.keys()]
     assert apart, f"at {place}: {expected[place]} became {found[place]}"
-    assert sum(apart) / len(apart) < NEARLY_EQUAL, f"at {place}: {expected[place]} became {found[place]}"
+    assert sum(apart) / len(apart) < nearly, f"at {place}: {expected[place]} became {found[place]}"
     return place
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -221,13 +222,15 @@ async def test_a_sliding_window_gives_the_same_answers_from_what_is_kept(gemma_p
     """Whatever the engine shares of such a model, it shares rightly: past its window of 512 tokens, too."""
     path = tmp_path / "shallow-gemma.gguf"
     cut_layers(gemma_path, path, 6)  # the sixth is the first that sees everything
+    # six layers of eighteen say what the pieces that a prompt is read in make of it: so much, whatever is kept
+    close = partial(assert_close, nearly=2 * NEARLY_EQUAL)
     text = "The history of the railway begins with horses, wooden rails and short tracks from a mine to a river. " * 31
     async with serving(gemma(path), slots=3, context_length=800, kv_tokens=2400) as engine:
         _, prompt = await engine.tokenize("", text, add_special=True, parse_special=False)
         assert 600 < len(prompt) < 700
         first = await hear(engine, ask(prompt, 6, logprobs=20))
         again = await hear(engine, ask(prompt, 6, logprobs=20))
-        assert_close(first.logprobs(), again.logprobs())
+        close(first.logprobs(), again.logprobs())
         turn = ask([*prompt, *first.ids(), *prompt[40:52]], 6, logprobs=20)
         branch = ask([*prompt[:580], *prompt[30:40]], 6, logprobs=20)
         samples = ask(prompt, 4, Sampling(temperature=1.0, seed=3), choice_count=3, logprobs=20)
@@ -235,10 +238,10 @@ async def test_a_sliding_window_gives_the_same_answers_from_what_is_kept(gemma_p
         drawn = await hear(engine, samples)
         for request, heard in zip((turn, branch), remembered, strict=True):
             await engine.forget_cache()
-            assert_close((await hear(engine, request)).logprobs(), heard.logprobs())
+            close((await hear(engine, request)).logprobs(), heard.logprobs())
         await engine.forget_cache()
         single = await hear(engine, replace(samples, choice_count=1))
-        assert_close(single.logprobs(), of_choice(drawn, 0), greedy=False)
+        close(single.logprobs(), of_choice(drawn, 0), greedy=False)
 
 
 def of_choice(heard: Heard, choice: int) -> list:

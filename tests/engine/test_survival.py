@@ -226,7 +226,10 @@ from tests.engine.conftest import smollm2
 import psutil
 
 async def main(kv_tokens, batch_tokens):
-    settings = LlamaSettings(slots=1, context_length=512, threads=1, kv_tokens=kv_tokens, batch_tokens=batch_tokens)
+    settings = LlamaSettings(
+        slots=1, context_length=512, threads=1, kv_tokens=kv_tokens, batch_tokens=batch_tokens,
+        micro_batch_tokens=batch_tokens,
+    )
     engine = LlamaEngine([smollm2()], settings)
     await engine.start()
     limit = psutil.Process().memory_info().vms + (700 << 20)
