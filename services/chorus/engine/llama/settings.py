@@ -93,8 +93,8 @@ class LlamaSettings:
     `cached_sequences` of them, as long as they are worth it. `speculation`: tokens are guessed ahead where that pays.
     `threads` None: one a physical core that this process may use. `gpu_layers` -1: all that fit.
     `patience`: how long a step may take before the engine is held to be stuck.
-    A batch of `batch_tokens` is computed in pieces of `micro_batch_tokens`, None being as many where a graphics device
-    may help and 128 where none does. `cache_type` other than floats needs `flash_attention`.
+    A batch of `batch_tokens` is computed in pieces of `micro_batch_tokens`, None being as many. `cache_type` other than
+    floats needs `flash_attention`.
     """
 
     slots: int = 4
@@ -107,7 +107,7 @@ class LlamaSettings:
     micro_batch_tokens: int | None = None
     cache_type: CacheType = CacheType.F16
     prefill_tokens: int = 512
-    gap_s: float = 0.12
+    gap_s: float = 0.18
     prefix_cache: bool = True
     cached_sequences: int = 16
     speculation: bool = True

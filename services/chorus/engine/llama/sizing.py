@@ -7,11 +7,8 @@ from dataclasses import replace
 from chorus.core.fitting.memory import LoadPlan, ModelShape
 from chorus.core.residency.allocation import Wish
 from chorus.core.residency.footprint import footprint
-from chorus.engine.llama.binding import supports_gpu_offload
 from chorus.engine.llama.context import ContextParams
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
-
-_CPU_PIECE = 128  # tokens; larger pieces are no faster on a CPU and take more memory
 
 SCORED_ROWS = 32  # positions of prompts scored, or guesses checked, in one batch
 
@@ -25,7 +22,7 @@ def context_params(settings: LlamaSettings, context_length: int, *, shares_prefi
     return ContextParams(
         cells=max(settings.kv_tokens or settings.slots * context_length, context_length, settings.slots),
         batch_tokens=batch,
-        micro_batch_tokens=settings.micro_batch_tokens or (batch if _offloads(settings) else min(batch, _CPU_PIECE)),
+        micro_batch_tokens=settings.micro_batch_tokens or batch,
         sequences=settings.slots,
         kept=settings.kept_sequences if shares_prefixes else min(settings.kept_sequences, settings.slots),
         outputs=max(settings.slots, SCORED_ROWS),
@@ -34,10 +31,6 @@ def context_params(settings: LlamaSettings, context_length: int, *, shares_prefi
         flash_attention=settings.flash_attention,
         cache_type=settings.cache_type,
     )
-
-
-def _offloads(settings: LlamaSettings) -> bool:
-    return settings.gpu_layers != 0 and supports_gpu_offload()
 
 
 def load_plan(params: ContextParams) -> LoadPlan:
