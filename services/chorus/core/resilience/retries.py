@@ -1,7 +1,8 @@
 """Whether a request whose attempt failed is tried on another runner, and which error its caller gets in the end.
 
-Another runner is tried only while nothing was delivered, only where the trouble was the runner's and not the request's,
-and only as long as attempts and the mesh's retry budget last. Times are seconds on any clock that only goes forward.
+Another runner is tried only while nothing was delivered (`resuming` decides what comes after), only where the trouble
+was the runner's and not the request's, and only as long as attempts and the mesh's retry budget last. Times are seconds
+on any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -102,16 +103,14 @@ class Attempts:
     budget: RetryBudget
     tried: set[str] = field(default_factory=set)
     errors: list[ChorusError] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Attempts begun so far."""
-        return len(self.tried)
+    count: int = 0
+    """Attempts begun so far."""
 
     def begin(self, runner_id: str) -> int:
         """Notes that an attempt begins; returns its number, from 1."""
         self.tried.add(runner_id)
-        return len(self.tried)
+        self.count += 1
+        return self.count
 
     def failed(self, error: ChorusError, *, delivered: bool, now: float) -> Decision:
         """An attempt ended with `error`; `delivered` says whether the caller has got any part of the answer."""
