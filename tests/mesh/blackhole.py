@@ -45,7 +45,11 @@ class Blackhole:
         self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self.leads_to)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.leads_to)
+        except OSError:  # nobody is there any more
+            writer.close()
+            return
         await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,12 +45,12 @@ class Processes:
         self._certs_dir = certs_dir
         self._stack = stack
 
-    async def runner(self, name: str) -> Child:
-        """Starts a runner, which is ready when this returns."""
+    async def runner(self, name: str, **more: Any) -> Child:
+        """Starts a runner, which is ready when this returns; `more` are settings of it."""
         if name not in self.runners:
             self.mesh.certificates.leaf(Role.RUNNER, name).write(self._certs_dir)
         registries = [f"registry-1@{self.mesh.registries[0].address}"]
-        settings = {"name": name, "listen": "127.0.0.1:0", "registries": registries}
+        settings = {"name": name, "listen": "127.0.0.1:0", "registries": registries, "slots": 16, **more}
         process = await self._stack.enter_async_context(
             child(RUNNER, configured(self._certs_dir, TRUST_DOMAIN, runner=settings))
         )
@@ -117,6 +118,11 @@ def changes(events: list[ClientEvent]) -> list[AttemptChanged]:
     return [event for event in events if isinstance(event, AttemptChanged)]
 
 
+def begun_on(events: list[ClientEvent]) -> str:
+    """The runner that began an answer."""
+    return next(event.origin.runner_id for event in events if isinstance(event, StartedAt))
+
+
 async def check_whole(text: str, events: list[ClientEvent]) -> None:
     right = await right_ids(text)
     assert ids(events) == right
@@ -136,7 +142,7 @@ async def test_killed_under_many_streams(processes: Processes) -> None:
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(client.generate(raw(text))) for text in texts]
         begun = await asyncio.gather(*(until_token(stream, 10 + number) for number, stream in enumerate(streams)))
-        killed = next(event.origin.runner_id for event in begun[0] if isinstance(event, StartedAt))
+        killed = begun_on(begun[0])
         processes.runners[killed].signal(signal.SIGKILL)
         rests = await asyncio.gather(*(collect(stream) for stream in streams))
     moved = [change for rest in rests for change in changes(rest)]
@@ -160,22 +166,50 @@ async def test_the_only_process_is_killed_and_started_again(processes: Processes
     assert [(change.runner_id, change.attempt) for change in changes(events)] == [("alpha", 2)]
 
 
+async def test_every_process_is_replaced_in_turn_under_streams(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rolling restart: each is told to end, with less grace than its streams need, and another one is started."""
+    monkeypatch.setenv(TOKENS_PER_SECOND_ENV, "8")  # so that the answers outlast the starts of processes
+    await processes.runner("alpha", drain_grace_s=0.1)
+    client = processes.mesh.client()
+    texts = [f"question {number}" for number in range(4)]
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(client.generate(raw(text))) for text in texts]
+        answers = await asyncio.gather(*(until_token(stream, 5) for stream in streams))
+        for old, new in (("alpha", "beta"), ("beta", "gamma")):
+            await processes.runner(new, drain_grace_s=0.1)
+            reading = [asyncio.create_task(until_changed(stream)) for stream in streams]
+            processes.runners[old].signal(signal.SIGTERM)
+            assert await processes.runners[old].ended() == 0
+            for events, more in zip(answers, reading, strict=True):
+                events += await more
+        for events, stream in zip(answers, streams, strict=True):
+            events += await collect(stream)
+    for text, events in zip(texts, answers, strict=True):
+        await check_whole(text, events)
+        assert [change.runner_id for change in changes(events)] == ["beta", "gamma"]
+        assert {change.reason for change in changes(events)} == {"DRAINING"}
+
+
 async def test_stopped_and_going_on_later_it_delivers_nothing_stale(processes: Processes) -> None:
-    alpha = await processes.runner("alpha")
+    for name in ("alpha", "beta"):
+        await processes.runner(name)
     async with processes.mesh.client().generate(raw("hello")) as generation:
         events = await until_token(generation, 8)
-        await processes.runner("beta")
-        alpha.signal(signal.SIGSTOP)
+        stopped = begun_on(events)
+        processes.runners[stopped].signal(signal.SIGSTOP)
         events += await until_changed(generation)
-        assert not is_usable(processes.mesh.coordinators[0].live.directory, "alpha")
+        assert not is_usable(processes.mesh.coordinators[0].live.directory, stopped)
         events += await until_token(generation, 3)
-        alpha.signal(signal.SIGCONT)  # and it has more to say of what it began
+        processes.runners[stopped].signal(signal.SIGCONT)  # and it has more to say of what it began
         # It is asked again as soon as it answers, and no longer has the stream that was taken from it.
-        await processes.mesh.until(lambda directory: is_usable(directory, "alpha"))
-        await processes.mesh.until(lambda directory: slots_used(directory, "alpha") == 0)
+        await processes.mesh.until(lambda directory: is_usable(directory, stopped))
+        await processes.mesh.until(lambda directory: slots_used(directory, stopped) == 0)
         events += await collect(generation)
     await check_whole("hello", events)
-    assert [(change.runner_id, change.reason) for change in changes(events)] == [("beta", "UNAVAILABLE")]
+    assert [change.reason for change in changes(events)] == ["UNAVAILABLE"]
+    assert {change.runner_id for change in changes(events)} == {"alpha", "beta"} - {stopped}
 
 
 async def test_stopped_with_nobody_else_it_is_waited_for(processes: Processes) -> None:

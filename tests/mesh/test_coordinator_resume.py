@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from chorus.api.inference.v1 import generation_pb2 as pb
+from chorus.api.runner.v1 import runner_pb2
 from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
 from chorus.core.errors import (
     ChorusError,
@@ -30,12 +33,15 @@ from chorus.core.generation import (
     TextPrompt,
     TokenDelta,
 )
+from chorus.runner.service import RunnerService
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FAKE_FEATURES, FakeEngine, FakeModel, fake_artifact
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
+from tests.mesh.scripted_runner import ScriptedRunner
 
 LONG_S = 40.0
+LASTING = {"lease_ttl_s": 600.0}
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +170,7 @@ async def test_timings_are_those_of_the_whole(certificates: MeshCertificates) ->
         assert finished.timings.tokens_per_second == pytest.approx(3 / finished.timings.decode_s)
 
 
-def begun_on(mesh: InProcessMesh, events: list[ClientEvent]):  # type: ignore[no-untyped-def]
+def begun_on(mesh: InProcessMesh, events: list[ClientEvent]) -> RunnerService:
     """The runner that answers."""
     started = next(event for event in events if isinstance(event, StartedAt))
     return next(runner for runner in mesh.runners if runner.presence.runner_id == started.origin.runner_id)
@@ -252,6 +258,84 @@ async def test_only_the_very_same_artifact_goes_on(certificates: MeshCertificate
         assert {change.runner_id for change in changes(events)} <= {"runner-1", "runner-3"}
         named = await heard(replace(raw(), model="fake-1b", requirements=on(2)), mesh)
         assert not changes(named)
+
+
+class Script:
+    """A runner's answers, one after another; the times left to each attempt are kept, in seconds."""
+
+    def __init__(self, *answers: list[pb.GenerationEvent]) -> None:
+        self._answers = list(answers)
+        self.left_s: list[float] = []
+
+    async def __call__(self, _request: runner_pb2.GenerateRequest, context: Any) -> None:
+        self.left_s.append(context.time_remaining())
+        for event in self._answers.pop(0):
+            await context.write(runner_pb2.GenerateResponse(event=event).SerializeToString())
+
+
+def started(seed: int) -> pb.GenerationEvent:
+    return pb.GenerationEvent(started=pb.Started(seed=seed, prompt_token_count=7, cached_token_count=3))
+
+
+def delta(choice: int, index: int, *token_ids: int) -> pb.GenerationEvent:
+    return pb.GenerationEvent(delta=pb.TokenDelta(choice=choice, index=index, token_ids=token_ids))
+
+
+def finished(*counts: int, prompt_tokens: int = 7) -> pb.GenerationEvent:
+    outcomes = [pb.ChoiceOutcome(choice=choice, token_count=count) for choice, count in enumerate(counts)]
+    usage = pb.Usage(prompt_token_count=prompt_tokens, cached_token_count=5, completion_token_count=sum(counts))
+    return pb.GenerationEvent(finished=pb.Finished(choices=outcomes, usage=usage))
+
+
+async def test_the_next_is_asked_for_the_rest_of_the_same(certificates: MeshCertificates) -> None:
+    script = Script(
+        [started(77), delta(1, 0, 11, 12), delta(0, 0, 1)],
+        [started(5), delta(0, 1, 2)],  # another seed than it was asked for: not told to anybody
+        [started(77), delta(2, 0, 21), delta(0, 2, 3), finished(3, 2, 1)],
+    )
+    runners = [ScriptedRunner(script) for _ in range(3)]
+    mesh = InProcessMesh(runners=0, certificates=certificates, registry={**LASTING, "heartbeat_interval_s": 1})
+    async with mesh:
+        for number, runner in enumerate(runners):
+            await runner.join(mesh, f"scripted-{number}")
+        events = await heard(raw(choice_count=3, prompt_logprobs=0, logprobs=0), mesh)
+        for runner in runners:
+            await runner.leave()
+    check_contract(events)
+    assert (ids(events, 0), ids(events, 1), ids(events, 2)) == ([1, 2, 3], [11, 12], [21])
+    asked = sorted((request for runner in runners for request in runner.requests), key=lambda request: request.attempt)
+    assert [request.attempt for request in asked] == [1, 2, 3]
+    first, *others = asked
+    assert not first.spec.HasField("resume")
+    assert not first.spec.sampling.HasField("seed")
+    for request in others:
+        assert request.spec.sampling.seed == 77
+        assert request.spec.requirements.artifact_sha256 == fake_artifact().sha256
+        assert (request.spec.prompt, request.spec.choice_count, request.spec.logprobs) == ("tell me", 3, 0)
+        assert not request.spec.HasField("prompt_logprobs")
+    had = [{choice.choice: list(choice.token_ids) for choice in request.spec.resume.choices} for request in others]
+    assert had == [{0: [1], 1: [11, 12]}, {0: [1, 2], 1: [11, 12]}]
+    assert all(0.0 < left_s < 30.0 for left_s in script.left_s)  # what the client gave, less what has passed
+    told = [event for event in events if isinstance(event, StartedAt)]
+    assert [event.started.seed for event in told] == [77]
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert (last.usage.prompt_tokens, last.usage.cached_tokens, last.usage.completion_tokens) == (7, 3, 6)
+
+
+async def test_an_end_that_leaves_tokens_out_is_no_end(certificates: MeshCertificates) -> None:
+    script = Script([started(1), delta(0, 0, 1), finished(2)], [started(1), delta(0, 1, 2), finished(2)])
+    runners = [ScriptedRunner(script) for _ in range(2)]
+    mesh = InProcessMesh(runners=0, certificates=certificates, registry={**LASTING, "heartbeat_interval_s": 1})
+    async with mesh:
+        for number, runner in enumerate(runners):
+            await runner.join(mesh, f"scripted-{number}")
+        events = await heard(raw(), mesh)
+        for runner in runners:
+            await runner.leave()
+    check_contract(events)
+    assert ids(events) == [1, 2]
+    assert [change.reason for change in changes(events)] == ["ENGINE_FAILED"]
 
 
 async def test_a_caller_who_had_some_of_it_elsewhere_is_carried_on_as_well(certificates: MeshCertificates) -> None:

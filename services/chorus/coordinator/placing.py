@@ -15,7 +15,7 @@ from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
 from chorus.core.resilience.failures import Failures, blames_runner
 from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
-from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget
+from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget, context_needed
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 
@@ -168,7 +168,7 @@ class Placing:
                     )
                     if ended is not None:
                         raise _with_facts(ended.error, candidate, attempts.count) from error
-                    needs = carried.broken(why)
+                    needs = carried.broken(why).with_context(context_needed(error))
                 else:
                     decision = attempts.failed(error, delivered=False, now=self._live.now)
                     if isinstance(decision, GiveUp):

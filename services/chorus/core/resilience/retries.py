@@ -44,6 +44,14 @@ def may_go_better_elsewhere(error: ChorusError) -> bool:
     return type(error) in _TELLING
 
 
+def context_needed(error: ChorusError) -> int:
+    """How many tokens of context are known to be needed after an attempt that failed with `error`; 0 if it doesn't say.
+
+    More than there was where it failed, at any rate.
+    """
+    return max(error.prompt_tokens, error.context_length) + 1 if isinstance(error, PromptTooLongError) else 0
+
+
 class RetryBudget:
     """How much of the mesh's work may be retries, so that failing runners aren't answered with a multiple of the load.
 
@@ -119,9 +127,7 @@ class Attempts:
         self.errors.append(error)
         if self.count >= self.max_attempts or not self.budget.spend(now):
             return GiveUp(most_telling(self.errors))
-        if isinstance(error, PromptTooLongError):
-            return TryAgain(max(error.prompt_tokens, error.context_length) + 1)
-        return TryAgain()
+        return TryAgain(context_needed(error))
 
     def refused(self, refusal: ChorusError) -> ChorusError:
         """The error for the caller where nobody is left to try: the placement's own, or one of the attempts before."""
