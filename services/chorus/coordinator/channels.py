@@ -136,6 +136,7 @@ class RunnerChannel:
         Its connection may be open, as that of a process that stands still is, and would be for many seconds.
         """
         if not self._retired and (self._recovering is None or self._recovering.done()):
+            _log.warning("runner.silent", runner_id=self.runner_id, incarnation=self._incarnation)
             self._connections.runner_lost(self.runner_id, self._incarnation)
             self._recovering = asyncio.create_task(self._recover())
 
@@ -198,6 +199,7 @@ class RunnerChannel:
     async def _recover(self) -> None:
         while True:
             if await asyncio.shield(self.ask()):
+                _log.info("runner.answers", runner_id=self.runner_id, incarnation=self._incarnation)
                 return self._connections.runner_found(self.runner_id)
             await asyncio.sleep(_PROBE_PAUSE_S)
 

@@ -53,7 +53,10 @@ class Sight(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found, for how many seconds nothing had come, and in how many to look again."""
+    """What was found, and in how many seconds to look again.
+
+    `quiet_s`: for so long nothing had come on the stream; of SILENT, nor any other sign of life.
+    """
 
     sight: Sight
     quiet_s: float
@@ -134,7 +137,7 @@ class StreamWatch:
             missing_s = self._asked + time_to_answer_s - now
             if missing_s > 0:
                 return Look(Sight.FINE, quiet_s, max(missing_s, _LEAST_WAIT_S))
-            return Look(Sight.SILENT, quiet_s, patience.ask_after_s)
+            return Look(Sight.SILENT, lifeless_s, patience.ask_after_s)
         stall_after_s = self.stall_after_s
         if stall_after_s is not None and quiet_s >= stall_after_s:
             return Look(Sight.STALLED, quiet_s, patience.ask_after_s)
