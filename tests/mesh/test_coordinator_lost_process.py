@@ -240,6 +240,16 @@ async def test_stopped_before_its_first_token_another_begins(processes: Processe
     assert not changes(events)
 
 
+async def test_stopped_while_it_embeds_another_does(processes: Processes) -> None:
+    alpha = await processes.runner("alpha")
+    await processes.mesh.client().complete(raw("echo:there is a connection"))
+    alpha.signal(signal.SIGSTOP)
+    answer = asyncio.create_task(processes.mesh.client().embed("hello"))
+    await processes.mesh.until(lambda directory: not is_usable(directory, "alpha"))
+    await processes.mesh.add_runner()
+    assert (await answer).runner_id == "runner-1"
+
+
 async def test_a_cut_connection_delivers_nothing_when_it_is_mended(certificates: MeshCertificates) -> None:
     paces = ManualPace(), ManualPace()
     async with Blackhole() as way, InProcessMesh(runners=0, certificates=certificates, registry=LASTING) as mesh:

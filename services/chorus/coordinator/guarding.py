@@ -1,4 +1,4 @@
-"""Looking after one attempt's stream: a runner that is silent or stuck is left, where somebody else can go on.
+"""Looking after one attempt's call: a runner that is silent or stuck is left, where somebody else can go on.
 
 The decision is `core/resilience/stream_silence.py`'s. Here are its clock, the question whether the runner lives, and
 the end of the call. Nothing is armed again for each message: a timer looks now and then at when the last one came.
@@ -17,7 +17,7 @@ from chorus.core.resilience.stream_silence import Look, Sight, StreamPatience, S
 
 
 class StreamGuard:
-    """Use it as `with` around the reading of `call`. Leaving a stream cancels the call, and `left` says why.
+    """Use it as `with` around the reading of `call`. Leaving a runner cancels the call, and `left` says why.
 
     `goes_elsewhere(alive)` says whether somebody else would go on at once, if this runner, which lives or not, were
     left. A runner that shows no sign of life for `wait_s` more is left even so.

@@ -187,14 +187,7 @@ class Requests:
         with self._channel(candidate) as channel:
             await self._connected(channel, context)
             call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
-            guard = StreamGuard(
-                channel,
-                call,
-                patience=patience,
-                wait_s=self._silence_wait_s,
-                goes_elsewhere=goes_elsewhere,
-                clock=lambda: self._live.now,
-            )
+            guard = self._guard(channel, call, goes_elsewhere, patience)
             try:
                 with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, carrying.needs, delivered)):
                     messages: AsyncIterator[bytes] = aiter(call)
@@ -230,15 +223,18 @@ class Requests:
         with self._channel(candidate) as channel:
             await self._connected(channel, context)
             call = method(channel)(message, timeout=_time_left(context), metadata=outgoing_metadata())
+            guard = self._guard(
+                channel, call, lambda _alive: self._placing.has_place(needs, without={candidate.runner_id})
+            )
             try:
-                with channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
+                with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
                     answer: bytes = await call
             except grpc.RpcError as error:
-                raise _of_runner(error, candidate) from error
+                raise guard.left or _of_runner(error, candidate) from error
             except asyncio.CancelledError:
                 if _is_being_cancelled():
                     raise
-                raise _broken_off(candidate) from None
+                raise guard.left or _broken_off(candidate) from None
             finally:
                 call.cancel()
             return answer
@@ -250,6 +246,22 @@ class Requests:
         """
         if not (delivered is not None and delivered.started) and self._placing.has_place(needs):
             call.cancel()
+
+    def _guard(
+        self,
+        channel: RunnerChannel,
+        call: Any,
+        goes_elsewhere: Callable[[bool], bool],
+        patience: StreamPatience = _PATIENCE,
+    ) -> StreamGuard:
+        return StreamGuard(
+            channel,
+            call,
+            patience=patience,
+            wait_s=self._silence_wait_s,
+            goes_elsewhere=goes_elsewhere,
+            clock=lambda: self._live.now,
+        )
 
     @contextmanager
     def _channel(self, candidate: Candidate) -> Iterator[RunnerChannel]:
