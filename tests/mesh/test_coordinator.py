@@ -1,4 +1,4 @@
-"""Requests through a coordinator, over real TLS: placed, retried before the first token, never after."""
+"""Requests through a coordinator, over real TLS: placed, retried before the first token, refused, ended."""
 
 from __future__ import annotations
 
@@ -169,19 +169,6 @@ async def test_what_an_attempt_said_before_it_failed_is_not_said_twice(certifica
             assert sum(isinstance(event, StartedAt) for event in stream) == 1
         attempts = [event.origin.attempt for event in (*events, *again) if isinstance(event, StartedAt)]
         assert sorted(attempts) in ([1, 1], [1, 2])
-
-
-async def test_nothing_is_begun_anew_after_the_first_token(certificates: MeshCertificates) -> None:
-    engines = FakeEngine(), FakeEngine()
-    async with mesh_of(certificates, *engines) as mesh:
-        for engine in engines:
-            engine.fail_next(before=2)
-        generation = mesh.client().generate(raw("echo:abcdef"))
-        events = [await anext(generation) for _ in range(3)]
-        assert [event.text for event in events if isinstance(event, TokenDelta)] == ["a", "b"]
-        with pytest.raises(EngineError) as caught:
-            await anext(generation)
-        assert caught.value.metadata["attempts"] == "1"
 
 
 async def test_a_retry_is_bounded_by_max_attempts(certificates: MeshCertificates) -> None:

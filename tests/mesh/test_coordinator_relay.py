@@ -7,18 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
 from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
-from chorus.coordinator.relay import Delivered, relay
+from chorus.coordinator.relay import relay
 from chorus.coordinator.requests import refuse_unsupported
-from chorus.core.errors import RunnersUnavailableError, UnavailableError, UnsupportedFeatureError
+from chorus.core.errors import EngineError, RunnersUnavailableError, UnavailableError, UnsupportedFeatureError
 from chorus.core.generation import GenerationRequest, TextPrompt
 from chorus.core.identity import Role
+from chorus.core.resilience.delivered import Delivered
+from chorus.core.resilience.stream_silence import StreamPatience, StreamWatch
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
@@ -45,12 +47,32 @@ PROGRESS = pb.GenerationEvent(progress=pb.Progress(phase=pb.PHASE_PREFILL, done=
 STARTED = pb.GenerationEvent(started=pb.Started(runner_id="r", prompt_token_count=7))
 SCORED = pb.GenerationEvent(prompt_scored=pb.PromptScored())
 DELTA = pb.GenerationEvent(delta=pb.TokenDelta(token_ids=[1, 2], text="ab"))
-TEXT = pb.GenerationEvent(delta=pb.TokenDelta(text="no ids"))
+MORE = pb.GenerationEvent(delta=pb.TokenDelta(index=2, token_ids=[3], text="c"))
+BESIDE = pb.GenerationEvent(delta=pb.TokenDelta(index=2, text="no ids"))
 FINISHED = pb.GenerationEvent(finished=pb.Finished(usage=pb.Usage(prompt_token_count=8, cached_token_count=3)))
 NOTHING = pb.GenerationEvent()
 
 
-async def run(messages: Sequence[bytes], delivered: Delivered | None = None) -> tuple[list[bytes], Delivered]:
+class Attempt:
+    """The first attempt, or one that goes on with another's answer."""
+
+    def __init__(self, taken_over: bytes | None = None, finished: bytes | None = None) -> None:
+        self.told = (taken_over, finished)
+
+    def started(self, message: runner_pb2.GenerateResponse) -> None:
+        assert message.event.HasField("started")
+
+    def taken_over(self) -> bytes | None:
+        return self.told[0]
+
+    def finished(self, message: runner_pb2.GenerateResponse) -> bytes | None:
+        assert message.event.HasField("finished")
+        return self.told[1]
+
+
+async def run(
+    messages: Sequence[bytes], delivered: Delivered | None = None, attempt: Attempt | None = None
+) -> tuple[list[bytes], Delivered]:
     written: list[bytes] = []
     delivered = delivered if delivered is not None else Delivered()
 
@@ -63,17 +85,61 @@ async def run(messages: Sequence[bytes], delivered: Delivered | None = None) -> 
 
     timer = StreamTimer(GenerationMetrics(CollectorRegistry()).model("m"), 0.0)
     try:
-        await relay(stream(), write, delivered, runner_id="r", timer=timer, clock=lambda: 1.0)
+        await relay(
+            stream(),
+            write,
+            delivered,
+            attempt or Attempt(),
+            runner_id="r",
+            timer=timer,
+            clock=lambda: 1.0,
+            watch=StreamWatch(StreamPatience(), 0.0),
+        )
     except UnavailableError:
         written.append(b"ended early")
+    except EngineError:
+        written.append(b"broke the contract")
     return written, delivered
 
 
 async def test_a_whole_stream_passes_unchanged_and_is_counted() -> None:
-    messages = [wire(event) for event in (QUEUED, PROGRESS, STARTED, SCORED, DELTA, TEXT, FINISHED)]
+    messages = [wire(event) for event in (QUEUED, PROGRESS, STARTED, SCORED, DELTA, BESIDE, MORE, FINISHED)]
     written, delivered = await run(messages)
     assert written == messages
-    assert delivered == Delivered(started=True, finished=True, output_tokens=3, prompt_tokens=8, cached_tokens=3)
+    assert (delivered.started, delivered.finished, delivered.output_tokens) == (True, True, 4)
+    (choice,) = delivered.choices()
+    assert choice.token_ids == (1, 2, 3)
+
+
+async def test_another_who_goes_on_is_announced_once_and_begins_nothing() -> None:
+    _, delivered = await run([wire(STARTED), wire(DELTA)])
+    messages = [wire(event) for event in (QUEUED, STARTED, SCORED, PROGRESS, MORE, FINISHED)]
+    written, _ = await run(messages, delivered, Attempt(b"taken over", b"the whole"))
+    assert written == [wire(QUEUED), wire(PROGRESS), b"taken over", wire(MORE), b"the whole"]
+    assert delivered.finished
+
+
+async def test_what_was_delivered_is_not_delivered_again() -> None:
+    _, delivered = await run([wire(STARTED), wire(DELTA)])
+    written, _ = await run([wire(event) for event in (STARTED, DELTA, MORE)], delivered, Attempt(b"taken over"))
+    assert written == [b"taken over", wire(MORE), b"ended early"]
+    written, _ = await run([wire(STARTED), wire(DELTA), wire(FINISHED)], delivered, Attempt(b"taken over"))
+    assert written == [b"taken over", wire(FINISHED)]
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        pb.TokenDelta(index=3, token_ids=[4], text="a token is missing"),
+        pb.TokenDelta(index=1, token_ids=[2, 3], text="half of it is old"),
+        pb.TokenDelta(index=0, token_ids=[7], text="another than before"),
+        pb.TokenDelta(choice=1, token_ids=[1], text="no such choice"),
+    ],
+)
+async def test_a_runner_that_leaves_out_or_contradicts_has_failed(delta: pb.TokenDelta) -> None:
+    written, delivered = await run([wire(DELTA), wire(pb.GenerationEvent(delta=delta))])
+    assert written == [wire(DELTA), b"broke the contract"]
+    assert delivered.output_tokens == 2
 
 
 async def test_started_waits_for_the_first_token_and_progress_does_not() -> None:
@@ -96,9 +162,16 @@ async def test_a_stream_without_an_end_is_no_success(messages: list[bytes]) -> N
     assert not delivered.finished
 
 
-@given(st.lists(st.tuples(st.sampled_from([QUEUED, PROGRESS, STARTED, SCORED, DELTA, TEXT, NOTHING]), st.booleans())))
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.tuples(st.sampled_from([QUEUED, PROGRESS, STARTED, SCORED, DELTA, BESIDE, NOTHING]), st.booleans())))
 def test_nothing_is_changed_lost_doubled_or_reordered(script: list[tuple[pb.GenerationEvent, bool]]) -> None:
-    messages = [wire(event, later=later) for event, later in script]
+    messages, count = [], 0
+    for event, later in script:
+        if event.HasField("delta"):
+            event = pb.GenerationEvent(delta=event.delta)
+            event.delta.index = count
+            count += len(event.delta.token_ids)
+        messages.append(wire(event, later=later))
     written, delivered = asyncio.run(run([*messages, wire(FINISHED)]))
     assert written == [*messages, wire(FINISHED)]
     unfinished, delivered = asyncio.run(run(messages))
@@ -180,9 +253,16 @@ async def test_a_stream_that_just_ends_is_an_error(certificates: MeshCertificate
     runner = ScriptedRunner(script)
     async with scripted_mesh(certificates) as mesh:
         await runner.join(mesh)
-        with pytest.raises(UnavailableError, match="ended early") as caught:
+        with pytest.raises(UnavailableError, match=r"ended early.* broke off after 2 tokens") as caught:
             await mesh.client().complete("hi")
-        assert caught.value.metadata["runner_id"] == "scripted"
+        facts = caught.value.metadata
+        assert (facts["runner_id"], facts["delivered_tokens"], facts["cause"]) == ("scripted", "2", "UNAVAILABLE")
+        # It is asked to go on, and begins anew every time, which is not taken for an answer.
+        first, *others = runner.requests
+        assert not first.spec.HasField("resume")
+        assert 1 <= len(others) <= 3
+        for request in others:
+            assert [list(choice.token_ids) for choice in request.spec.resume.choices] == [[1, 2]]
         await runner.leave()
 
 

@@ -458,6 +458,12 @@ class CoordinatorSettings(_Listening):
         le=10,
         description="Runners that one request is tried on before its first token; 1 never retries.",
     )
+    resume_wait_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=600,
+        description="Seconds that a stream whose runner is lost waits for another one to go on with it.",
+    )
     connect_timeout_s: float = Field(
         default=3.0,
         gt=0,

@@ -26,6 +26,9 @@ from chorus.wire.errors import from_rpc_error
 
 _SERVICE = "/chorus.api.runner.v1.ModelRunner"
 _PROBE_TIMEOUT_S = 2.0
+_PROBE_PAUSE_S = 0.25
+# Statuses that a call can end with though the runner's process said nothing.
+_NO_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _Connectivity = grpc.ChannelConnectivity
 
 _log = get_logger()
@@ -77,6 +80,8 @@ class RunnerChannel:
             f"{_SERVICE}/GetNode", request_serializer=runner_pb2.GetNodeRequest.SerializeToString
         )
         self._watching = asyncio.create_task(self._watch())
+        self._asking: asyncio.Task[bool] | None = None
+        self._recovering: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -119,10 +124,28 @@ class RunnerChannel:
         finally:
             self._on_retired.discard(callback)
 
+    def ask(self) -> asyncio.Task[bool]:
+        """Asks the runner whether it lives, once for all who ask meanwhile; the result is whether it said anything."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._answers())
+        return self._asking
+
+    def suspect(self) -> None:
+        """A stream has found the runner silent: nobody is sent there until it answers.
+
+        Its connection may be open, as that of a process that stands still is, and would be for many seconds.
+        """
+        if not self._retired and (self._recovering is None or self._recovering.done()):
+            _log.warning("runner.silent", runner_id=self.runner_id, incarnation=self._incarnation)
+            self._connections.runner_lost(self.runner_id, self._incarnation)
+            self._recovering = asyncio.create_task(self._recover())
+
     def retire(self) -> None:
         """Closes it as soon as nobody uses it; what becomes of its connection is nobody's concern any more."""
         self._retired = True
         self._watching.cancel()
+        if self._recovering is not None:
+            self._recovering.cancel()
         for callback in tuple(self._on_retired):
             callback()
         if not self._ready.is_set():
@@ -132,8 +155,10 @@ class RunnerChannel:
 
     async def close(self) -> None:
         """Closes it now; calls on it end."""
-        self._watching.cancel()
-        await asyncio.wait({self._watching})
+        tasks = {task for task in (self._watching, self._asking, self._recovering) if task is not None}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         if self._closing is not None:
             await asyncio.wait({self._closing})
         else:
@@ -163,6 +188,20 @@ class RunnerChannel:
                     told_lost = True
                     await self._tell_why_lost()
             await self._channel.wait_for_state_change(state)
+
+    async def _answers(self) -> bool:
+        try:
+            await self._get_node(runner_pb2.GetNodeRequest(), timeout=_PROBE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return error.code() not in _NO_ANSWER
+        return True
+
+    async def _recover(self) -> None:
+        while True:
+            if await asyncio.shield(self.ask()):
+                _log.info("runner.answers", runner_id=self.runner_id, incarnation=self._incarnation)
+                return self._connections.runner_found(self.runner_id)
+            await asyncio.sleep(_PROBE_PAUSE_S)
 
     async def _tell_why_lost(self) -> None:
         """A channel does not say why it cannot connect; a call that fails on it does."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from chorus.coordinator.live import LiveDirectory
 from chorus.core.errors import ChorusError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
 from chorus.core.resilience.failures import Failures, blames_runner
-from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget
+from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
+from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget, context_needed
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 
@@ -30,6 +32,33 @@ class Explanation:
     error: ChorusError | None
 
 
+class Carried(Protocol):
+    """A request of which part may have been delivered when an attempt fails."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the caller has got part of the answer."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the caller has got."""
+        ...
+
+    @property
+    def obstacle(self) -> str:
+        """Why nobody else can go on with it; empty where somebody can."""
+        ...
+
+    def broken(self, reason: str) -> Needs:
+        """What going on needs, now that an attempt has ended for that reason."""
+        ...
+
+    def time_left(self) -> float | None:
+        """Seconds; None without a deadline. Raises DeadlineExceededError after it."""
+        ...
+
+
 class Placing:
     """Chooses runners, and tries requests on them one after another."""
 
@@ -39,12 +68,14 @@ class Placing:
         *,
         default_model: str | None,
         max_attempts: int,
+        resume: ResumePolicy | None = None,
         metrics: GenerationMetrics | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._live = live
         self._default_model = default_model
         self._max_attempts = max_attempts
+        self._resume = resume or ResumePolicy()
         self._metrics = metrics
         self._rng = rng if rng is not None else random.Random()
         self._roster = Roster()
@@ -72,39 +103,51 @@ class Placing:
         """The needs with the default model where they name none."""
         return self._roster.resolve(needs, self._live.directory, self._default_model)
 
-    def has_place(self, needs: Needs) -> bool:
-        """Whether some runner of the directory would take the request now."""
+    def has_place(self, needs: Needs, *, without: Container[str] = frozenset()) -> bool:
+        """Whether some runner of the directory, but for those, would take the request now."""
         try:
-            self._place(self.resolved(needs), frozenset())
+            self._place(self.resolved(needs), without)
         except ChorusError:
             return False
         return True
+
+    def resuming(self) -> Resuming:
+        """The breaks of a new stream."""
+        return Resuming(self._resume, self._budget)
 
     async def attempt(
         self,
         needs: Needs,
         run: Callable[[Candidate, int], Awaitable[T]],
         *,
-        delivered: Callable[[], bool] = lambda: False,
+        carried: Carried | None = None,
+        resuming: Resuming | None = None,
     ) -> T:
         """Runs `run(candidate, number)` on one runner after another until it succeeds, and returns what it returned.
 
-        `number` counts from 1. Once `delivered()` says that the caller has got part of the answer, an error is final.
-        Raises the error that tells most, with the runner and the number of attempts in its metadata.
+        `number` counts from 1. Once the caller has got part of the answer, the next runner goes on with it, as
+        `resuming` allows. Raises the error that tells most, with the runner and the number of attempts in its metadata.
         """
         needs = self.resolved(needs)
         self._budget.earn(self._live.now)
         attempts = Attempts(self._max_attempts, self._budget)
+        resuming = resuming if resuming is not None else self.resuming()
         last: Candidate | None = None
+        why = ""  # the attempt before this one failed
         while True:
+            going_on = carried is not None and carried.begun
             try:
-                candidate = self._place(needs, attempts.tried)
+                if carried is not None and going_on:
+                    candidate = await self._place_again(needs, carried, resuming)
+                else:
+                    candidate = self._place(needs, attempts.tried)
             except ChorusError as refused:
-                raise _with_facts(attempts.refused(refused), last, attempts.count) from None
+                told = refused if going_on else attempts.refused(refused)
+                raise _with_facts(told, last, attempts.count) from None
             last = candidate
             number = attempts.begin(candidate.runner_id)
-            if attempts.errors and self._metrics is not None:
-                self._metrics.retry(attempts.errors[-1].reason)
+            if why and self._metrics is not None:
+                self._metrics.retry(why)
             try:
                 with self._counted(candidate.runner_id):
                     result = await run(candidate, number)
@@ -113,23 +156,55 @@ class Placing:
                     self._failures.failed(candidate.runner_id, _incarnation(candidate), self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt(error.reason)
-                decision = attempts.failed(error, delivered=delivered(), now=self._live.now)
-                if isinstance(decision, GiveUp):
-                    raise _with_facts(decision.error, candidate, attempts.count) from error
-                needs = needs.with_context(decision.context_length)
+                why = error.reason
+                begun = carried is not None and carried.begun
+                if carried is not None and begun:
+                    ended = resuming.broken(
+                        error,
+                        candidate.runner_id,
+                        delivered=carried.tokens,
+                        obstacle=carried.obstacle,
+                        now=self._live.now,
+                    )
+                    if ended is not None:
+                        raise _with_facts(ended.error, candidate, attempts.count) from error
+                    needs = carried.broken(why).with_context(context_needed(error))
+                else:
+                    decision = attempts.failed(error, delivered=False, now=self._live.now)
+                    if isinstance(decision, GiveUp):
+                        raise _with_facts(decision.error, candidate, attempts.count) from error
+                    needs = needs.with_context(decision.context_length)
                 _log.info(
                     "attempt.failed",
                     attempt=number,
                     runner_id=candidate.runner_id,
                     model=candidate.model.artifact.name,
-                    reason=error.reason,
+                    reason=why,
                     why=error.message,
+                    begun=begun,
                 )
             else:
                 self._failures.succeeded(candidate.runner_id, _incarnation(candidate), self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt()
                 return result
+
+    async def _place_again(self, needs: Needs, carried: Carried, resuming: Resuming) -> Candidate:
+        """Who goes on with a stream that broke off; waits for somebody. Raises what `resuming` gives up with."""
+        while True:
+            directory = self._live.directory
+            step = resuming.look(self._live.now)
+            if isinstance(step, GiveUp):
+                raise step.error
+            if not isinstance(step, Hold):
+                try:
+                    return self._place(needs, frozenset() if step.anybody else resuming.failed)
+                except ChorusError as refusal:
+                    resuming.refused(refusal)
+            left_s = carried.time_left()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(step.seconds if left_s is None else min(step.seconds, left_s)):
+                    await self._live.wait_newer(directory)
 
     def _situation(self, tried: Container[str] = frozenset()) -> Situation:
         return Situation(

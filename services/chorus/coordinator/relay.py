@@ -1,23 +1,26 @@
 """Passing a runner's stream on, byte for byte: the hot path of the mesh.
 
 A runner's message and a coordinator's have the event in the same field, so a message is passed on as it came, with
-whatever fields a newer runner put into it. It is parsed once, to see what kind of event it is and to count tokens.
+whatever fields a newer runner put into it. It is parsed once, to see what kind of event it is and what it delivers.
 
 What a runner says before its first token binds nobody: another runner may still take over. So Queued and Progress go
 through at once (a caller should see that work goes on), while Started and PromptScored, which come once in a stream,
 are held back until the first token of the same attempt follows.
+
+An attempt that goes on with what another one began has its Started told as AttemptChanged, when its first token comes.
+Only there are messages changed: what the last runner cannot know of the attempts before it is put right.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.core.errors import UnavailableError
+from chorus.core.resilience.delivered import Delivered
 from chorus.telemetry.metrics import StreamTimer
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -25,64 +28,102 @@ Write = Callable[[bytes], Awaitable[None]]
 _parse = runner_pb2.GenerateResponse.FromString
 
 
-@dataclass(slots=True)
-class Delivered:
-    """What a caller has got of one generation, over all of its attempts."""
+class Attempt(Protocol):
+    """What the relay has to be told of an attempt, and tells of it."""
 
-    started: bool = False  # part of the answer was sent: another runner may not begin anew
-    finished: bool = False
-    output_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
+    def started(self, message: runner_pb2.GenerateResponse) -> None:
+        """The runner has read the prompt."""
+
+    def taken_over(self) -> bytes | None:
+        """The message that says so where this attempt goes on with another's answer; asked once, at its first token."""
+
+    def finished(self, message: runner_pb2.GenerateResponse) -> bytes | None:
+        """The last message with what the runner cannot know, or None where nothing need be changed."""
+
+
+class Watch(Protocol):
+    """Is told when something comes, so that somebody notices when nothing does. Times are the clock's seconds."""
+
+    def heard(self, now: float, *, tokens: bool) -> None:
+        """A message came."""
+
+    def listening(self, now: float) -> None:
+        """It was passed on; the next one is awaited."""
 
 
 async def relay(
     messages: AsyncIterable[bytes],
     write: Write,
     delivered: Delivered,
+    attempt: Attempt,
     *,
     runner_id: str,
     timer: StreamTimer,
     clock: Callable[[], float],
+    watch: Watch,
 ) -> None:
     """Passes an attempt's messages on until Finished has been.
 
-    Raises UnavailableError where the stream ends without, or is none; and what `messages` and `write` raise.
+    Raises UnavailableError where the stream ends without, or is none, EngineError where it leaves something out or
+    contradicts what was delivered; and what `messages` and `write` raise.
     """
     held: list[bytes] = []
+    resumes, begun = delivered.started, False
     async for raw in messages:
         try:
-            event = _parse(raw).event
+            message = _parse(raw)
         except DecodeError as error:
             raise UnavailableError(f"the runner {runner_id} sent what is no message of a generation") from error
+        event = message.event
         kind = event.WhichOneof("event")
+        now = clock()
+        watch.heard(now, tokens=kind == "delta")
         if kind == "delta":
-            delivered.started = True
-            for earlier in held:
-                await write(earlier)
-            held.clear()
-            await write(raw)
-            # Deltas of engines that deal in text alone have no ids; each counts as one.
-            count = len(event.delta.token_ids) or 1
-            delivered.output_tokens += count
-            timer.token(clock(), count)
+            delta = event.delta
+            index = delivered.take(
+                delta.choice,
+                delta.index,
+                delta.token_ids,
+                delta.text,
+                more=bool(delta.reasoning) or delta.HasField("tool_call"),
+                now=now,
+            )
+            if index is not None:
+                if index != delta.index:
+                    delta.index = index
+                    raw = message.SerializeToString()
+                if not begun:
+                    begun = True
+                    await _begin(attempt, held, write)
+                await write(raw)
+                timer.token(now, len(delta.token_ids) or 1)
         elif kind == "finished":
-            delivered.started = True
-            for earlier in held:
-                await write(earlier)
-            await write(raw)
-            delivered.finished = True
-            _note_usage(delivered, event.finished.usage)
+            changed = attempt.finished(message)
+            if not begun:
+                await _begin(attempt, held, write)
+            await write(raw if changed is None else changed)
+            delivered.started = delivered.finished = True
             return
-        elif kind == "started" or kind == "prompt_scored" or held:
-            held.append(raw)
+        elif kind == "started" or kind == "prompt_scored":
             if kind == "started":
-                delivered.prompt_tokens = event.started.prompt_token_count
+                attempt.started(message)
+            if begun and not resumes:
+                await write(raw)
+            elif not resumes:
+                held.append(raw)
+        elif held:
+            held.append(raw)
         else:
             await write(raw)
+        watch.listening(clock())
     raise UnavailableError(f"the stream of the runner {runner_id} ended early, before the answer was complete")
 
 
-def _note_usage(delivered: Delivered, usage: generation_pb2.Usage) -> None:
-    delivered.prompt_tokens = usage.prompt_token_count
-    delivered.cached_tokens = usage.cached_token_count
+async def _begin(attempt: Attempt, held: list[bytes], write: Write) -> None:
+    """Tells who answers, or goes on with the answer, and what was held back until that was certain."""
+    changed = attempt.taken_over()
+    if changed is not None:
+        await write(changed)
+    for earlier in held:
+        await write(earlier)
+    held.clear()

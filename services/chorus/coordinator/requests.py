@@ -13,20 +13,27 @@ import grpc.aio
 from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission
+from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
+from chorus.coordinator.guarding import StreamGuard
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
-from chorus.coordinator.relay import Delivered, relay
+from chorus.coordinator.relay import relay
 from chorus.core.errors import (
     CancelledError,
     ChorusError,
     DeadlineExceededError,
+    InternalError,
     PermissionDeniedError,
     UnauthenticatedError,
     UnavailableError,
     UnsupportedFeatureError,
 )
+from chorus.core.generation import Priority
 from chorus.core.placement import Candidate, Needs
+from chorus.core.resilience.delivered import Delivered
+from chorus.core.resilience.resuming import Resuming
+from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
@@ -44,7 +51,9 @@ _DEADLINE_MARGIN_S = 0.05
 # cancelled call, but not for long.
 _END_TIMEOUT_S = 1.0
 _LOGGED_NAME = 100
-_ATTEMPT_MAX = 2**32 - 1  # what the field holds; callers may begin there
+# A stream that others may be put before stands still at times, and that is no fault of its runner's.
+_PATIENCE = StreamPatience()
+_MORE_PATIENCE = StreamPatience(stall_s=60.0)
 
 _log = get_logger()
 
@@ -60,6 +69,7 @@ class Requests:
         *,
         admission: Admission,
         connect_timeout_s: float,
+        silence_wait_s: float,
         metrics: GenerationMetrics,
     ) -> None:
         self._live = live
@@ -67,6 +77,7 @@ class Requests:
         self._pool = pool
         self._admission = admission
         self._connect_timeout_s = connect_timeout_s
+        self._silence_wait_s = silence_wait_s
         self._metrics = metrics
 
     async def generate(self, request: coordinator_pb2.GenerateRequest, context: Context) -> None:
@@ -75,27 +86,36 @@ class Requests:
         delivered = Delivered()
         told: dict[str, Any] = {"model": request.spec.model[:_LOGGED_NAME]}
         timers: list[StreamTimer] = []
-
-        async def run(candidate: Candidate, number: int) -> None:
-            told.update(
-                model=candidate.model.artifact.family,
-                artifact=candidate.model.artifact.name,
-                runner_id=candidate.runner_id,
-                node_id=candidate.node_id,
-                attempts=number,
-            )
-            attempt = min(max(1, request.attempt) + number - 1, _ATTEMPT_MAX)
-            message = runner_pb2.GenerateRequest(spec=request.spec, attempt=attempt)
-            message.spec.model = candidate.model.artifact.name
-            if not timers:
-                timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
-            await self._stream(candidate, needs, message, context, delivered, timers[0])
-
         try:
             refuse_unsupported(request)
-            needs = Needs.of_generation(decode_generation(request.spec), allow_external=request.fallback.external)
+            generation = decode_generation(request.spec)
+            carrying = Carrying(
+                request.spec,
+                generation,
+                first_attempt=request.attempt,
+                allow_external=request.fallback.external,
+                arrived=began,
+                clock=lambda: self._live.now,
+                time_left=lambda: _time_left(context),
+            )
+            delivered, resuming = carrying.delivered, self._placing.resuming()
+
+            async def run(candidate: Candidate, number: int) -> None:
+                told.update(
+                    model=candidate.model.artifact.family,
+                    artifact=candidate.model.artifact.name,
+                    runner_id=candidate.runner_id,
+                    node_id=candidate.node_id,
+                    attempts=number,
+                )
+                message = carrying.attempt(candidate, number)
+                if not timers:
+                    timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
+                patience = _PATIENCE if generation.priority is Priority.INTERACTIVE else _MORE_PATIENCE
+                await self._stream(candidate, carrying, resuming, message, context, timers[0], patience)
+
             with self._admission.admitted(lambda: self._live.now):
-                await self._placing.attempt(needs, run, delivered=lambda: delivered.started)
+                await self._placing.attempt(carrying.needs, run, carried=carrying, resuming=resuming)
         except ChorusError as error:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
             raise
@@ -149,33 +169,45 @@ class Requests:
     async def _stream(
         self,
         candidate: Candidate,
-        needs: Needs,
+        carrying: Carrying,
+        resuming: Resuming,
         message: runner_pb2.GenerateRequest,
         context: Context,
-        delivered: Delivered,
         timer: StreamTimer,
+        patience: StreamPatience,
     ) -> None:
+        delivered = carrying.delivered
+
+        def goes_elsewhere(alive: bool) -> bool:
+            """Whether the stream may be left now. One that lives is not, where it is the last that may be tried."""
+            if delivered.started and (delivered.obstacle or (alive and not resuming.may_break(carrying.tokens))):
+                return False
+            return self._placing.has_place(carrying.needs_elsewhere(), without={candidate.runner_id})
+
         with self._channel(candidate) as channel:
             await self._connected(channel, context)
             call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
+            guard = self._guard(channel, call, goes_elsewhere, patience)
             try:
-                with channel.told_when_retired(lambda: self._go_elsewhere(call, needs, delivered)):
+                with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, carrying.needs, delivered)):
                     messages: AsyncIterator[bytes] = aiter(call)
                     await relay(
                         messages,
                         context.write,
                         delivered,
+                        carrying,
                         runner_id=candidate.runner_id,
                         timer=timer,
                         clock=lambda: self._live.now,
+                        watch=guard.watch,
                     )
-                    await _await_end(messages)
+                await _await_end(messages)
             except grpc.RpcError as error:
-                raise _of_runner(error, candidate) from error
+                raise guard.left or _of_runner(error, candidate) from error
             except asyncio.CancelledError:
                 if _is_being_cancelled():
                     raise
-                raise _broken_off(candidate) from None
+                raise guard.left or _broken_off(candidate) from None
             finally:
                 # Whatever ended this attempt: an abandoned call would go on decoding for nobody.
                 call.cancel()
@@ -191,15 +223,18 @@ class Requests:
         with self._channel(candidate) as channel:
             await self._connected(channel, context)
             call = method(channel)(message, timeout=_time_left(context), metadata=outgoing_metadata())
+            guard = self._guard(
+                channel, call, lambda _alive: self._placing.has_place(needs, without={candidate.runner_id})
+            )
             try:
-                with channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
+                with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
                     answer: bytes = await call
             except grpc.RpcError as error:
-                raise _of_runner(error, candidate) from error
+                raise guard.left or _of_runner(error, candidate) from error
             except asyncio.CancelledError:
                 if _is_being_cancelled():
                     raise
-                raise _broken_off(candidate) from None
+                raise guard.left or _broken_off(candidate) from None
             finally:
                 call.cancel()
             return answer
@@ -211,6 +246,22 @@ class Requests:
         """
         if not (delivered is not None and delivered.started) and self._placing.has_place(needs):
             call.cancel()
+
+    def _guard(
+        self,
+        channel: RunnerChannel,
+        call: Any,
+        goes_elsewhere: Callable[[bool], bool],
+        patience: StreamPatience = _PATIENCE,
+    ) -> StreamGuard:
+        return StreamGuard(
+            channel,
+            call,
+            patience=patience,
+            wait_s=self._silence_wait_s,
+            goes_elsewhere=goes_elsewhere,
+            clock=lambda: self._live.now,
+        )
 
     @contextmanager
     def _channel(self, candidate: Candidate) -> Iterator[RunnerChannel]:
@@ -293,6 +344,9 @@ def _of_runner(error: grpc.RpcError, candidate: Candidate) -> ChorusError:
         return UnavailableError(f"the runner {candidate.runner_id} refuses this coordinator: {failure.message}")
     if isinstance(failure, CancelledError):
         return _broken_off(candidate)
+    if isinstance(failure, InternalError) and "grpc_code" in failure.metadata:
+        # Without ErrorInfo it is the transport's word, as when a proxy resets a stream, and no defect of the runner.
+        return UnavailableError(f"the call to the runner {candidate.runner_id} was broken off: {failure.message}")
     return failure
 
 

@@ -21,6 +21,7 @@ from chorus.coordinator.requests import Requests
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.core.errors import ChorusError, InternalError
+from chorus.core.resilience.resuming import ResumePolicy
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
 from chorus.transport.process import HostedService
@@ -50,6 +51,7 @@ class CoordinatorService(HostedService):
             self.live,
             default_model=settings.default_model,
             max_attempts=settings.max_attempts,
+            resume=ResumePolicy(wait_s=settings.resume_wait_s, fruitless=settings.max_attempts),
             metrics=generations,
             rng=rng,
         )
@@ -64,6 +66,7 @@ class CoordinatorService(HostedService):
             self._pool,
             admission=self._admission,
             connect_timeout_s=settings.connect_timeout_s,
+            silence_wait_s=settings.resume_wait_s,
             metrics=generations,
         )
         servicer = CoordinatorServicer(

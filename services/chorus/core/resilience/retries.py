@@ -1,7 +1,8 @@
 """Whether a request whose attempt failed is tried on another runner, and which error its caller gets in the end.
 
-Another runner is tried only while nothing was delivered, only where the trouble was the runner's and not the request's,
-and only as long as attempts and the mesh's retry budget last. Times are seconds on any clock that only goes forward.
+Another runner is tried only while nothing was delivered (`resuming` decides what comes after), only where the trouble
+was the runner's and not the request's, and only as long as attempts and the mesh's retry budget last. Times are seconds
+on any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ _TELLING_OF_OTHERS = 1
 def may_go_better_elsewhere(error: ChorusError) -> bool:
     """Whether an attempt's error is the runner's trouble, so that the same request may succeed on another one."""
     return type(error) in _TELLING
+
+
+def context_needed(error: ChorusError) -> int:
+    """How many tokens of context are known to be needed after an attempt that failed with `error`; 0 if it doesn't say.
+
+    More than there was where it failed, at any rate.
+    """
+    return max(error.prompt_tokens, error.context_length) + 1 if isinstance(error, PromptTooLongError) else 0
 
 
 class RetryBudget:
@@ -102,16 +111,14 @@ class Attempts:
     budget: RetryBudget
     tried: set[str] = field(default_factory=set)
     errors: list[ChorusError] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Attempts begun so far."""
-        return len(self.tried)
+    count: int = 0
+    """Attempts begun so far."""
 
     def begin(self, runner_id: str) -> int:
         """Notes that an attempt begins; returns its number, from 1."""
         self.tried.add(runner_id)
-        return len(self.tried)
+        self.count += 1
+        return self.count
 
     def failed(self, error: ChorusError, *, delivered: bool, now: float) -> Decision:
         """An attempt ended with `error`; `delivered` says whether the caller has got any part of the answer."""
@@ -120,9 +127,7 @@ class Attempts:
         self.errors.append(error)
         if self.count >= self.max_attempts or not self.budget.spend(now):
             return GiveUp(most_telling(self.errors))
-        if isinstance(error, PromptTooLongError):
-            return TryAgain(max(error.prompt_tokens, error.context_length) + 1)
-        return TryAgain()
+        return TryAgain(context_needed(error))
 
     def refused(self, refusal: ChorusError) -> ChorusError:
         """The error for the caller where nobody is left to try: the placement's own, or one of the attempts before."""

@@ -86,7 +86,8 @@ class CoordinatorServicer:
     """
 
     def Generate(self, request, context):
-        """Generates on the runner (or runners) that suit the request best.
+        """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
+        by another one with the very same artifact, which goes on after the last token delivered.
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
         FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE

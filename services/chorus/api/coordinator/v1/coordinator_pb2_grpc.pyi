@@ -37,7 +37,8 @@ class CoordinatorStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CoordinatorAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GenerateRequest, _coordinator_pb2.GenerateResponse]
-    """Generates on the runner (or runners) that suit the request best.
+    """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
+    by another one with the very same artifact, which goes on after the last token delivered.
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
     FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
@@ -98,7 +99,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GenerateRequest, _coordinator_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates on the runner (or runners) that suit the request best.
+    """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
+    by another one with the very same artifact, which goes on after the last token delivered.
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
     FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
@@ -162,7 +164,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.GenerateResponse], _abc.AsyncIterator[_coordinator_pb2.GenerateResponse]]:
-        """Generates on the runner (or runners) that suit the request best.
+        """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
+        by another one with the very same artifact, which goes on after the last token delivered.
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
         FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE

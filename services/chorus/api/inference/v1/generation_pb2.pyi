@@ -689,9 +689,11 @@ class GenerationEvent(_message.Message):
     """One event of a generation's stream.
 
     Order: any number of Queued and Progress, then Started once, then PromptScored where asked for, then TokenDeltas, with
-    an AttemptChanged wherever another runner took over, then Finished, always last in a stream that ends OK. Each choice's
-    indexes rise by the number of its tokens, without gap and without repeat, failovers included. A failure is the
-    stream's status, never an event. While nothing comes for long, a Queued or Progress says that work goes on.
+    an AttemptChanged wherever another runner took over (Queued and Progress of that runner may come before it), then
+    Finished, always last in a stream that ends OK. Each choice's indexes rise by the number of its tokens, without gap and
+    without repeat, failovers included. A failure is the stream's status, never an event; where part of the answer had been
+    delivered, its ErrorInfo says of how many tokens (`delivered_tokens`). While nothing comes for long, a Queued or
+    Progress says that work goes on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1164,7 +1166,9 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """How long the parts took, as the runner that finished it saw them."""
+    """How long the parts took, as the runner that finished it saw them. Where it went on with what another one began, the time
+    to the first token and the decode are those of the whole answer as the coordinator saw it, gaps included.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,188 @@
+"""One generation over all of its attempts: what each is asked for, and what the caller is told when one takes over.
+
+The first attempt gets the caller's request as it is. Those after a break get it with every token id delivered so far,
+the seed that the first one drew, and the artifact that it ran; the engine replays the ids, so grammar, stop strings,
+penalties and half characters go on where they were. Finished then tells of the whole answer, not of its last part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from chorus.api.inference.v1 import generation_pb2
+from chorus.api.runner.v1 import runner_pb2
+from chorus.core.fleet.records import Feature
+from chorus.core.generation import GenerationRequest
+from chorus.core.placement import Candidate, Needs
+from chorus.core.resilience.delivered import Delivered
+from chorus.telemetry.logs import get_logger
+from chorus.wire.resources import encode_duration
+
+_ATTEMPT_MAX = 2**32 - 1  # what the field holds; callers may begin there
+
+_log = get_logger()
+
+
+class Carrying:
+    """What a coordinator remembers of a generation. `clock` is monotonic seconds, `arrived` when the request came."""
+
+    def __init__(
+        self,
+        spec: generation_pb2.GenerationSpec,
+        request: GenerationRequest,
+        *,
+        first_attempt: int,
+        allow_external: bool,
+        arrived: float,
+        clock: Callable[[], float],
+        time_left: Callable[[], float | None],
+    ) -> None:
+        """`request` is what `spec` says, decoded; `first_attempt` is how the caller counts the first one.
+
+        `time_left` is in seconds, None without a deadline, and raises DeadlineExceededError after it.
+        """
+        self._spec = spec
+        self._request = request
+        self._first_attempt = max(1, first_attempt)
+        self._allow_external = allow_external
+        self._arrived = arrived
+        self._clock = clock
+        self.time_left = time_left
+        self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
+        self.needs = Needs.of_generation(request, allow_external=allow_external)
+        self._began_on: Candidate | None = None  # where the first token came from
+        self._now_on: Candidate | None = None
+        self._number = 0
+        self._seed: int | None = None
+        self._why = ""
+        self._silent_since = arrived
+
+    @property
+    def begun(self) -> bool:
+        """Whether the caller has got part of the answer."""
+        return self.delivered.started
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the caller has got."""
+        return self.delivered.output_tokens
+
+    @property
+    def obstacle(self) -> str:
+        """Why nobody else can go on with it; empty where somebody can."""
+        return self.delivered.obstacle
+
+    def attempt(self, candidate: Candidate, number: int) -> runner_pb2.GenerateRequest:
+        """The request for the next attempt, counted from 1."""
+        if not self.begun:
+            self._began_on = candidate
+        self._now_on, self._number = candidate, number
+        features = candidate.model.features
+        self.delivered.begin(with_ids=Feature.TOKEN_IDS in features, can_resume=Feature.RESUME in features)
+        message = runner_pb2.GenerateRequest(spec=self._spec, attempt=self._attempt_number())
+        spec = message.spec
+        spec.model = candidate.model.artifact.name
+        if self.begun:
+            spec.ClearField("prompt_logprobs")  # they were told before the first token
+            del spec.resume.choices[:]
+            for choice in self.delivered.choices():
+                spec.resume.choices.add(choice=choice.choice, token_ids=choice.token_ids, text=choice.text)
+            if self._seed is not None:
+                spec.sampling.seed = self._seed
+            spec.requirements.artifact_sha256 = candidate.model.artifact.sha256
+        return message
+
+    def broken(self, reason: str) -> Needs:
+        """What going on elsewhere needs, now that an attempt has ended for `reason`."""
+        self._why = reason
+        if self.delivered.last_at is not None:
+            self._silent_since = self.delivered.last_at
+        return self.needs_elsewhere()
+
+    def needs_elsewhere(self) -> Needs:
+        """What somebody else needs to go on with it: the very same artifact, once something was delivered."""
+        request, began_on = self._request, self._began_on
+        if not self.begun or began_on is None:
+            return self.needs
+        sha256 = began_on.model.artifact.sha256
+        return Needs.of_generation(
+            replace(
+                request,
+                # Files of equal content may have another name elsewhere; where there is no digest, the name must do.
+                model="" if sha256 else began_on.model.artifact.name,
+                prompt_logprobs=None,
+                resume=self.delivered.choices(),
+                allow_text_resume=self.delivered.from_text,
+                sampling=request.sampling if self._seed is None else replace(request.sampling, seed=self._seed),
+                requirements=replace(request.requirements, artifact_sha256=sha256),
+            ),
+            # Who allowed it for the beginning, by name or in so many words, allows it for the rest.
+            allow_external=self._allow_external or bool(request.model),
+        )
+
+    # --- what the relay tells and asks ------------------------------------------------------------------------------
+
+    def started(self, message: runner_pb2.GenerateResponse) -> None:
+        """Notes what the attempt with the first token says of the prompt and the seed."""
+        if self.begun or self._began_on is None:
+            return
+        told = message.event.started
+        self.delivered.prompt_tokens = told.prompt_token_count
+        self.delivered.cached_tokens = told.cached_token_count
+        given = self._request.sampling.seed is not None
+        self._seed = told.seed if not given and Feature.SEED in self._began_on.model.features else None
+
+    def taken_over(self) -> bytes | None:
+        """AttemptChanged, where this attempt goes on with what another one began."""
+        now_on = self._now_on
+        if not self._why or now_on is None:
+            return None
+        gap_s = max(0.0, self._clock() - self._silent_since)
+        _log.info(
+            "attempt.resumed",
+            attempt=self._number,
+            runner_id=now_on.runner_id,
+            reason=self._why,
+            gap_s=round(gap_s, 6),
+            output_tokens=self.delivered.output_tokens,
+        )
+        changed = generation_pb2.AttemptChanged(
+            attempt=self._attempt_number(),
+            node_id=now_on.node_id,
+            runner_id=now_on.runner_id,
+            reason=self._why,
+            gap=encode_duration(gap_s),
+            from_text=self.delivered.from_text,
+        )
+        return runner_pb2.GenerateResponse(
+            event=generation_pb2.GenerationEvent(attempt_changed=changed)
+        ).SerializeToString()
+
+    def finished(self, message: runner_pb2.GenerateResponse) -> bytes | None:
+        """Finished for the whole answer. Raises EngineError where the runner has said less than it says it has."""
+        delivered, finished = self.delivered, message.event.finished
+        counts = [delivered.token_count(outcome.choice, outcome.token_count) for outcome in finished.choices]
+        if not self._why:
+            delivered.prompt_tokens = finished.usage.prompt_token_count
+            delivered.cached_tokens = finished.usage.cached_token_count
+            return None
+        for outcome, count in zip(finished.choices, counts, strict=True):
+            outcome.token_count = count
+        usage, timings = finished.usage, finished.timings
+        usage.completion_token_count = sum(counts)
+        if delivered.prompt_tokens:  # else the engine tells it at the end alone
+            usage.prompt_token_count = delivered.prompt_tokens
+            usage.cached_token_count = delivered.cached_tokens
+        delivered.prompt_tokens = usage.prompt_token_count
+        if delivered.first_at is not None and delivered.last_at is not None:
+            decode_s = delivered.last_at - delivered.first_at
+            timings.time_to_first_token.CopyFrom(encode_duration(delivered.first_at - self._arrived))
+            timings.decode.CopyFrom(encode_duration(decode_s))
+            timings.tokens_per_second = (delivered.output_tokens - 1) / decode_s if decode_s > 0 else 0.0
+        return message.SerializeToString()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _attempt_number(self) -> int:
+        return min(self._first_attempt + self._number - 1, _ATTEMPT_MAX)

@@ -1,0 +1,153 @@
+"""Whether a stream on which nothing comes is only slow, or its runner is frozen, cut off, or stuck.
+
+Silence alone says little: a prompt may be long, a queue too. So after a short silence the runner is asked whether it
+lives. As long as it answers, only a stream that had a pace and lost it is held to be stuck, `stall_factor` times its
+usual gap later. A runner that says nothing at all, neither on the stream nor when asked, is silent after `silent_s`.
+
+Who looks can stand still himself, when a laptop sleeps: what he missed then says nothing of the runner, and the count
+begins anew. The same holds while he is busy with a message: a slow caller is not the runner's silence.
+
+Times are seconds on any clock that only goes forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chorus.core.errors import ConfigError
+
+# How fast a longer gap than usual is forgotten; a longer one counts at once.
+_FADING = 0.1
+_LEAST_WAIT_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPatience:
+    """How long a stream may be silent. `stall_s` is the least that counts as stuck where the runner answers.
+
+    A gap is usual once `gaps_at_least` have been measured; a look that comes `late_s` after its time begins anew.
+    """
+
+    ask_after_s: float = 0.75
+    silent_s: float = 2.5
+    stall_factor: float = 20.0
+    stall_s: float = 5.0
+    gaps_at_least: int = 4
+    late_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        times = (self.ask_after_s, self.stall_factor, self.stall_s, self.late_s)
+        if not self.ask_after_s < self.silent_s or min(times) <= 0 or self.gaps_at_least < 1:
+            raise ConfigError(f"no stream can be watched like this: {self}")
+
+
+class Sight(StrEnum):
+    """What a look at a stream finds. ASK: ask the runner now whether it lives."""
+
+    FINE = "fine"
+    ASK = "ask"
+    SILENT = "silent"
+    STALLED = "stalled"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found, and in how many seconds to look again.
+
+    `quiet_s`: for so long nothing had come on the stream; of SILENT, nor any other sign of life.
+    """
+
+    sight: Sight
+    quiet_s: float
+    again_in_s: float
+
+
+class StreamWatch:
+    """The decision for one attempt of one stream, which begins to be read at `now`."""
+
+    __slots__ = ("_answered", "_asked", "_due", "_gaps", "_patience", "_reading", "_since", "_usual_s")
+
+    def __init__(self, patience: StreamPatience, now: float) -> None:
+        self._patience = patience
+        self._reading = True
+        self._since = now  # since when the next message has been awaited
+        self._answered = now
+        self._asked: float | None = None
+        self._due: float | None = None
+        self._gaps = 0
+        self._usual_s = 0.0
+
+    def heard(self, now: float, *, tokens: bool) -> None:
+        """A message came, with tokens or without; nothing is awaited until `listening`."""
+        if tokens:
+            gap = max(0.0, now - self._since)
+            if self._gaps:  # what came before the first tokens is no gap
+                self._usual_s = max(gap, self._usual_s + (gap - self._usual_s) * _FADING)
+            self._gaps += 1
+        else:
+            self._gaps = 0
+            self._usual_s = 0.0
+        self._reading = False
+        self._asked = None
+
+    def listening(self, now: float) -> None:
+        """The message was dealt with, and the next one is awaited."""
+        self._reading = True
+        self._since = now
+
+    def answered(self, now: float) -> None:
+        """The runner was asked whether it lives, and it does."""
+        self._answered = max(self._answered, now)
+        self._asked = None
+
+    def unanswered(self) -> None:
+        """It was asked, and did not answer in the time that a question has; it may be asked again."""
+        self._asked = None
+
+    @property
+    def stall_after_s(self) -> float | None:
+        """After what silence the stream is stuck, though its runner answers; None while it has no usual gap."""
+        patience = self._patience
+        if self._gaps <= patience.gaps_at_least:
+            return None
+        return max(patience.stall_s, patience.stall_factor * self._usual_s)
+
+    def look(self, now: float) -> Look:
+        """What to make of the stream at `now`; the next look is due in `again_in_s`."""
+        patience = self._patience
+        if self._due is not None and now - self._due > patience.late_s:
+            self._since = self._answered = now
+            self._asked = None
+        found = self._look(now)
+        self._due = now + found.again_in_s
+        return found
+
+    def _look(self, now: float) -> Look:
+        patience = self._patience
+        if not self._reading:
+            return Look(Sight.FINE, 0.0, patience.ask_after_s)
+        quiet_s = now - self._since
+        lifeless_s = now - max(self._since, self._answered)
+        time_to_answer_s = (patience.silent_s - patience.ask_after_s) / 2
+        if lifeless_s >= patience.silent_s:
+            if self._asked is None:
+                self._asked = now
+                return Look(Sight.ASK, quiet_s, time_to_answer_s)
+            missing_s = self._asked + time_to_answer_s - now
+            if missing_s > 0:
+                return Look(Sight.FINE, quiet_s, max(missing_s, _LEAST_WAIT_S))
+            return Look(Sight.SILENT, lifeless_s, patience.ask_after_s)
+        stall_after_s = self.stall_after_s
+        if stall_after_s is not None and quiet_s >= stall_after_s:
+            return Look(Sight.STALLED, quiet_s, patience.ask_after_s)
+        waits = [patience.silent_s - lifeless_s]
+        if stall_after_s is not None:
+            waits.append(stall_after_s - quiet_s)
+        sight = Sight.FINE
+        if self._asked is None:
+            if lifeless_s >= patience.ask_after_s:
+                sight, self._asked = Sight.ASK, now
+            else:
+                waits.append(patience.ask_after_s - lifeless_s)
+        return Look(sight, quiet_s, max(min(waits), _LEAST_WAIT_S))

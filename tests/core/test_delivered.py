@@ -1,0 +1,142 @@
+"""The record of what a caller has got: no index twice, none left out, whatever runners send."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chorus.core.errors import EngineError
+from chorus.core.generation import DeliveredChoice
+from chorus.core.resilience.delivered import Delivered
+
+
+def token(choice: int, index: int) -> int:
+    """The one right token of a place."""
+    return choice * 1000 + index
+
+
+def begun(delivered: Delivered, *, with_ids: bool = True, can_resume: bool = True) -> Delivered:
+    delivered.begin(with_ids=with_ids, can_resume=can_resume)
+    return delivered
+
+
+deltas = st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(1, 4), st.sampled_from(["right"] * 5 + ["wrong"]))
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    st.integers(1, 3),
+    st.dictionaries(st.integers(0, 2), st.integers(0, 5), max_size=3),
+    st.lists(st.one_of(deltas, st.none()), max_size=60),
+)
+def test_every_choice_grows_without_gap_and_repeat(
+    choice_count: int, given_counts: dict[int, int], script: list[tuple[int, int, int, str] | None]
+) -> None:
+    """None in the script is a failed attempt, and the next one begins."""
+    had = {number: count for number, count in given_counts.items() if number < choice_count}
+    resume = [DeliveredChoice(number, tuple(token(number, i) for i in range(count))) for number, count in had.items()]
+    delivered = begun(Delivered(choice_count, resume))
+    model = {number: had.get(number, 0) for number in range(choice_count)}
+    count = 0
+    for step in script:
+        if step is None:
+            begun(delivered)
+            continue
+        number, index, size, rightness = step
+        ids = [token(number, index + i) + (7 if rightness == "wrong" else 0) for i in range(size)]
+        next_index = model.get(number, 0)
+        if (
+            number >= choice_count
+            or index + size > next_index != index
+            or (rightness == "wrong" and index != next_index)
+        ):
+            with pytest.raises(EngineError):
+                delivered.take(number, index, ids)
+        elif index == next_index:
+            if rightness == "wrong":
+                continue  # nobody can know
+            assert delivered.take(number, index, ids) == index
+            model[number] += size
+            count += size
+        else:
+            assert delivered.take(number, index, ids) is None
+        assert delivered.output_tokens == count
+        assert delivered.started is (count > 0)
+    told = {choice.choice: choice.token_ids for choice in delivered.choices()}
+    assert told == {number: tuple(token(number, i) for i in range(size)) for number, size in model.items() if size}
+    assert delivered.obstacle == ""
+    for number, size in model.items():
+        assert delivered.token_count(number, size) == size
+        with pytest.raises(EngineError, match=f"choice {number} has {size + 1}"):
+            delivered.token_count(number, size + 1)
+
+
+def test_what_comes_beside_the_ids_takes_no_place() -> None:
+    delivered = begun(Delivered())
+    assert delivered.take(0, 0, [1, 2], "a") == 0
+    assert delivered.take(0, 2, [], "", more=True) == 2  # a second tool call
+    assert delivered.take(0, 2, [3], "b") == 2
+    assert delivered.choices() == (DeliveredChoice(0, (1, 2, 3)),)
+    assert delivered.obstacle == ""
+
+
+def test_when_the_first_and_the_last_came_is_noted() -> None:
+    delivered = begun(Delivered())
+    for index, now in enumerate((5.0, 6.0, 9.0)):
+        delivered.take(0, index, [1], now=now)
+    assert (delivered.first_at, delivered.last_at) == (5.0, 9.0)
+
+
+# --- without token ids ----------------------------------------------------------------------------------------------
+
+
+def texts(delivered: Delivered, pieces: list[tuple[int, str]]) -> list[int | None]:
+    return [delivered.take(0, index, (), text) for index, text in pieces]
+
+
+@pytest.mark.parametrize("begins_at", [0, 2, 9])
+def test_an_engine_that_counts_anew_has_its_indexes_shifted(begins_at: int) -> None:
+    delivered = begun(Delivered(allow_text=True), with_ids=False)
+    assert texts(delivered, [(0, "a"), (1, "b")]) == [0, 1]
+    assert (delivered.obstacle, delivered.from_text) == ("", True)
+    begun(delivered, with_ids=False)
+    assert texts(delivered, [(begins_at, "c"), (begins_at + 1, "d")]) == [2, 3]
+    assert delivered.choices() == (DeliveredChoice(0, (), "abcd"),)
+    with pytest.raises(EngineError, match="where 4 comes next"):
+        delivered.take(0, begins_at + 5, (), "f")
+    if begins_at == 0:
+        assert delivered.token_count(0, 2) == 4
+
+
+def test_text_of_a_caller_begins_where_the_engine_says() -> None:
+    for begins_at in (0, 7):
+        delivered = begun(Delivered(1, [DeliveredChoice(0, (), "abc")], allow_text=True), with_ids=False)
+        assert texts(delivered, [(begins_at, "d"), (begins_at + 1, "e")]) == [begins_at, begins_at + 1]
+        assert delivered.choices() == (DeliveredChoice(0, (), "abcde"),)
+
+
+@pytest.mark.parametrize(
+    ("allow_text", "with_ids", "can_resume", "more", "told"),
+    [
+        (False, False, False, False, "without token ids"),
+        (True, False, True, True, "only plain text"),
+        (True, True, False, False, "cannot go on from token ids"),
+        (True, False, False, False, ""),
+        (False, True, True, True, ""),
+    ],
+)
+def test_what_stands_in_the_way_is_told(
+    allow_text: bool, with_ids: bool, can_resume: bool, more: bool, told: str
+) -> None:
+    delivered = begun(Delivered(allow_text=allow_text), with_ids=with_ids, can_resume=can_resume)
+    delivered.take(0, 0, [1] if with_ids else [], "a", more=more)
+    begun(delivered)  # what the next runner has changes nothing
+    assert told in delivered.obstacle
+    assert bool(told) is bool(delivered.obstacle)
+
+
+def test_several_choices_of_text_cannot_go_on() -> None:
+    delivered = begun(Delivered(2, allow_text=True), with_ids=False)
+    delivered.take(0, 0, [], "a")
+    assert "single choice" in delivered.obstacle

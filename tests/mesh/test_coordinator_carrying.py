@@ -1,0 +1,208 @@
+"""One generation over attempts that break off anywhere, against a model of it: what the caller gets in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from chorus.api.inference.v1 import generation_pb2 as pb
+from chorus.api.runner.v1 import runner_pb2
+from chorus.coordinator.carrying import Carrying
+from chorus.coordinator.relay import relay
+from chorus.core.errors import EngineError, UnavailableError
+from chorus.core.fleet.directory import DirectoryEntry
+from chorus.core.fleet.records import Cpu, Load, Node, Runner, RunnerRecord, RunnerState
+from chorus.core.generation import GenerationRequest, TextPrompt
+from chorus.core.placement import Candidate
+from chorus.core.resilience.stream_silence import StreamPatience, StreamWatch
+from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
+from chorus.testing.engine_fake import FakeEngine
+from chorus.wire.generation import encode_generation
+
+PROMPT_TOKENS = 9
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How one attempt goes: how many tokens a delta has, after how many messages it breaks off, and what is wrong."""
+
+    step: int
+    breaks_after: int
+    repeats: int = 0
+    skips: bool = False
+    ends_early: bool = False
+
+
+behaviours = st.builds(
+    Behaviour,
+    step=st.integers(1, 3),
+    breaks_after=st.integers(0, 12),
+    repeats=st.sampled_from([0, 0, 0, 1, 2]),
+    skips=st.sampled_from([False] * 5 + [True]),
+    ends_early=st.sampled_from([False] * 5 + [True]),
+)
+
+
+def token(choice: int, index: int) -> int:
+    return 1000 * (choice + 1) + index
+
+
+def message(event: pb.GenerationEvent) -> bytes:
+    return runner_pb2.GenerateResponse(event=event).SerializeToString()
+
+
+async def engine(request: runner_pb2.GenerateRequest, lengths: list[int], behaviour: Behaviour) -> AsyncIterator[bytes]:
+    """A runner that goes on from what it is given, one choice after the other, and does what is wrong with it."""
+    had = {choice.choice: list(choice.token_ids) for choice in request.spec.resume.choices}
+    for choice, ids in had.items():
+        assert ids == [token(choice, index) for index in range(len(ids))], "it is asked to go on from something else"
+    events = [
+        pb.GenerationEvent(progress=pb.Progress(phase=pb.PHASE_PREFILL, done=1, total=2)),
+        pb.GenerationEvent(started=pb.Started(seed=5, prompt_token_count=PROMPT_TOKENS, attempt=request.attempt)),
+    ]
+    for choice, length in enumerate(lengths):
+        index = max(0, len(had.get(choice, [])) - behaviour.repeats)
+        if behaviour.skips and index < length:
+            index += 1
+        while index < length:
+            # What it says again are whole deltas, as those of a runner that did not know where to go on.
+            known = len(had.get(choice, []))
+            end = min(index + behaviour.step, length, known if index < known else length)
+            ids = [token(choice, place) for place in range(index, end)]
+            events.append(
+                pb.GenerationEvent(
+                    delta=pb.TokenDelta(choice=choice, index=index, token_ids=ids, text="".join(f"{i} " for i in ids))
+                )
+            )
+            index = end
+        if behaviour.ends_early:
+            break
+    outcomes = [pb.ChoiceOutcome(choice=choice, token_count=length) for choice, length in enumerate(lengths)]
+    usage = pb.Usage(prompt_token_count=PROMPT_TOKENS, completion_token_count=sum(lengths))
+    events.append(pb.GenerationEvent(finished=pb.Finished(choices=outcomes, usage=usage)))
+    for event in events[: behaviour.breaks_after]:
+        yield message(event)
+    if behaviour.breaks_after < len(events):
+        raise UnavailableError("broke off")
+
+
+def candidate(number: int) -> Candidate:
+    runner = Runner(f"r{number}", 1, "n", "127.0.0.1:1", "r", "1", (), FakeEngine().models())
+    record = RunnerRecord(runner, Node("n", "n", "Linux", Cpu("c", 1, 1), 1, 1), RunnerState.READY, Load(), 1)
+    return Candidate(DirectoryEntry(record, 0.0), runner.models[0], 0.0, {})  # type: ignore[arg-type]
+
+
+class Caller:
+    """What a caller gets, and the clock of it all: a second a message."""
+
+    def __init__(self) -> None:
+        self.events: list[pb.GenerationEvent] = []
+        self.now = 0.0
+
+    def clock(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    async def write(self, raw: bytes) -> None:
+        self.events.append(runner_pb2.GenerateResponse.FromString(raw).event)
+
+    def kinds(self) -> list[str]:
+        return [str(event.WhichOneof("event")) for event in self.events]
+
+    def deltas(self, choice: int) -> list[pb.TokenDelta]:
+        return [event.delta for event in self.events if event.HasField("delta") and event.delta.choice == choice]
+
+
+async def carried(lengths: list[int], script: list[Behaviour]) -> tuple[Caller, Carrying]:
+    """Attempts as the script says, then one that does everything right."""
+    caller = Caller()
+    request = GenerationRequest("", TextPrompt("hi"), choice_count=len(lengths))
+    carrying = Carrying(
+        encode_generation(request),
+        request,
+        first_attempt=1,
+        allow_external=False,
+        arrived=caller.clock(),
+        clock=caller.clock,
+        time_left=lambda: None,
+    )
+    timer = StreamTimer(GenerationMetrics(CollectorRegistry()).model("m"), 0.0)
+    for number, behaviour in enumerate([*script, Behaviour(step=1, breaks_after=10_000)], start=1):
+        asked = carrying.attempt(candidate(number), number)
+        assert asked.attempt == number
+        try:
+            await relay(
+                engine(asked, lengths, behaviour),
+                caller.write,
+                carrying.delivered,
+                carrying,
+                runner_id=f"r{number}",
+                timer=timer,
+                clock=caller.clock,
+                watch=StreamWatch(StreamPatience(), 0.0),
+            )
+        except (UnavailableError, EngineError) as error:
+            if carrying.begun:
+                needs = carrying.broken(error.reason)
+                assert needs.artifact_sha256 == candidate(1).model.artifact.sha256
+        else:
+            return caller, carrying
+    raise AssertionError("the last attempt does everything right")
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=3), st.lists(behaviours, max_size=6))
+def test_whatever_happens_the_caller_gets_the_answer_once(lengths: list[int], script: list[Behaviour]) -> None:
+    caller, carrying = asyncio.run(carried(lengths, script))
+    kinds = caller.kinds()
+    assert kinds.count("started") == kinds.count("finished") == 1
+    assert kinds[-1] == "finished"
+    others = [kind for kind in kinds if kind != "progress"]
+    assert others[0] == "started"
+    for choice, length in enumerate(lengths):
+        deltas = caller.deltas(choice)
+        indexes = [delta.index for delta in deltas]
+        assert indexes == [sum(len(earlier.token_ids) for earlier in deltas[:place]) for place in range(len(deltas))]
+        ids = [token_id for delta in deltas for token_id in delta.token_ids]
+        assert ids == [token(choice, index) for index in range(length)]
+        assert "".join(delta.text for delta in deltas) == "".join(f"{token_id} " for token_id in ids)
+    finished = caller.events[-1].finished
+    assert [outcome.token_count for outcome in finished.choices] == lengths
+    assert finished.usage.completion_token_count == sum(lengths) == carrying.tokens
+    assert finished.usage.prompt_token_count == PROMPT_TOKENS
+    changes = [event.attempt_changed for event in caller.events if event.HasField("attempt_changed")]
+    attempts = [changed.attempt for changed in changes]
+    assert attempts == sorted(set(attempts))
+    for changed in changes:
+        assert changed.runner_id == f"r{changed.attempt}"
+        assert changed.reason in ("UNAVAILABLE", "ENGINE_FAILED")
+        assert changed.gap.ToNanoseconds() > 0
+    # Each is told of when it brings something, and not before.
+    for place, kind in enumerate(others[:-1]):
+        if kind == "attempt_changed":
+            assert others[place + 1] in ("delta", "finished")
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.integers(1, 6), st.integers(1, 6))
+def test_timings_and_usage_are_those_of_the_whole(first: int, rest: int) -> None:
+    lengths = [first + rest]
+    whole, _ = asyncio.run(carried(lengths, []))
+    behaviour = Behaviour(step=1, breaks_after=2 + first)
+    broken, carrying = asyncio.run(carried(lengths, [behaviour]))
+    told = broken.events[-1].finished
+    assert told.usage == whole.events[-1].finished.usage
+    delivered = carrying.delivered
+    assert delivered.first_at is not None
+    assert delivered.last_at is not None
+    assert told.timings.time_to_first_token.ToNanoseconds() / 1e9 < delivered.first_at
+    decode_s = told.timings.decode.ToNanoseconds() / 1e9
+    assert decode_s == round(delivered.last_at - delivered.first_at, 9)
+    assert told.timings.tokens_per_second > 0.0
+    # An answer that nobody interrupted is passed on as its runner told it.
+    assert not whole.events[-1].finished.timings.HasField("decode")
