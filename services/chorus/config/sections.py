@@ -464,6 +464,21 @@ class CoordinatorSettings(_Listening):
         le=60,
         description="Seconds to wait for a connection to a runner before another one is tried.",
     )
+    breaker_failures: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Failures of a runner with one model, within breaker_window_s, after which it is left alone.",
+    )
+    breaker_window_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds over which a runner's failures are counted."
+    )
+    breaker_open_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds for which a runner that failed too often is left alone, before one request probes it.",
+    )
     max_requests: int = Field(
         default=1024,
         ge=1,

@@ -12,6 +12,7 @@ from chorus.coordinator.live import LiveDirectory
 from chorus.core.errors import ChorusError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
+from chorus.core.resilience.breakers import BreakerRules, Breakers, BreakerState, Outcome, Trial, outcome_of
 from chorus.core.resilience.failures import Failures, blames_runner
 from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget
 from chorus.telemetry.logs import get_logger
@@ -39,6 +40,7 @@ class Placing:
         *,
         default_model: str | None,
         max_attempts: int,
+        breaker_rules: BreakerRules | None = None,
         metrics: GenerationMetrics | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -51,6 +53,7 @@ class Placing:
         self._in_flight = InFlight()
         self._budget = RetryBudget()
         self._failures = Failures()
+        self._breakers = Breakers(breaker_rules)
         live.on_change(self._follow)
 
     def default_model(self) -> str:
@@ -105,12 +108,14 @@ class Placing:
             number = attempts.begin(candidate.runner_id)
             if attempts.errors and self._metrics is not None:
                 self._metrics.retry(attempts.errors[-1].reason)
+            trial = self._begin(candidate)
             try:
                 with self._counted(candidate.runner_id):
                     result = await run(candidate, number)
             except ChorusError as error:
+                self._end(trial, outcome_of(error))
                 if blames_runner(error):
-                    self._failures.failed(candidate.runner_id, _incarnation(candidate), self._live.now)
+                    self._failures.failed(candidate.runner_id, trial.incarnation, self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt(error.reason)
                 decision = attempts.failed(error, delivered=delivered(), now=self._live.now)
@@ -125,8 +130,12 @@ class Placing:
                     reason=error.reason,
                     why=error.message,
                 )
+            except BaseException:  # the caller went away: a probe must make way for another one
+                self._end(trial, Outcome.NEITHER)
+                raise
             else:
-                self._failures.succeeded(candidate.runner_id, _incarnation(candidate), self._live.now)
+                self._end(trial, Outcome.GOOD)
+                self._failures.succeeded(candidate.runner_id, trial.incarnation, self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt()
                 return result
@@ -135,6 +144,7 @@ class Placing:
         return Situation(
             in_flight=self._in_flight.unreported,
             tried=tried,
+            barred=self._breakers.barred(self._live.now),
             penalties=self._failures.penalties(self._live.now),
         )
 
@@ -147,6 +157,19 @@ class Placing:
             situation=self._situation(tried),
             pool=self._roster.pool(needs, directory),
         )
+
+    def _begin(self, candidate: Candidate) -> Trial:
+        runner = candidate.entry.record.runner
+        return self._breakers.began(runner.runner_id, candidate.model.artifact.name, runner.incarnation, self._live.now)
+
+    def _end(self, trial: Trial, outcome: Outcome) -> None:
+        state = self._breakers.ended(trial, outcome, self._live.now)
+        if state is None:
+            return
+        tell = _log.warning if state is BreakerState.OPEN else _log.info
+        tell(f"breaker.{state}", runner_id=trial.runner_id, model=trial.model)
+        if self._metrics is not None:
+            self._metrics.breaker(state)
 
     @contextmanager
     def _counted(self, runner_id: str) -> Iterator[None]:
@@ -161,12 +184,10 @@ class Placing:
         for record in change.removed:
             self._in_flight.left(record.runner.runner_id)
             self._failures.forget(record.runner.runner_id)
+            self._breakers.forget(record.runner.runner_id)
         for entry in change.upserts:
+            self._breakers.incarnated(entry.record.runner.runner_id, entry.record.runner.incarnation)
             self._in_flight.reported(entry.record.runner.runner_id, now)
-
-
-def _incarnation(candidate: Candidate) -> int:
-    return candidate.entry.record.runner.incarnation
 
 
 def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:

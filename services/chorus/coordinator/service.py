@@ -21,6 +21,7 @@ from chorus.coordinator.requests import Requests
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.core.errors import ChorusError, InternalError
+from chorus.core.resilience.breakers import BreakerRules
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
 from chorus.transport.process import HostedService
@@ -50,6 +51,11 @@ class CoordinatorService(HostedService):
             self.live,
             default_model=settings.default_model,
             max_attempts=settings.max_attempts,
+            breaker_rules=BreakerRules(
+                failures=settings.breaker_failures,
+                window_s=settings.breaker_window_s,
+                open_s=settings.breaker_open_s,
+            ),
             metrics=generations,
             rng=rng,
         )

@@ -227,6 +227,7 @@ class GenerationMetrics:
         self._load = LoadGauges(registry)
         self._attempts = counter("attempts", "Tries of a request on a runner, by how they ended.", "outcome")
         self._retries = counter("retries", "Requests moved to another runner, by why they were.", "reason")
+        self._breakers = counter("breakers", "Circuit breakers of a runner and model, by what they became.", "state")
         self._by_model: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> ModelMetrics:
@@ -251,6 +252,10 @@ class GenerationMetrics:
     def retry(self, reason: str) -> None:
         """A request goes to another runner because its try ended for this reason."""
         self._retries.labels(self._reason(reason)).inc()
+
+    def breaker(self, state: str) -> None:
+        """A circuit breaker opened (`open`) or closed (`closed`)."""
+        self._breakers.labels(state).inc()
 
 
 class StreamTimer:

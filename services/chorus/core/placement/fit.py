@@ -67,11 +67,12 @@ class Situation:
 
     `in_flight`: its own requests that a runner's last load report can't know of yet (negative: they ended since).
     `tried`: runners that this very request was tried on. `penalties`: seconds added to a runner's cost, for its recent
-    failures.
+    failures. `barred`: runners and models (artifact names) whose circuit breaker lets no request through.
     """
 
     in_flight: Mapping[str, int] = field(default_factory=dict)
     tried: Container[str] = frozenset()
+    barred: frozenset[tuple[str, str]] = frozenset()
     penalties: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -99,9 +100,16 @@ def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[Mode
     usable = [status for status in good if _miss_of_storage(record, status) is None]
     if not usable:
         return _miss_of_storage(record, good[0]) or Miss(RejectionReason.NOT_LOADED, good[0])
-    late = _miss_of_moment(entry, usable[0], situation)
-    if late is not None:
-        return late
+    away = _miss_of_presence(entry, usable[0])
+    if away is not None:
+        return away
+    if situation.barred:
+        open_to_us = [s for s in usable if (record.runner.runner_id, s.artifact.name) not in situation.barred]
+        if not open_to_us:
+            return Miss(RejectionReason.BREAKER_OPEN, usable[0])
+        usable = open_to_us
+    if record.runner.runner_id in situation.tried:
+        return Miss(RejectionReason.TRIED, usable[0])
     free = tuple(status for status in usable if not is_full(record, status, situation))
     return free or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
 
@@ -181,14 +189,12 @@ def _is_local(record: RunnerRecord, status: ModelStatus) -> bool:
     return any(engine.kind is EngineKind.LOCAL and engine.name == status.engine for engine in record.runner.engines)
 
 
-def _miss_of_moment(entry: DirectoryEntry, status: ModelStatus, situation: Situation) -> Miss | None:
-    """What is wrong with the runner just now."""
+def _miss_of_presence(entry: DirectoryEntry, status: ModelStatus) -> Miss | None:
+    """Whether the runner takes requests at all just now."""
     if entry.record.state is not RunnerState.READY:
         return Miss(RejectionReason.STATE, status)
     if not entry.reachable:
         return Miss(RejectionReason.UNREACHABLE, status)
-    if entry.record.runner.runner_id in situation.tried:
-        return Miss(RejectionReason.TRIED, status)
     return None
 
 

@@ -4,18 +4,21 @@ Of the runners that fit, at most `CONSIDERED` are looked at (chosen by chance wh
 drawn by chance, each with a weight of one over its squared cost, and the cheaper one is taken. So a slow machine is
 hardly ever asked while a fast one is idle, equals share the work, and several coordinators that see the same loads, a
 heartbeat old, don't all run to the same runner. The dearest of several is never taken.
+
+Where circuit breakers bar everybody who could serve a request, none of them counts: asking somebody who failed lately
+is better than refusing everything. Somebody who is merely full is waited for instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import ModelStatus
 from chorus.core.placement.cost import Terms, cost_terms, total
-from chorus.core.placement.fit import NOTHING_MORE, Miss, Situation, fit
+from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation, fit
 from chorus.core.placement.needs import Needs
 from chorus.core.placement.refusal import refusal
 
@@ -105,13 +108,23 @@ def place(
         # None by chance, or few enough: go through all of them, in an order of chance where not all will be looked at.
         candidates = _candidates(needs, directory, rng.sample(ids, len(ids)), situation)
     if not candidates:
-        rejected = survey(needs, directory, situation=situation).rejected
-        raise refusal(needs, directory, [(found.entry, found.miss) for found in rejected], situation)
+        found = survey(needs, directory, situation=situation)
+        if not found.candidates:
+            raise refusal(needs, directory, [(other.entry, other.miss) for other in found.rejected], situation)
+        candidates = list(found.candidates[:CONSIDERED])
     return _better_of_two(candidates, rng)
 
 
 def survey(needs: Needs, directory: Directory, *, situation: Situation = NOTHING_MORE) -> Survey:
     """Looks at every runner, for explaining a placement; of two that cost the same, the lesser id comes first."""
+    found = _survey(needs, directory, situation)
+    reasons = {rejected.miss.reason for rejected in found.rejected}
+    if found.candidates or RejectionReason.BREAKER_OPEN not in reasons or RejectionReason.FULL in reasons:
+        return found
+    return _survey(needs, directory, replace(situation, barred=frozenset()))
+
+
+def _survey(needs: Needs, directory: Directory, situation: Situation) -> Survey:
     candidates: list[Candidate] = []
     rejected: list[Rejected] = []
     for _, entry in sorted(directory.entries.items()):
