@@ -129,6 +129,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
 Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
 ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(_map_of_text), AfterValidator(_model_pairs)]
+RunnerWeights = Annotated[Mapping[ServiceName, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_map_of_text)]
 GpuPolicy = Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_map_of_text)]
 GpuAssignments = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_assignments)]
 Registries = Annotated[
@@ -463,6 +464,10 @@ class CoordinatorSettings(_Listening):
         gt=0,
         le=60,
         description="Seconds to wait for a connection to a runner before another one is tried.",
+    )
+    runner_weights: RunnerWeights = Field(
+        default={},
+        description="Runners to ask less, each RUNNER=WEIGHT above 0 and at most 1; 0.5 counts as twice as slow.",
     )
     breaker_failures: int = Field(
         default=5,

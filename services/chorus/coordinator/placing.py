@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +11,20 @@ from typing import TypeVar
 from chorus.coordinator.live import LiveDirectory
 from chorus.core.errors import ChorusError
 from chorus.core.fleet.directory import DirectoryChange
-from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
+from chorus.core.placement import (
+    NO_TRACE,
+    Affinity,
+    Candidate,
+    InFlight,
+    Needs,
+    PromptTrace,
+    Roster,
+    Situation,
+    Survey,
+    place,
+    refusal,
+    survey,
+)
 from chorus.core.resilience.breakers import BreakerRules, Breakers, BreakerState, Outcome, Trial, outcome_of
 from chorus.core.resilience.failures import Failures, blames_runner
 from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget
@@ -41,6 +54,7 @@ class Placing:
         default_model: str | None,
         max_attempts: int,
         breaker_rules: BreakerRules | None = None,
+        weights: Mapping[str, float] | None = None,
         metrics: GenerationMetrics | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -49,7 +63,9 @@ class Placing:
         self._max_attempts = max_attempts
         self._metrics = metrics
         self._rng = rng if rng is not None else random.Random()
+        self._weights = dict(weights or {})
         self._roster = Roster()
+        self._affinity = Affinity()
         self._in_flight = InFlight()
         self._budget = RetryBudget()
         self._failures = Failures()
@@ -60,11 +76,11 @@ class Placing:
         """The family that answers generations which name no model; empty where there is none."""
         return self._roster.resolve(Needs(), self._live.directory, self._default_model).model
 
-    def explain(self, needs: Needs) -> Explanation:
-        """Where a request would go now."""
+    def explain(self, needs: Needs, trace: PromptTrace = NO_TRACE) -> Explanation:
+        """Where a request would go now; `trace` is its prompt's."""
         directory = self._live.directory
         needs = self._roster.resolve(needs, directory, self._default_model)
-        situation = self._situation()
+        situation = self._situation(trace)
         found = survey(needs, directory, situation=situation)
         if found.candidates:
             return Explanation(found, None)
@@ -78,7 +94,7 @@ class Placing:
     def has_place(self, needs: Needs) -> bool:
         """Whether some runner of the directory would take the request now."""
         try:
-            self._place(self.resolved(needs), frozenset())
+            self._place(self.resolved(needs), NO_TRACE, frozenset())
         except ChorusError:
             return False
         return True
@@ -88,11 +104,13 @@ class Placing:
         needs: Needs,
         run: Callable[[Candidate, int], Awaitable[T]],
         *,
+        trace: PromptTrace = NO_TRACE,
         delivered: Callable[[], bool] = lambda: False,
     ) -> T:
         """Runs `run(candidate, number)` on one runner after another until it succeeds, and returns what it returned.
 
-        `number` counts from 1. Once `delivered()` says that the caller has got part of the answer, an error is final.
+        `number` counts from 1. `trace` is that of the request's prompt, by which the next one that begins alike is
+        placed. Once `delivered()` says that the caller has got part of the answer, an error is final.
         Raises the error that tells most, with the runner and the number of attempts in its metadata.
         """
         needs = self.resolved(needs)
@@ -101,14 +119,14 @@ class Placing:
         last: Candidate | None = None
         while True:
             try:
-                candidate = self._place(needs, attempts.tried)
+                candidate = self._place(needs, trace, attempts.tried)
             except ChorusError as refused:
                 raise _with_facts(attempts.refused(refused), last, attempts.count) from None
             last = candidate
             number = attempts.begin(candidate.runner_id)
             if attempts.errors and self._metrics is not None:
                 self._metrics.retry(attempts.errors[-1].reason)
-            trial = self._begin(candidate)
+            trial = self._begin(candidate, trace)
             try:
                 with self._counted(candidate.runner_id):
                     result = await run(candidate, number)
@@ -140,26 +158,29 @@ class Placing:
                     self._metrics.attempt()
                 return result
 
-    def _situation(self, tried: Container[str] = frozenset()) -> Situation:
+    def _situation(self, trace: PromptTrace, tried: Container[str] = frozenset()) -> Situation:
         return Situation(
             in_flight=self._in_flight.unreported,
             tried=tried,
             barred=self._breakers.barred(self._live.now),
             penalties=self._failures.penalties(self._live.now),
+            weights=self._weights,
+            shared=self._affinity.shared(trace),
         )
 
-    def _place(self, needs: Needs, tried: Container[str]) -> Candidate:
+    def _place(self, needs: Needs, trace: PromptTrace, tried: Container[str]) -> Candidate:
         directory = self._live.directory
         return place(
             needs,
             directory,
             rng=self._rng,
-            situation=self._situation(tried),
+            situation=self._situation(trace, tried),
             pool=self._roster.pool(needs, directory),
         )
 
-    def _begin(self, candidate: Candidate) -> Trial:
+    def _begin(self, candidate: Candidate, trace: PromptTrace) -> Trial:
         runner = candidate.entry.record.runner
+        self._affinity.sent((runner.runner_id, candidate.model.artifact.name), runner.incarnation, trace)
         return self._breakers.began(runner.runner_id, candidate.model.artifact.name, runner.incarnation, self._live.now)
 
     def _end(self, trial: Trial, outcome: Outcome) -> None:
@@ -185,9 +206,12 @@ class Placing:
             self._in_flight.left(record.runner.runner_id)
             self._failures.forget(record.runner.runner_id)
             self._breakers.forget(record.runner.runner_id)
+            self._affinity.forget(record.runner.runner_id)
         for entry in change.upserts:
-            self._breakers.incarnated(entry.record.runner.runner_id, entry.record.runner.incarnation)
-            self._in_flight.reported(entry.record.runner.runner_id, now)
+            runner = entry.record.runner
+            self._breakers.incarnated(runner.runner_id, runner.incarnation)
+            self._affinity.incarnated(runner.runner_id, runner.incarnation)
+            self._in_flight.reported(runner.runner_id, now)
 
 
 def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:

@@ -26,7 +26,7 @@ from chorus.core.errors import (
     UnavailableError,
     UnsupportedFeatureError,
 )
-from chorus.core.placement import Candidate, Needs
+from chorus.core.placement import Candidate, Needs, trace_of
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
@@ -93,9 +93,11 @@ class Requests:
 
         try:
             refuse_unsupported(request)
-            needs = Needs.of_generation(decode_generation(request.spec), allow_external=request.fallback.external)
+            generation = decode_generation(request.spec)
+            needs = Needs.of_generation(generation, allow_external=request.fallback.external)
+            trace = trace_of(generation, needs.likely_prompt_tokens)
             with self._admission.admitted(lambda: self._live.now):
-                await self._placing.attempt(needs, run, delivered=lambda: delivered.started)
+                await self._placing.attempt(needs, run, trace=trace, delivered=lambda: delivered.started)
         except ChorusError as error:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
             raise

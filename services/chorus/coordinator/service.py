@@ -56,6 +56,7 @@ class CoordinatorService(HostedService):
                 window_s=settings.breaker_window_s,
                 open_s=settings.breaker_open_s,
             ),
+            weights=settings.runner_weights,
             metrics=generations,
             rng=rng,
         )

@@ -1,5 +1,6 @@
 """Which runner serves a request: what it needs, who has it, what it would cost there, and why nobody can."""
 
+from chorus.core.placement.affinity import NO_TRACE, Affinity, PromptTrace, trace_of
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
 from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import default_model, families
@@ -10,10 +11,13 @@ from chorus.core.placement.roster import Roster
 
 __all__ = [
     "NOTHING_MORE",
+    "NO_TRACE",
+    "Affinity",
     "Candidate",
     "InFlight",
     "Miss",
     "Needs",
+    "PromptTrace",
     "Rejected",
     "RejectionReason",
     "Roster",
@@ -26,4 +30,5 @@ __all__ = [
     "place",
     "refusal",
     "survey",
+    "trace_of",
 ]
