@@ -488,7 +488,13 @@ class CoordinatorSettings(_Listening):
         default=1024,
         ge=1,
         le=1_000_000,
-        description="Requests under way at the same time; more are refused.",
+        description="Requests under way at the same time; more wait.",
+    )
+    max_queued: int = Field(
+        default=1024,
+        ge=0,
+        le=1_000_000,
+        description="Requests of each class (interactive, batch, background) that may wait; more are refused.",
     )
     drain_grace_s: float = Field(
         default=30.0,

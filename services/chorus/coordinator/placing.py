@@ -21,8 +21,10 @@ from chorus.core.placement import (
     Roster,
     Situation,
     Survey,
+    has_quiet_node,
     place,
     refusal,
+    slots_for,
     survey,
 )
 from chorus.core.resilience.breakers import BreakerRules, Breakers, BreakerState, Outcome, Trial, outcome_of
@@ -66,6 +68,8 @@ class Placing:
         self._weights = dict(weights or {})
         self._roster = Roster()
         self._affinity = Affinity()
+        self._sized = live.directory
+        self._slots: dict[str, int] = {}  # by lane, in the directory above
         self._in_flight = InFlight()
         self._budget = RetryBudget()
         self._failures = Failures()
@@ -98,6 +102,26 @@ class Placing:
         except ChorusError:
             return False
         return True
+
+    # --- what admission goes by: a lane is a resolved model's name --------------------------------------------------
+
+    def slots(self, lane: str) -> int | None:
+        """Requests of a lane that runners decode at once; None where nobody does, so that waiting would help nobody."""
+        directory = self._live.directory
+        if directory is not self._sized:
+            self._sized, self._slots = directory, {}
+        found = self._slots.get(lane)
+        if found is None:
+            found = self._slots[lane] = slots_for(lane, self._roster.pool(Needs(model=lane), directory), directory)
+        return found or None
+
+    def has_quiet_node(self, lane: str) -> bool:
+        """Whether some node that serves the lane is no more than 80% busy."""
+        directory = self._live.directory
+        pool = self._roster.pool(Needs(model=lane), directory)
+        return has_quiet_node(lane, pool, directory, Situation(in_flight=self._in_flight.unreported))
+
+    # --- attempts ---------------------------------------------------------------------------------------------------
 
     async def attempt(
         self,

@@ -22,7 +22,7 @@ from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.resilience.breakers import BreakerRules
-from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, new_registry
+from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
 from chorus.transport.process import HostedService
 
@@ -64,7 +64,12 @@ class CoordinatorService(HostedService):
             settings.registries, directory=self.live, identity=identity, insecure_loopback=insecure
         )
         self._watching = Watching(self.live, epoch=time.time_ns())
-        self._admission = Admission(settings.max_requests)
+        self._admission = Admission(
+            self._placing, limit=settings.max_requests, max_queued=settings.max_queued, clock=clock
+        )
+        admission_gauges(metrics, running=lambda: self._admission.running, waiting=lambda: self._admission.waiting)
+        # After placement's own listener: what the mesh has now decides whose turn it is.
+        self.live.on_change(lambda _: self._admission.turn())
         requests = Requests(
             self.live,
             self._placing,

@@ -6,7 +6,7 @@ live in one process. Durations are seconds. Labels are bounded: see `BoundedLabe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -256,6 +256,15 @@ class GenerationMetrics:
     def breaker(self, state: str) -> None:
         """A circuit breaker opened (`open`) or closed (`closed`)."""
         self._breakers.labels(state).inc()
+
+
+def admission_gauges(registry: CollectorRegistry, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+    """Exports how many requests a coordinator has under way and how many wait for their turn, as of each scrape."""
+    gauge = Gauge(
+        "chorus_admission_requests", "Requests that a coordinator has taken on.", ["state"], registry=registry
+    )
+    gauge.labels("running").set_function(running)
+    gauge.labels("waiting").set_function(waiting)
 
 
 class StreamTimer:

@@ -1,6 +1,7 @@
 """Which runner serves a request: what it needs, who has it, what it would cost there, and why nobody can."""
 
 from chorus.core.placement.affinity import NO_TRACE, Affinity, PromptTrace, trace_of
+from chorus.core.placement.capacity import has_quiet_node, slots_for
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
 from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import default_model, families
@@ -27,8 +28,10 @@ __all__ = [
     "default_model",
     "detail",
     "families",
+    "has_quiet_node",
     "place",
     "refusal",
+    "slots_for",
     "survey",
     "trace_of",
 ]
