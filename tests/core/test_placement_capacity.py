@@ -6,7 +6,7 @@ from hypothesis import given
 
 from chorus.core.fleet.directory import Directory
 from chorus.core.fleet.records import ModelState, RunnerState
-from chorus.core.placement import Needs, Roster, Situation, has_quiet_node, slots_for
+from chorus.core.placement import Needs, Roster, has_quiet_node, node_loads, slots_for
 from tests.core import placement_fleet as fleet
 
 
@@ -15,7 +15,7 @@ def slots(directory: Directory, model: str = "alpha") -> int:
 
 
 def quiet(directory: Directory, **in_flight: int) -> bool:
-    return has_quiet_node("alpha", sorted(directory.entries), directory, Situation(in_flight=in_flight))
+    return has_quiet_node(node_loads("alpha", sorted(directory.entries), directory), in_flight)
 
 
 def test_slots_are_those_of_runners_that_could_take_a_request_now() -> None:
@@ -56,5 +56,7 @@ def test_a_node_is_as_busy_as_all_that_runs_on_it() -> None:
 @given(fleet.directories())
 def test_where_there_is_a_quiet_node_there_are_slots(directory: Directory) -> None:
     pool = Roster().pool(Needs(model="alpha"), directory)
-    if has_quiet_node("alpha", pool, directory, Situation()):
+    loads = node_loads("alpha", pool, directory)
+    assert [node.share for node in loads] == sorted(node.share for node in loads)
+    if has_quiet_node(loads, {}):
         assert slots(directory) > 0

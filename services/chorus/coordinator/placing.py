@@ -17,11 +17,13 @@ from chorus.core.placement import (
     Candidate,
     InFlight,
     Needs,
+    NodeLoad,
     PromptTrace,
     Roster,
     Situation,
     Survey,
     has_quiet_node,
+    node_loads,
     place,
     refusal,
     slots_for,
@@ -34,6 +36,9 @@ from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 
 T = TypeVar("T")
+
+# Callers may make up names of models.
+_MAX_LANES = 512
 
 _log = get_logger()
 
@@ -70,6 +75,7 @@ class Placing:
         self._affinity = Affinity()
         self._sized = live.directory
         self._slots: dict[str, int] = {}  # by lane, in the directory above
+        self._node_loads: dict[str, tuple[NodeLoad, ...]] = {}
         self._in_flight = InFlight()
         self._budget = RetryBudget()
         self._failures = Failures()
@@ -107,19 +113,27 @@ class Placing:
 
     def slots(self, lane: str) -> int | None:
         """Requests of a lane that runners decode at once; None where nobody does, so that waiting would help nobody."""
-        directory = self._live.directory
-        if directory is not self._sized:
-            self._sized, self._slots = directory, {}
+        self._follow_sizes()
         found = self._slots.get(lane)
         if found is None:
+            directory = self._sized
             found = self._slots[lane] = slots_for(lane, self._roster.pool(Needs(model=lane), directory), directory)
         return found or None
 
     def has_quiet_node(self, lane: str) -> bool:
         """Whether some node that serves the lane is no more than 80% busy."""
-        directory = self._live.directory
-        pool = self._roster.pool(Needs(model=lane), directory)
-        return has_quiet_node(lane, pool, directory, Situation(in_flight=self._in_flight.unreported))
+        self._follow_sizes()
+        found = self._node_loads.get(lane)
+        if found is None:
+            directory = self._sized
+            pool = self._roster.pool(Needs(model=lane), directory)
+            found = self._node_loads[lane] = node_loads(lane, pool, directory)
+        return has_quiet_node(found, self._in_flight.unreported)
+
+    def _follow_sizes(self) -> None:
+        """Forgets what was counted in an older directory; counting a large mesh for each request would be too slow."""
+        if self._live.directory is not self._sized or len(self._slots) > _MAX_LANES:
+            self._sized, self._slots, self._node_loads = self._live.directory, {}, {}
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -210,7 +211,7 @@ class AdmissionQueue:
         self._evicted = []
         for priority, queue in self._queues.items():
             while len(self._running) < self._limit:
-                ticket = queue.first(lambda lane, priority=priority: self._has_room(lane, priority))  # type: ignore[misc]
+                ticket = queue.first(partial(self._has_room, priority=priority))
                 if ticket is None:
                     break
                 if self._is_hopeless(ticket.lane, now, ticket.cost_s, ticket.deadline):

@@ -1,7 +1,7 @@
 """Which runner serves a request: what it needs, who has it, what it would cost there, and why nobody can."""
 
 from chorus.core.placement.affinity import NO_TRACE, Affinity, PromptTrace, trace_of
-from chorus.core.placement.capacity import has_quiet_node, slots_for
+from chorus.core.placement.capacity import NodeLoad, has_quiet_node, node_loads, slots_for
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
 from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import default_model, families
@@ -18,6 +18,7 @@ __all__ = [
     "InFlight",
     "Miss",
     "Needs",
+    "NodeLoad",
     "PromptTrace",
     "Rejected",
     "RejectionReason",
@@ -29,6 +30,7 @@ __all__ = [
     "detail",
     "families",
     "has_quiet_node",
+    "node_loads",
     "place",
     "refusal",
     "slots_for",
