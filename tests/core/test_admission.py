@@ -308,11 +308,11 @@ def test_who_cannot_be_done_in_time_is_refused_at_once() -> None:
         queue.offer("a", INTERACTIVE, "m", now)
     assert queue.wait_seconds(INTERACTIVE, "m") == pytest.approx(35.0)
     with pytest.raises(OverloadedError) as caught:
-        queue.offer("a", INTERACTIVE, "m", now, deadline=now + 39.0)
+        queue.offer("a", INTERACTIVE, "m", now, deadline=now + 44.0)
     assert caught.value.retry_after_s == pytest.approx(30.0)
-    assert queue.offer("a", INTERACTIVE, "m", now, deadline=now + 41.0)
+    assert queue.offer("a", INTERACTIVE, "m", now, deadline=now + 46.0)
     with pytest.raises(OverloadedError):  # it comes after all of those
-        queue.offer("a", BATCH, "m", now, deadline=now + 41.0)
+        queue.offer("a", BATCH, "m", now, deadline=now + 46.0)
 
 
 def test_who_has_waited_too_long_is_refused_when_its_turn_comes() -> None:
@@ -320,7 +320,7 @@ def test_who_has_waited_too_long_is_refused_when_its_turn_comes() -> None:
     now = paced(queue, 10.0)
     first, second = queue.offer("a", INTERACTIVE, "m", now), queue.offer("a", INTERACTIVE, "m", now)
     queue.turn(now)
-    late = queue.offer("a", INTERACTIVE, "m", now, deadline=now + 11.0)
+    late = queue.offer("a", INTERACTIVE, "m", now, deadline=now + 16.0)
     in_time = queue.offer("a", INTERACTIVE, "m", now)
     queue.ended(first, now + 9.0)
     turn = queue.turn(now + 9.0)
@@ -337,6 +337,17 @@ def test_a_short_answer_makes_a_deadline_that_a_long_one_misses() -> None:
     with pytest.raises(OverloadedError):
         queue.offer("a", INTERACTIVE, "m", now, deadline=now + 2.0)
     assert queue.offer("a", INTERACTIVE, "m", now, deadline=now + 2.0, most_tokens=20)
+
+
+def test_where_slots_are_free_half_of_what_is_typical_will_do() -> None:
+    queue, _ = queue_of(2)
+    now = paced(queue, 10.0)
+    queue.offer("a", INTERACTIVE, "m", now)
+    queue.turn(now)
+    queue.offer("a", INTERACTIVE, "m", now, deadline=now + 6.0)
+    assert queue.turn(now).admitted
+    with pytest.raises(OverloadedError):
+        queue.offer("a", INTERACTIVE, "m", now, deadline=now + 6.0)
 
 
 def test_nobody_is_refused_by_a_pace_that_nothing_confirms() -> None:

@@ -33,8 +33,8 @@ from chorus.core.generation import Priority
 
 # How full of each class a lane may be, in multiples of its slots; the greater, the more urgent.
 FILL = {Priority.INTERACTIVE: 2.0, Priority.BATCH: 1.25, Priority.BACKGROUND: 0.8}
-# A request is hopeless if not even one that takes so much of the typical time would make it: answers differ in length,
-# and refusing one that would have made it is worse than trying.
+# Where slots are free, a request is hopeless only if not even one that takes so much of the typical time would make it:
+# the typical time may still be that of a fuller hour, and answers differ in length.
 HOPE = 0.5
 # What a request is taken to need where none has ended yet.
 UNMEASURED_S = 1.0
@@ -276,7 +276,9 @@ class AdmissionQueue:
         pace = self._paces.get(lane)
         if deadline is None or pace is None or not pace.is_known or not self._running_of[lane]:
             return False
-        return start + HOPE * cost_s > deadline
+        slots = self._capacity.slots(lane)
+        crowded = self._running_of[lane] >= (self._limit if slots is None else min(slots, self._limit))
+        return start + (cost_s if crowded else HOPE * cost_s) > deadline
 
     def _make_way(self, queue: _Waiting, caller: str, priority: Priority, lane: str) -> None:
         """Has somebody give up a place in a full queue, or raises OverloadedError."""
