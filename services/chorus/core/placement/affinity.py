@@ -134,16 +134,17 @@ class Affinity:
 
         A session is taken to go on where it was, so what is counted of it is all that it had then.
         """
-        found: dict[Place, int] = {}
-        tokens = 0
+        known: list[dict[Place, int]] = []
         for block in trace.blocks:
             places = self._blocks.get(block)
             if places is None:
                 break
-            tokens = min(tokens + BLOCK_TOKENS, trace.tokens)
-            for place, incarnation in places.items():
-                if self._lives.get(place[0]) == incarnation:
-                    found[place] = tokens
+            known.append(places)
+        found: dict[Place, int] = {}
+        for depth in range(len(known), 0, -1):  # whoever has the most of it, first
+            for place, incarnation in known[depth - 1].items():
+                if place not in found and self._lives.get(place[0]) == incarnation:
+                    found[place] = min(depth * BLOCK_TOKENS, trace.tokens)
         if trace.session and trace.session in self._sessions:
             place, incarnation, before = self._sessions[trace.session]
             if self._lives.get(place[0]) == incarnation:

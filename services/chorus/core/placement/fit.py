@@ -119,8 +119,8 @@ def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[Mode
         usable = open_to_us
     if record.runner.runner_id in situation.tried:
         return Miss(RejectionReason.TRIED, usable[0])
-    free = [status for status in usable if not is_full(record, status, situation)]
-    return tuple(free) or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
+    free = tuple([status for status in usable if not is_full(record, status, situation)])
+    return free or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
 
 
 def may_fit(needs: Needs, record: RunnerRecord) -> bool:
@@ -133,8 +133,9 @@ def may_fit(needs: Needs, record: RunnerRecord) -> bool:
 def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, context: bool = True) -> Miss | None:
     """What a model itself lacks."""
     artifact = status.artifact
-    if needs.model:
-        if needs.model != artifact.family and needs.model != artifact.name:
+    model = needs.model
+    if model:
+        if model != artifact.family and model != artifact.name:
             return _OTHER_MODEL
     elif needs.work is Work.GENERATE and not NOT_GENERATING_TAGS.isdisjoint(artifact.tags):
         return _OTHER_MODEL

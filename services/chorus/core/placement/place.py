@@ -15,8 +15,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from heapq import nlargest
-from operator import itemgetter
 from typing import Protocol, TypeAlias, TypeVar
 
 from chorus.core.fleet.directory import Directory, DirectoryEntry
@@ -36,7 +34,7 @@ MANY = 64
 # At most so many of them for what they have in memory of the prompt.
 SHARING = 2
 # Keeps the weight of a runner that costs nothing finite.
-_LEAST_COST = 1e-3
+_LEAST_SQUARE = 1e-6
 
 
 class Rng(Protocol):
@@ -164,8 +162,13 @@ def _some(ids: Sequence[str], count: int, rng: Rng) -> list[str]:
 
 def _with_those_who_share(drawn: list[str], ids: Sequence[str], situation: Situation) -> list[str]:
     """As many runners as are drawn, first those of `ids` that have read most of the prompt: chance would miss them."""
-    most = nlargest(SHARING, situation.shared.items(), key=itemgetter(1))
-    sharing = dict.fromkeys(runner_id for (runner_id, _), _ in most if _has(ids, runner_id))
+    shared = situation.shared
+    sharing: list[str] = []
+    for runner_id, _ in sorted(shared, key=shared.__getitem__, reverse=True):
+        if runner_id not in sharing and _has(ids, runner_id):
+            sharing.append(runner_id)
+            if len(sharing) == SHARING:
+                break
     return [*sharing, *(runner_id for runner_id in drawn if runner_id not in sharing)][: len(drawn)]
 
 
@@ -204,11 +207,11 @@ def _cheapest(needs: Needs, entry: DirectoryEntry, models: tuple[ModelStatus, ..
 def _better_of_two(candidates: list[_Found], rng: Rng) -> _Found:
     if len(candidates) == 1:
         return candidates[0]
-    weights = [1.0 / max(cost, _LEAST_COST) ** 2 for cost, _, _, _ in candidates]
+    weights = [1.0 / (cost * cost + _LEAST_SQUARE) for cost, _, _, _ in candidates]
     first = _draw(weights, rng)
     weights[first] = 0.0
     second = _draw(weights, rng)
-    return min(candidates[first], candidates[second], key=lambda candidate: candidate[0])
+    return candidates[first] if candidates[first][0] <= candidates[second][0] else candidates[second]
 
 
 def _draw(weights: list[float], rng: Rng) -> int:
