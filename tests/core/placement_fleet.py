@@ -186,5 +186,9 @@ situations = st.builds(
     Situation,
     in_flight=st.dictionaries(st.sampled_from([f"r{number}" for number in range(6)]), st.integers(-3, 90)),
     tried=runner_sets,
+    barred=st.frozensets(
+        st.tuples(st.sampled_from([f"r{number}" for number in range(6)]), st.sampled_from(["alpha.q4", "beta.q8"])),
+        max_size=6,
+    ),
     penalties=st.dictionaries(st.sampled_from([f"r{number}" for number in range(6)]), st.floats(0, 100)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,7 @@ def serves(needs: Needs, entry: DirectoryEntry, status: ModelStatus, situation: 
             or status.artifact.size_bytes <= record.node.memory_total_bytes,
             record.state is RunnerState.READY,
             entry.reachable,
+            (record.runner.runner_id, status.artifact.name) not in situation.barred,
             record.runner.runner_id not in situation.tried,
             waiting < slots * 17,
         )
@@ -66,6 +68,8 @@ def test_every_runner_is_a_candidate_or_rejected_and_rightly_so(
     needs: Needs, directory: Directory, situation: Situation
 ) -> None:
     found = survey(needs, directory, situation=situation)
+    if found.candidates and not any(serves(needs, c.entry, c.model, situation) for c in found.candidates):
+        situation = replace(situation, barred=frozenset())  # all are barred: none is
     names = [candidate.runner_id for candidate in found.candidates] + [other.runner_id for other in found.rejected]
     assert sorted(names) == sorted(directory.entries)
     for candidate in found.candidates:
@@ -88,6 +92,8 @@ def test_the_chosen_one_serves_and_is_never_the_dearest(
             place(needs, directory, rng=random.Random(seed), situation=situation)
         return
     chosen = place(needs, directory, rng=random.Random(seed), situation=situation)
+    if not any(serves(needs, candidate.entry, candidate.model, situation) for candidate in candidates):
+        situation = replace(situation, barred=frozenset())
     assert serves(needs, chosen.entry, chosen.model, situation)
     assert chosen in candidates
     if candidates[0].cost < candidates[-1].cost:
@@ -179,6 +185,33 @@ def test_a_penalty_moves_work_away() -> None:
     found = survey(Needs(model="alpha"), both, situation=Situation(penalties={"r1": 30.0}))
     assert [candidate.runner_id for candidate in found.candidates] == ["r2", "r1"]
     assert ("failures", 30.0) in found.candidates[1].terms
+
+
+def test_an_open_breaker_bars_one_model_of_one_runner() -> None:
+    both = fleet.directory(
+        fleet.runner("r1", fleet.model(), fleet.model("beta")), fleet.runner("r2", fleet.model(), fleet.model("beta"))
+    )
+    barred = Situation(barred=frozenset({("r1", "alpha.gguf")}))
+    found = survey(Needs(model="alpha"), both, situation=barred)
+    assert [candidate.runner_id for candidate in found.candidates] == ["r2"]
+    assert [rejected.miss.reason for rejected in found.rejected] == [RejectionReason.BREAKER_OPEN]
+    assert len(survey(Needs(model="beta"), both, situation=barred).candidates) == 2
+
+
+def test_where_all_breakers_are_open_somebody_is_asked_all_the_same() -> None:
+    barred = Situation(barred=frozenset({("r1", "alpha.gguf"), ("r2", "alpha.gguf")}))
+    both = fleet.directory(fleet.runner("r1", fleet.model()), fleet.runner("r2", fleet.model()))
+    assert place(Needs(model="alpha"), both, rng=random.Random(0), situation=barred).runner_id in ("r1", "r2")
+    # Whom this request has failed on already is not asked again; with nobody else there, it is refused.
+    tried = replace(barred, tried={"r1", "r2"})
+    with pytest.raises(RunnersUnavailableError):
+        place(Needs(model="alpha"), both, rng=random.Random(0), situation=tried)
+    # A place at somebody who works will come free.
+    full = fleet.runner("r3", fleet.model(), loads=(fleet.load(used=4, queued=500),))
+    with pytest.raises(OverloadedError):
+        place(
+            Needs(model="alpha"), fleet.directory(*both.entries.values(), full), rng=random.Random(0), situation=barred
+        )
 
 
 def test_a_prompt_that_may_not_fit_goes_where_there_is_room() -> None:

@@ -241,7 +241,7 @@ async def test_models_are_told_apart_by_name(certificates: MeshCertificates) -> 
 
 async def test_a_full_coordinator_refuses_with_a_time_to_wait(certificates: MeshCertificates) -> None:
     pace = ManualPace()
-    async with mesh_of(certificates, FakeEngine(pace=pace), coordinator={"max_requests": 1}) as mesh:
+    async with mesh_of(certificates, FakeEngine(pace=pace), coordinator={"max_requests": 1, "max_queued": 0}) as mesh:
         async with mesh.client().generate(raw()) as running:
             pace.release()
             while not isinstance(await anext(running), TokenDelta):

@@ -129,6 +129,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
 Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
 ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(_map_of_text), AfterValidator(_model_pairs)]
+RunnerWeights = Annotated[Mapping[ServiceName, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_map_of_text)]
 GpuPolicy = Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_map_of_text)]
 GpuAssignments = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_assignments)]
 Registries = Annotated[
@@ -470,11 +471,36 @@ class CoordinatorSettings(_Listening):
         le=60,
         description="Seconds to wait for a connection to a runner before another one is tried.",
     )
+    runner_weights: RunnerWeights = Field(
+        default={},
+        description="Runners to ask less, each RUNNER=WEIGHT above 0 and at most 1; 0.5 counts as twice as slow.",
+    )
+    breaker_failures: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Failures of a runner with one model, within breaker_window_s, after which it is left alone.",
+    )
+    breaker_window_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds over which a runner's failures are counted."
+    )
+    breaker_open_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds for which a runner that failed too often is left alone, before one request probes it.",
+    )
     max_requests: int = Field(
         default=1024,
         ge=1,
         le=1_000_000,
-        description="Requests under way at the same time; more are refused.",
+        description="Requests under way at the same time; more wait.",
+    )
+    max_queued: int = Field(
+        default=1024,
+        ge=0,
+        le=1_000_000,
+        description="Requests of each class (interactive, batch, background) that may wait; more are refused.",
     )
     drain_grace_s: float = Field(
         default=30.0,

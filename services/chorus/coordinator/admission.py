@@ -1,43 +1,116 @@
-"""How many requests a coordinator takes on at once."""
+"""Requests at the door of a coordinator: they hold a place while they run, or wait for their turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from chorus.core.errors import OverloadedError
+from chorus.core.admission import AdmissionQueue, Capacity, Ticket
+from chorus.core.errors import DeadlineExceededError
+from chorus.core.generation import Priority
 
-_RETRY_MIN_S = 0.1
-_RETRY_MAX_S = 30.0
-_SMOOTHING = 0.1
+Tell = Callable[[int, float], Awaitable[None]]
+"""Is told how many requests come before one that has to wait, and about how many seconds it will wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks for what: `lane` as placement names it, `most_tokens` that the answer may have (0: untold)."""
+
+    caller: str
+    priority: Priority = Priority.INTERACTIVE
+    lane: str = ""
+    most_tokens: int = 0
+    time_left_s: float | None = None
+
+
+@dataclass(slots=True)
+class Place:
+    """A request's place while it runs; `tokens` is how many it has generated."""
+
+    tokens: int = 0
 
 
 class Admission:
-    """A bound on requests under way. Who is refused is told when a place is likely, going by recent ones."""
+    """An AdmissionQueue with a clock and waiters. Used from one event loop; `clock` is monotonic seconds."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._running = 0
-        self._typical_s = 1.0
+    def __init__(self, capacity: Capacity, *, limit: int, max_queued: int, clock: Callable[[], float]) -> None:
+        self._queue = AdmissionQueue(capacity, limit=limit, max_queued=max_queued)
+        self._clock = clock
+        self._futures: dict[int, asyncio.Future[None]] = {}
 
     @property
     def running(self) -> int:
         """Requests under way."""
-        return self._running
+        return self._queue.running
 
-    @contextmanager
-    def admitted(self, clock: Callable[[], float]) -> Iterator[None]:
-        """Holds a place; raises OverloadedError where there is none. `clock` is in seconds."""
-        if self._running >= self._limit:
-            wait_s = min(max(self._typical_s / self._limit, _RETRY_MIN_S), _RETRY_MAX_S)
-            raise OverloadedError(
-                f"this coordinator has {self._limit} requests under way, as many as coordinator.max_requests allows",
-                retry_after_s=wait_s,
-            )
-        self._running += 1
-        began = clock()
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._queue.waiting
+
+    @asynccontextmanager
+    async def admitted(self, asking: Asking, tell: Tell | None = None) -> AsyncIterator[Place]:
+        """Holds a place, once there is one; only a block that is left without an error tells how long one takes.
+
+        Raises OverloadedError where it is not taken on, and DeadlineExceededError where its time ran out.
+        """
+        now = self._clock()
+        deadline = None if asking.time_left_s is None else now + asking.time_left_s
+        ticket = self._queue.offer(
+            asking.caller, asking.priority, asking.lane, now, most_tokens=asking.most_tokens, deadline=deadline
+        )
+        await self._turn_of(ticket, asking, tell)
+        place, well = Place(), False
         try:
-            yield
+            yield place
+            well = True
         finally:
-            self._running -= 1
-            self._typical_s += _SMOOTHING * (clock() - began - self._typical_s)
+            self._queue.ended(ticket, self._clock(), tokens=place.tokens, well=well)
+            self.turn()
+
+    def turn(self) -> None:
+        """Lets everybody go whose turn it is. Call it whenever the mesh has changed."""
+        again = True
+        while again:
+            again = False
+            now = self._clock()
+            turn = self._queue.turn(now)
+            for ticket, error in turn.refused:
+                future = self._futures.pop(ticket.number)
+                if not future.done():
+                    future.set_exception(error)
+            for ticket in turn.admitted:
+                future = self._futures.pop(ticket.number)
+                if future.done():  # its caller has just gone away
+                    self._queue.ended(ticket, now, well=False)
+                    again = True
+                else:
+                    future.set_result(None)
+
+    async def _turn_of(self, ticket: Ticket, asking: Asking, tell: Tell | None) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures[ticket.number] = future
+        self.turn()
+        try:
+            async with asyncio.timeout(None if future.done() else asking.time_left_s):
+                if tell is not None and not future.done():
+                    wait_s = self._queue.wait_seconds(asking.priority, asking.lane)
+                    await tell(self._queue.position(ticket), wait_s)
+                await future
+        except BaseException as error:
+            self._give_up(ticket, future)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceededError("the request's deadline passed while it waited for its turn") from None
+            raise
+
+    def _give_up(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
+        """The caller is not there any more, whether or not its turn had come."""
+        self._futures.pop(ticket.number, None)
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self._queue.ended(ticket, self._clock(), well=False)
+        else:
+            self._queue.withdraw(ticket)
+        self.turn()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -12,7 +12,25 @@ from typing import Protocol, TypeVar
 from chorus.coordinator.live import LiveDirectory
 from chorus.core.errors import ChorusError
 from chorus.core.fleet.directory import DirectoryChange
-from chorus.core.placement import Candidate, InFlight, Needs, Roster, Situation, Survey, place, refusal, survey
+from chorus.core.placement import (
+    NO_TRACE,
+    Affinity,
+    Candidate,
+    InFlight,
+    Needs,
+    NodeLoad,
+    PromptTrace,
+    Roster,
+    Situation,
+    Survey,
+    has_quiet_node,
+    node_loads,
+    place,
+    refusal,
+    slots_for,
+    survey,
+)
+from chorus.core.resilience.breakers import BreakerRules, Breakers, BreakerState, Outcome, Trial, outcome_of
 from chorus.core.resilience.failures import Failures, blames_runner
 from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
 from chorus.core.resilience.retries import Attempts, GiveUp, RetryBudget, context_needed
@@ -20,6 +38,9 @@ from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 
 T = TypeVar("T")
+
+# Callers may make up names of models.
+_MAX_LANES = 512
 
 _log = get_logger()
 
@@ -69,6 +90,8 @@ class Placing:
         default_model: str | None,
         max_attempts: int,
         resume: ResumePolicy | None = None,
+        breaker_rules: BreakerRules | None = None,
+        weights: Mapping[str, float] | None = None,
         metrics: GenerationMetrics | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -78,21 +101,27 @@ class Placing:
         self._resume = resume or ResumePolicy()
         self._metrics = metrics
         self._rng = rng if rng is not None else random.Random()
+        self._weights = dict(weights or {})
         self._roster = Roster()
+        self._affinity = Affinity()
+        self._sized = live.directory
+        self._slots: dict[str, int] = {}  # by lane, in the directory above
+        self._node_loads: dict[str, tuple[NodeLoad, ...]] = {}
         self._in_flight = InFlight()
         self._budget = RetryBudget()
         self._failures = Failures()
+        self._breakers = Breakers(breaker_rules)
         live.on_change(self._follow)
 
     def default_model(self) -> str:
         """The family that answers generations which name no model; empty where there is none."""
         return self._roster.resolve(Needs(), self._live.directory, self._default_model).model
 
-    def explain(self, needs: Needs) -> Explanation:
-        """Where a request would go now."""
+    def explain(self, needs: Needs, trace: PromptTrace = NO_TRACE) -> Explanation:
+        """Where a request would go now; `trace` is its prompt's."""
         directory = self._live.directory
         needs = self._roster.resolve(needs, directory, self._default_model)
-        situation = self._situation()
+        situation = self._situation(trace)
         found = survey(needs, directory, situation=situation)
         if found.candidates:
             return Explanation(found, None)
@@ -106,7 +135,7 @@ class Placing:
     def has_place(self, needs: Needs, *, without: Container[str] = frozenset()) -> bool:
         """Whether some runner of the directory, but for those, would take the request now."""
         try:
-            self._place(self.resolved(needs), without)
+            self._place(self.resolved(needs), NO_TRACE, without)
         except ChorusError:
             return False
         return True
@@ -115,18 +144,48 @@ class Placing:
         """The breaks of a new stream."""
         return Resuming(self._resume, self._budget)
 
+    # --- what admission goes by: a lane is a resolved model's name --------------------------------------------------
+
+    def slots(self, lane: str) -> int | None:
+        """Requests of a lane that runners decode at once; None where nobody does, so that waiting would help nobody."""
+        self._follow_sizes()
+        found = self._slots.get(lane)
+        if found is None:
+            directory = self._sized
+            found = self._slots[lane] = slots_for(lane, self._roster.pool(Needs(model=lane), directory), directory)
+        return found or None
+
+    def has_quiet_node(self, lane: str) -> bool:
+        """Whether some node that serves the lane is no more than 80% busy."""
+        self._follow_sizes()
+        found = self._node_loads.get(lane)
+        if found is None:
+            directory = self._sized
+            pool = self._roster.pool(Needs(model=lane), directory)
+            found = self._node_loads[lane] = node_loads(lane, pool, directory)
+        return has_quiet_node(found, self._in_flight.unreported)
+
+    def _follow_sizes(self) -> None:
+        """Forgets what was counted in an older directory; counting a large mesh for each request would be too slow."""
+        if self._live.directory is not self._sized or len(self._slots) > _MAX_LANES:
+            self._sized, self._slots, self._node_loads = self._live.directory, {}, {}
+
+    # --- attempts ---------------------------------------------------------------------------------------------------
+
     async def attempt(
         self,
         needs: Needs,
         run: Callable[[Candidate, int], Awaitable[T]],
         *,
+        trace: PromptTrace = NO_TRACE,
         carried: Carried | None = None,
         resuming: Resuming | None = None,
     ) -> T:
         """Runs `run(candidate, number)` on one runner after another until it succeeds, and returns what it returned.
 
-        `number` counts from 1. Once the caller has got part of the answer, the next runner goes on with it, as
-        `resuming` allows. Raises the error that tells most, with the runner and the number of attempts in its metadata.
+        `number` counts from 1. `trace` is that of the request's prompt, by which the next one that begins alike is
+        placed. Once the caller has got part of the answer, the next runner goes on with it, as `resuming` allows.
+        Raises the error that tells most, with the runner and the number of attempts in its metadata.
         """
         needs = self.resolved(needs)
         self._budget.earn(self._live.now)
@@ -138,9 +197,9 @@ class Placing:
             going_on = carried is not None and carried.begun
             try:
                 if carried is not None and going_on:
-                    candidate = await self._place_again(needs, carried, resuming)
+                    candidate = await self._place_again(needs, trace, carried, resuming)
                 else:
-                    candidate = self._place(needs, attempts.tried)
+                    candidate = self._place(needs, trace, attempts.tried)
             except ChorusError as refused:
                 told = refused if going_on else attempts.refused(refused)
                 raise _with_facts(told, last, attempts.count) from None
@@ -148,12 +207,14 @@ class Placing:
             number = attempts.begin(candidate.runner_id)
             if why and self._metrics is not None:
                 self._metrics.retry(why)
+            trial = self._begin(candidate, trace)
             try:
                 with self._counted(candidate.runner_id):
                     result = await run(candidate, number)
             except ChorusError as error:
+                self._end(trial, outcome_of(error))
                 if blames_runner(error):
-                    self._failures.failed(candidate.runner_id, _incarnation(candidate), self._live.now)
+                    self._failures.failed(candidate.runner_id, trial.incarnation, self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt(error.reason)
                 why = error.reason
@@ -183,13 +244,17 @@ class Placing:
                     why=error.message,
                     begun=begun,
                 )
+            except BaseException:  # the caller went away: a probe must make way for another one
+                self._end(trial, Outcome.NEITHER)
+                raise
             else:
-                self._failures.succeeded(candidate.runner_id, _incarnation(candidate), self._live.now)
+                self._end(trial, Outcome.GOOD)
+                self._failures.succeeded(candidate.runner_id, trial.incarnation, self._live.now)
                 if self._metrics is not None:
                     self._metrics.attempt()
                 return result
 
-    async def _place_again(self, needs: Needs, carried: Carried, resuming: Resuming) -> Candidate:
+    async def _place_again(self, needs: Needs, trace: PromptTrace, carried: Carried, resuming: Resuming) -> Candidate:
         """Who goes on with a stream that broke off; waits for somebody. Raises what `resuming` gives up with."""
         while True:
             directory = self._live.directory
@@ -198,7 +263,7 @@ class Placing:
                 raise step.error
             if not isinstance(step, Hold):
                 try:
-                    return self._place(needs, frozenset() if step.anybody else resuming.failed)
+                    return self._place(needs, trace, frozenset() if step.anybody else resuming.failed)
                 except ChorusError as refusal:
                     resuming.refused(refusal)
             left_s = carried.time_left()
@@ -206,22 +271,39 @@ class Placing:
                 async with asyncio.timeout(step.seconds if left_s is None else min(step.seconds, left_s)):
                     await self._live.wait_newer(directory)
 
-    def _situation(self, tried: Container[str] = frozenset()) -> Situation:
+    def _situation(self, trace: PromptTrace, tried: Container[str] = frozenset()) -> Situation:
         return Situation(
             in_flight=self._in_flight.unreported,
             tried=tried,
+            barred=self._breakers.barred(self._live.now),
             penalties=self._failures.penalties(self._live.now),
+            weights=self._weights,
+            shared=self._affinity.shared(trace),
         )
 
-    def _place(self, needs: Needs, tried: Container[str]) -> Candidate:
+    def _place(self, needs: Needs, trace: PromptTrace, tried: Container[str]) -> Candidate:
         directory = self._live.directory
         return place(
             needs,
             directory,
             rng=self._rng,
-            situation=self._situation(tried),
+            situation=self._situation(trace, tried),
             pool=self._roster.pool(needs, directory),
         )
+
+    def _begin(self, candidate: Candidate, trace: PromptTrace) -> Trial:
+        runner = candidate.entry.record.runner
+        self._affinity.sent((runner.runner_id, candidate.model.artifact.name), runner.incarnation, trace)
+        return self._breakers.began(runner.runner_id, candidate.model.artifact.name, runner.incarnation, self._live.now)
+
+    def _end(self, trial: Trial, outcome: Outcome) -> None:
+        state = self._breakers.ended(trial, outcome, self._live.now)
+        if state is None:
+            return
+        tell = _log.warning if state is BreakerState.OPEN else _log.info
+        tell(f"breaker.{state}", runner_id=trial.runner_id, model=trial.model)
+        if self._metrics is not None:
+            self._metrics.breaker(state)
 
     @contextmanager
     def _counted(self, runner_id: str) -> Iterator[None]:
@@ -236,12 +318,13 @@ class Placing:
         for record in change.removed:
             self._in_flight.left(record.runner.runner_id)
             self._failures.forget(record.runner.runner_id)
+            self._breakers.forget(record.runner.runner_id)
+            self._affinity.forget(record.runner.runner_id)
         for entry in change.upserts:
-            self._in_flight.reported(entry.record.runner.runner_id, now)
-
-
-def _incarnation(candidate: Candidate) -> int:
-    return candidate.entry.record.runner.incarnation
+            runner = entry.record.runner
+            self._breakers.incarnated(runner.runner_id, runner.incarnation)
+            self._affinity.incarnated(runner.runner_id, runner.incarnation)
+            self._in_flight.reported(runner.runner_id, now)
 
 
 def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:

@@ -11,8 +11,9 @@ import grpc
 import grpc.aio
 
 from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
+from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
-from chorus.coordinator.admission import Admission
+from chorus.coordinator.admission import Admission, Asking
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
 from chorus.coordinator.guarding import StreamGuard
@@ -30,17 +31,19 @@ from chorus.core.errors import (
     UnsupportedFeatureError,
 )
 from chorus.core.generation import Priority
-from chorus.core.placement import Candidate, Needs
+from chorus.core.placement import Candidate, Needs, Work, trace_of
 from chorus.core.resilience.delivered import Delivered
 from chorus.core.resilience.resuming import Resuming
 from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
+from chorus.transport.peer import current_caller
 from chorus.wire.embedding import decode_embedding
 from chorus.wire.errors import from_rpc_error
 from chorus.wire.generation import decode_generation
 from chorus.wire.rerank import decode_rerank
+from chorus.wire.resources import encode_duration
 
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages that are raw bytes
@@ -114,8 +117,18 @@ class Requests:
                 patience = _PATIENCE if generation.priority is Priority.INTERACTIVE else _MORE_PATIENCE
                 await self._stream(candidate, carrying, resuming, message, context, timers[0], patience)
 
-            with self._admission.admitted(lambda: self._live.now):
-                await self._placing.attempt(carrying.needs, run, carried=carrying, resuming=resuming)
+            needs = carrying.needs
+            trace = trace_of(generation, needs.likely_prompt_tokens)
+            asking = Asking(
+                caller=_caller(),
+                priority=generation.priority,
+                lane=self._placing.resolved(needs).model,
+                most_tokens=needs.answer_tokens,
+                time_left_s=context.time_remaining(),
+            )
+            async with self._admission.admitted(asking, lambda *place: context.write(_queued(*place))) as place:
+                await self._placing.attempt(needs, run, trace=trace, carried=carrying, resuming=resuming)
+                place.tokens = delivered.output_tokens
         except ChorusError as error:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
             raise
@@ -130,26 +143,28 @@ class Requests:
 
     async def embed(self, request: coordinator_pb2.EmbedRequest, context: Context) -> bytes:
         """The bytes of an EmbedResponse."""
-        needs = Needs.of_embedding(decode_embedding(request.spec))
+        asked = decode_embedding(request.spec)
+        needs = Needs.of_embedding(asked)
 
         async def run(candidate: Candidate, _number: int) -> bytes:
             message = runner_pb2.EmbedRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
 
-        with self._admission.admitted(lambda: self._live.now):
+        async with self._admission.admitted(_short(Work.EMBED, asked.priority, context)):
             return await self._placing.attempt(needs, run)
 
     async def rerank(self, request: coordinator_pb2.RerankRequest, context: Context) -> bytes:
         """The bytes of a RerankResponse."""
-        needs = Needs.of_rerank(decode_rerank(request.spec))
+        asked = decode_rerank(request.spec)
+        needs = Needs.of_rerank(asked)
 
         async def run(candidate: Candidate, _number: int) -> bytes:
             message = runner_pb2.RerankRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.rerank, message, context)
 
-        with self._admission.admitted(lambda: self._live.now):
+        async with self._admission.admitted(_short(Work.RERANK, asked.priority, context)):
             return await self._placing.attempt(needs, run)
 
     async def count_tokens(self, request: coordinator_pb2.CountTokensRequest, context: Context) -> bytes:
@@ -161,7 +176,7 @@ class Requests:
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.count_tokens, message, context)
 
-        with self._admission.admitted(lambda: self._live.now):
+        async with self._admission.admitted(_short(Work.COUNT_TOKENS, Priority.INTERACTIVE, context)):
             return await self._placing.attempt(needs, run)
 
     # --- one attempt ------------------------------------------------------------------------------------------------
@@ -309,6 +324,23 @@ def refuse_unsupported(request: coordinator_pb2.GenerateRequest) -> None:
             "set it to off",
             metadata={"feature": "cache"},
         )
+
+
+def _caller() -> str:
+    """Between whom admission is fair; all who come over plaintext, on loopback, are one."""
+    return str(current_caller() or "")
+
+
+def _short(work: Work, priority: Priority, context: Context) -> Asking:
+    """Work that takes no slot: only the coordinator's own bound counts."""
+    return Asking(_caller(), priority, lane=f":{work}", time_left_s=context.time_remaining())
+
+
+def _queued(position: int, wait_s: float) -> bytes:
+    """The message that tells a caller of its place in the queue."""
+    queued = generation_pb2.Queued(position=position, estimated_wait=encode_duration(wait_s) if wait_s else None)
+    message = coordinator_pb2.GenerateResponse(event=generation_pb2.GenerationEvent(queued=queued))
+    return message.SerializeToString()
 
 
 def _named(enum: Any, value: int) -> str:

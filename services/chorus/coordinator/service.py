@@ -21,8 +21,9 @@ from chorus.coordinator.requests import Requests
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.core.errors import ChorusError, InternalError
+from chorus.core.resilience.breakers import BreakerRules
 from chorus.core.resilience.resuming import ResumePolicy
-from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, new_registry
+from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
 from chorus.transport.process import HostedService
 
@@ -52,6 +53,12 @@ class CoordinatorService(HostedService):
             default_model=settings.default_model,
             max_attempts=settings.max_attempts,
             resume=ResumePolicy(wait_s=settings.resume_wait_s, fruitless=settings.max_attempts),
+            breaker_rules=BreakerRules(
+                failures=settings.breaker_failures,
+                window_s=settings.breaker_window_s,
+                open_s=settings.breaker_open_s,
+            ),
+            weights=settings.runner_weights,
             metrics=generations,
             rng=rng,
         )
@@ -59,7 +66,12 @@ class CoordinatorService(HostedService):
             settings.registries, directory=self.live, identity=identity, insecure_loopback=insecure
         )
         self._watching = Watching(self.live, epoch=time.time_ns())
-        self._admission = Admission(settings.max_requests)
+        self._admission = Admission(
+            self._placing, limit=settings.max_requests, max_queued=settings.max_queued, clock=clock
+        )
+        admission_gauges(metrics, running=lambda: self._admission.running, waiting=lambda: self._admission.waiting)
+        # After placement's own listener: what the mesh has now decides whose turn it is.
+        self.live.on_change(lambda _: self._admission.turn())
         requests = Requests(
             self.live,
             self._placing,

@@ -14,7 +14,7 @@ from chorus.coordinator.registries import Registries
 from chorus.coordinator.requests import Requests
 from chorus.coordinator.watching import Watching
 from chorus.core.fleet.listing import list_nodes
-from chorus.core.placement import Needs
+from chorus.core.placement import Needs, trace_of
 from chorus.wire.directory import decode_filter, encode_directory_event
 from chorus.wire.generation import decode_generation
 
@@ -77,5 +77,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
         """Explains where a generation would go."""
-        needs = self._placing.resolved(Needs.of_generation(decode_generation(request.spec)))
-        return encode_explanation(needs, self._placing.explain(needs))
+        generation = decode_generation(request.spec)
+        needs = self._placing.resolved(Needs.of_generation(generation))
+        trace = trace_of(generation, needs.likely_prompt_tokens)
+        return encode_explanation(needs, self._placing.explain(needs, trace))

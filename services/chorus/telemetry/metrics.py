@@ -6,7 +6,7 @@ live in one process. Durations are seconds. Labels are bounded: see `BoundedLabe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -227,6 +227,7 @@ class GenerationMetrics:
         self._load = LoadGauges(registry)
         self._attempts = counter("attempts", "Tries of a request on a runner, by how they ended.", "outcome")
         self._retries = counter("retries", "Requests moved to another runner, by why they were.", "reason")
+        self._breakers = counter("breakers", "Circuit breakers of a runner and model, by what they became.", "state")
         self._by_model: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> ModelMetrics:
@@ -251,6 +252,19 @@ class GenerationMetrics:
     def retry(self, reason: str) -> None:
         """A request goes to another runner because its try ended for this reason."""
         self._retries.labels(self._reason(reason)).inc()
+
+    def breaker(self, state: str) -> None:
+        """A circuit breaker opened (`open`) or closed (`closed`)."""
+        self._breakers.labels(state).inc()
+
+
+def admission_gauges(registry: CollectorRegistry, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+    """Exports how many requests a coordinator has under way and how many wait for their turn, as of each scrape."""
+    gauge = Gauge(
+        "chorus_admission_requests", "Requests that a coordinator has taken on.", ["state"], registry=registry
+    )
+    gauge.labels("running").set_function(running)
+    gauge.labels("waiting").set_function(waiting)
 
 
 class StreamTimer:

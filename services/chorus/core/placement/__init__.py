@@ -1,5 +1,7 @@
 """Which runner serves a request: what it needs, who has it, what it would cost there, and why nobody can."""
 
+from chorus.core.placement.affinity import NO_TRACE, Affinity, PromptTrace, trace_of
+from chorus.core.placement.capacity import NodeLoad, has_quiet_node, node_loads, slots_for
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
 from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import default_model, families
@@ -10,10 +12,14 @@ from chorus.core.placement.roster import Roster
 
 __all__ = [
     "NOTHING_MORE",
+    "NO_TRACE",
+    "Affinity",
     "Candidate",
     "InFlight",
     "Miss",
     "Needs",
+    "NodeLoad",
+    "PromptTrace",
     "Rejected",
     "RejectionReason",
     "Roster",
@@ -23,7 +29,11 @@ __all__ = [
     "default_model",
     "detail",
     "families",
+    "has_quiet_node",
+    "node_loads",
     "place",
     "refusal",
+    "slots_for",
     "survey",
+    "trace_of",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from chorus.core.fleet.records import EngineInfo, EngineKind, ModelState, ModelStatus, RunnerRecord
-from chorus.core.placement.fit import Situation, demand, load_of, slots_of
+from chorus.core.fleet.records import EngineInfo, EngineKind, Gpu, ModelLoad, ModelState, ModelStatus, RunnerRecord
+from chorus.core.placement.fit import Situation, demand_of, load_of, slots_of
 from chorus.core.placement.needs import Needs, Work
 
 Terms: TypeAlias = tuple[tuple[str, float], ...]
@@ -23,46 +23,87 @@ GPU_BYTES_PER_S = 300e9
 GUESSED_TOKENS_PER_S_MAX = 100.0
 # Of a model whose size nobody tells.
 UNKNOWN_TOKENS_PER_S = 20.0
+# A prompt's tokens are computed many at once: where reading was never measured, it is so much faster than writing.
+READING_SPEEDUP = 10.0
+# Embeddings, scores and counts, which are over soon.
+SHORT_WORK_S = 0.05
 # A prompt that will probably not fit costs a refusal and another attempt.
 MISFIT_S = 30.0
 # A paid provider is asked when nobody else can answer soon.
 EXTERNAL_S = 60.0
+# A GPU that throttles is slower than what was measured lately says; one that is hot will soon throttle.
+THROTTLED_SLOWDOWN = 0.5
+HOT_CELSIUS = 80.0
+HOTTEST_CELSIUS = 95.0
+HOT_SLOWDOWN = 0.25
+# Background work goes where it is in nobody's way, if it can.
+BUSY_SHARE = 0.8
+BACKGROUND_BUSY_S = 60.0
 
 
 def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situation: Situation) -> Terms:
     """The terms of the cost of serving `needs` with one model of a runner that fits; each in seconds, none negative.
 
     `decode`: the answer at the rate measured there (or guessed from the model's size, where nothing ran yet).
-    `slots`: how much streams beside it slow it down. `queue`: waiting for a slot. `load`: reading the model from disk.
-    `context`: the prompt may turn out too long. `failures`: the penalty of the situation. `external`: it costs money.
+    `prefill`: reading what is not in memory there of the prompt. `slots`: how much streams beside it slow it down.
+    `queue`: waiting for a slot. `background`: it would be in the way of others. `kv`: waiting for room in the KV
+    memory. `load`: reading the model from disk. `heat`: a GPU that throttles or will. `context`: the prompt may turn
+    out too long. `failures`: the penalty of the situation. `external`: it costs money. `weight`: the runner is
+    configured to be asked less.
     """
+    runner_id = record.runner.runner_id
     load = load_of(record, status)
-    slots = slots_of(status, load)
-    busy = demand(record, status, situation)
-    rate = load.tokens_per_second if load is not None and load.tokens_per_second > 0 else 0.0
+    slots, busy = slots_of(status, load), demand_of(load, runner_id, situation)
     engine = _engine_of(record, status)
-    decode_s = NOMINAL_TOKENS / (rate or guessed_rate(record, status, engine)) if needs.work is Work.GENERATE else 0.0
-    service_s = decode_s or 0.05
-    terms: list[tuple[str, float]] = [("decode", decode_s)]
+    rate = load.tokens_per_second if load is not None else 0.0
+    if rate <= 0.0:
+        rate = guessed_rate(record, status, engine)
+    terms: list[tuple[str, float]] = []
+    typical_s = service_s = SHORT_WORK_S
+    if needs.work is Work.GENERATE:
+        typical_s = NOMINAL_TOKENS / rate
+        service_s = needs.answer_tokens / rate if 0 < needs.answer_tokens < NOMINAL_TOKENS else typical_s
+        terms.append(("decode", service_s))
+        if needs.likely_prompt_tokens:
+            prefill_s = _prefill_seconds(needs, status, load, rate, runner_id, situation)
+            service_s += prefill_s
+            terms.append(("prefill", prefill_s))
     if busy:
-        terms.append(("slots", CROWDING * service_s * min(1.0, busy / slots)))
-    if busy >= slots:
-        terms.append(("queue", service_s * (busy - slots + 1) / slots))
+        terms.append(("slots", CROWDING * service_s * (busy / slots if busy < slots else 1.0)))
+        if busy >= slots:
+            terms.append(("queue", typical_s * (busy - slots + 1) / slots))
+        if needs.background and busy >= BUSY_SHARE * slots:
+            terms.append(("background", BACKGROUND_BUSY_S))
+    if load is not None and load.kv_total_tokens:
+        kv_s = _kv_seconds(needs, load, typical_s)
+        if kv_s:
+            terms.append(("kv", kv_s))
     if status.state is not ModelState.LOADED:
         terms.append(("load", load_seconds(status)))
+    gpus = record.load.gpus or record.node.gpus
+    if gpus and engine is not None and _is_on_gpu(engine):
+        heat_s = service_s * max(map(_slowdown, gpus))
+        if heat_s:
+            terms.append(("heat", heat_s))
     if needs.likely_context_length > status.context_length > 0:
         terms.append(("context", MISFIT_S))
-    penalty = situation.penalties.get(record.runner.runner_id, 0.0)
-    if penalty:
-        terms.append(("failures", penalty))
+    if runner_id in situation.penalties:
+        terms.append(("failures", situation.penalties[runner_id]))
     if engine is not None and engine.kind is EngineKind.EXTERNAL:
         terms.append(("external", EXTERNAL_S))
+    if situation.weights:
+        weight = situation.weights.get(runner_id, 1.0)
+        if weight < 1.0:
+            terms.append(("weight", total(tuple(terms)) * (1.0 / weight - 1.0)))
     return tuple(terms)
 
 
 def total(terms: Terms) -> float:
     """The cost that terms add up to."""
-    return sum(value for _, value in terms)
+    cost = 0.0
+    for _, value in terms:
+        cost += value
+    return cost
 
 
 def load_seconds(status: ModelStatus) -> float:
@@ -77,16 +118,54 @@ def guessed_rate(record: RunnerRecord, status: ModelStatus, engine: EngineInfo |
     if size <= 0 or engine is None or engine.kind is not EngineKind.LOCAL:
         return UNKNOWN_TOKENS_PER_S
     fits_gpu = any(gpu.usable and gpu.memory_total_bytes > size for gpu in record.node.gpus)
-    on_gpu = fits_gpu and any(backend != "cpu" for backend in engine.backends)
+    on_gpu = fits_gpu and _is_on_gpu(engine)
     return min(GUESSED_TOKENS_PER_S_MAX, (GPU_BYTES_PER_S if on_gpu else CPU_BYTES_PER_S) / size)
 
 
 def wait_seconds(record: RunnerRecord, status: ModelStatus, situation: Situation) -> float:
     """How long until a full runner likely has a place: one request's service time over its slots."""
     load = load_of(record, status)
-    rate = load.tokens_per_second if load is not None and load.tokens_per_second > 0 else 0.0
-    service_s = NOMINAL_TOKENS / (rate or guessed_rate(record, status, _engine_of(record, status)))
+    rate = load.tokens_per_second if load is not None else 0.0
+    service_s = NOMINAL_TOKENS / (rate if rate > 0 else guessed_rate(record, status, _engine_of(record, status)))
     return service_s / slots_of(status, load) + situation.penalties.get(record.runner.runner_id, 0.0)
+
+
+def _prefill_seconds(
+    needs: Needs, status: ModelStatus, load: ModelLoad | None, rate: float, runner_id: str, situation: Situation
+) -> float:
+    """Reading the prompt, but for what is in memory there: never more than the runner says that it has at all."""
+    tokens = needs.likely_prompt_tokens
+    if situation.shared:
+        shared = situation.shared.get((runner_id, status.artifact.name), 0)
+        if shared and load is not None and load.kv_total_tokens:
+            shared = min(shared, load.kv_used_tokens + load.kv_cached_tokens)
+        tokens -= min(shared, tokens)
+    reading = load.prompt_tokens_per_second if load is not None else 0.0
+    return tokens / (reading if reading > 0.0 else READING_SPEEDUP * rate)
+
+
+def _kv_seconds(needs: Needs, load: ModelLoad, typical_s: float) -> float:
+    """Waiting until enough of what runs there has ended to make room; what is merely cached makes room at once."""
+    used = load.kv_used_tokens
+    lacking = needs.likely_context_length + used - load.kv_total_tokens
+    if lacking <= 0 or used <= 0:
+        return 0.0
+    return typical_s * min(1.0, lacking / used)
+
+
+def _slowdown(gpu: Gpu) -> float:
+    """By what share a GPU's heat makes it slower than it was; unknown temperatures are cool."""
+    if not gpu.usable:
+        return 0.0
+    if gpu.throttled:
+        return THROTTLED_SLOWDOWN
+    if gpu.temperature_celsius is None or gpu.temperature_celsius <= HOT_CELSIUS:
+        return 0.0
+    return HOT_SLOWDOWN * min(1.0, (gpu.temperature_celsius - HOT_CELSIUS) / (HOTTEST_CELSIUS - HOT_CELSIUS))
+
+
+def _is_on_gpu(engine: EngineInfo) -> bool:
+    return any(backend != "cpu" for backend in engine.backends)
 
 
 def _engine_of(record: RunnerRecord, status: ModelStatus) -> EngineInfo | None:

@@ -67,15 +67,23 @@ class Situation:
 
     `in_flight`: its own requests that a runner's last load report can't know of yet (negative: they ended since).
     `tried`: runners that this very request was tried on. `penalties`: seconds added to a runner's cost, for its recent
-    failures.
+    failures. `weights`: configured, above 0 and at most 1; one of 0.5 makes a runner count as twice as slow. By runner
+    and model (artifact name): `barred`, those whose circuit breaker lets no request through; `shared`, about how many
+    tokens of this request's prompt are in memory there.
     """
 
     in_flight: Mapping[str, int] = field(default_factory=dict)
     tried: Container[str] = frozenset()
+    barred: frozenset[tuple[str, str]] = frozenset()
     penalties: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 NOTHING_MORE = Situation()
+
+# By far the commonest: made once.
+_OTHER_MODEL = Miss(RejectionReason.MODEL)
 
 
 def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[ModelStatus, ...] | Miss:
@@ -92,17 +100,26 @@ def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[Mode
     if not good:
         if closest is None and record.state is RunnerState.STARTING:
             return Miss(RejectionReason.STATE)  # it has not found its models yet
-        return closest or Miss(RejectionReason.MODEL)
-    early = _miss_of_runner(needs, record)
-    if early is not None:
-        return early
-    usable = [status for status in good if _miss_of_storage(record, status) is None]
+        return closest or _OTHER_MODEL
+    if needs.labels or needs.runner_ids or needs.node_ids:
+        early = _miss_of_runner(needs, record)
+        if early is not None:
+            return early
+    usable = [s for s in good if s.state is ModelState.LOADED or _miss_of_storage(record, s) is None]
     if not usable:
         return _miss_of_storage(record, good[0]) or Miss(RejectionReason.NOT_LOADED, good[0])
-    late = _miss_of_moment(entry, usable[0], situation)
-    if late is not None:
-        return late
-    free = tuple(status for status in usable if not is_full(record, status, situation))
+    if record.state is not RunnerState.READY:
+        return Miss(RejectionReason.STATE, usable[0])
+    if not entry.reachable:
+        return Miss(RejectionReason.UNREACHABLE, usable[0])
+    if situation.barred:
+        open_to_us = [s for s in usable if (record.runner.runner_id, s.artifact.name) not in situation.barred]
+        if not open_to_us:
+            return Miss(RejectionReason.BREAKER_OPEN, usable[0])
+        usable = open_to_us
+    if record.runner.runner_id in situation.tried:
+        return Miss(RejectionReason.TRIED, usable[0])
+    free = tuple([status for status in usable if not is_full(record, status, situation)])
     return free or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
 
 
@@ -116,11 +133,12 @@ def may_fit(needs: Needs, record: RunnerRecord) -> bool:
 def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, context: bool = True) -> Miss | None:
     """What a model itself lacks."""
     artifact = status.artifact
-    if needs.model:
-        if needs.model != artifact.family and needs.model != artifact.name:
-            return Miss(RejectionReason.MODEL)
+    model = needs.model
+    if model:
+        if model != artifact.family and model != artifact.name:
+            return _OTHER_MODEL
     elif needs.work is Work.GENERATE and not NOT_GENERATING_TAGS.isdisjoint(artifact.tags):
-        return Miss(RejectionReason.MODEL)
+        return _OTHER_MODEL
     if not needs.features <= status.features:
         return Miss(RejectionReason.FEATURE, status, needs.features - status.features)
     if needs.adapter and needs.adapter not in status.adapters:
@@ -181,17 +199,6 @@ def _is_local(record: RunnerRecord, status: ModelStatus) -> bool:
     return any(engine.kind is EngineKind.LOCAL and engine.name == status.engine for engine in record.runner.engines)
 
 
-def _miss_of_moment(entry: DirectoryEntry, status: ModelStatus, situation: Situation) -> Miss | None:
-    """What is wrong with the runner just now."""
-    if entry.record.state is not RunnerState.READY:
-        return Miss(RejectionReason.STATE, status)
-    if not entry.reachable:
-        return Miss(RejectionReason.UNREACHABLE, status)
-    if entry.record.runner.runner_id in situation.tried:
-        return Miss(RejectionReason.TRIED, status)
-    return None
-
-
 def load_of(record: RunnerRecord, status: ModelStatus) -> ModelLoad | None:
     """The load that the runner reported for a model; None where it is not loaded or has not reported yet."""
     name = status.artifact.name
@@ -203,17 +210,23 @@ def load_of(record: RunnerRecord, status: ModelStatus) -> ModelLoad | None:
 
 def slots_of(status: ModelStatus, load: ModelLoad | None) -> int:
     """How many requests the runner decodes at once with a model; at least 1."""
-    return max(1, (load.slots_total if load is not None else 0) or status.slot_count)
+    return (load is not None and load.slots_total) or status.slot_count or 1
 
 
 def demand(record: RunnerRecord, status: ModelStatus, situation: Situation) -> int:
     """How many requests a model has there now, decoding or waiting: those reported, and ours that are newer."""
-    load = load_of(record, status)
-    reported = load.slots_used + load.queued if load is not None else 0
-    return max(0, reported + situation.in_flight.get(record.runner.runner_id, 0))
+    return demand_of(load_of(record, status), record.runner.runner_id, situation)
+
+
+def demand_of(load: ModelLoad | None, runner_id: str, situation: Situation) -> int:
+    """The same, where the load is known."""
+    count = situation.in_flight.get(runner_id, 0)
+    if load is not None:
+        count += load.slots_used + load.queued
+    return count if count > 0 else 0
 
 
 def is_full(record: RunnerRecord, status: ModelStatus, situation: Situation) -> bool:
     """Whether so many wait for a model there that the runner would refuse one more, or keep it waiting without end."""
-    slots = slots_of(status, load_of(record, status))
-    return demand(record, status, situation) >= slots * (1 + QUEUED_PER_SLOT)
+    load = load_of(record, status)
+    return demand_of(load, record.runner.runner_id, situation) >= slots_of(status, load) * (1 + QUEUED_PER_SLOT)

@@ -13,6 +13,7 @@ from chorus.core.generation import (
     EmbeddingRequest,
     GenerationRequest,
     ImagePart,
+    Priority,
     Prompt,
     Requirements,
     RerankRequest,
@@ -47,6 +48,9 @@ class Needs:
     `adapter` is the name of a LoRA adapter, which chooses the model where none is named.
     `prompt_tokens` is the least that the prompt can have, or what it has where that is known (`prompt_is_counted`).
     `allow_external` says whether an engine of a paid provider may be asked.
+
+    For ranking alone, too: `likely_prompt_tokens`, about how much there is to read; `answer_tokens`, the most that is
+    to be generated, for all choices together (0: no bound is known); `background`, whether others come first.
     """
 
     work: Work = Work.GENERATE
@@ -65,6 +69,9 @@ class Needs:
     node_ids: frozenset[str] = frozenset()
     private: bool = False
     allow_external: bool = True
+    likely_prompt_tokens: int = 0
+    answer_tokens: int = 0
+    background: bool = False
 
     @classmethod
     def of_generation(cls, request: GenerationRequest, *, allow_external: bool = False) -> Needs:
@@ -74,7 +81,7 @@ class Needs:
         delivered = 0 if request.context_shift else delivered
         least, likely = _prompt_tokens(request.prompt, request.tools, request.resume)
         # One token more than the prompt, or there is nothing to generate.
-        return cls._of(
+        needs = cls._of(
             Work.GENERATE,
             request.model,
             request.needed_features(),
@@ -85,6 +92,12 @@ class Needs:
             counted=isinstance(request.prompt, TokenPrompt),
             allow_external=allow_external,
             adapter=request.adapter,
+        )
+        return replace(
+            needs,
+            likely_prompt_tokens=likely + delivered,
+            answer_tokens=(request.stop.max_tokens or 0) * request.choice_count,
+            background=request.priority is Priority.BACKGROUND,
         )
 
     @classmethod

@@ -1,32 +1,40 @@
 """The choice of a runner for a request: filter, cost, then the better of two draws.
 
-Of the runners that fit, at most `CONSIDERED` are looked at (chosen by chance where there are more). Two of them are
-drawn by chance, each with a weight of one over its squared cost, and the cheaper one is taken. So a slow machine is
-hardly ever asked while a fast one is idle, equals share the work, and several coordinators that see the same loads, a
-heartbeat old, don't all run to the same runner. The dearest of several is never taken.
+Of the runners that fit, a few are looked at (chosen by chance where there are more, and besides them those that have
+read the prompt's beginning already). Two of them are drawn by chance, each with a weight of one over its squared cost,
+and the cheaper one is taken. So a slow machine is hardly ever asked while a fast one is idle, equals share the work,
+and several coordinators that see the same loads, a heartbeat old, don't all run to the same runner. The dearest of
+several is never taken.
+
+Where circuit breakers bar everybody who could serve a request, none of them counts: asking somebody who failed lately
+is better than refusing everything. Somebody who is merely full is waited for instead.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias, TypeVar
 
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import ModelStatus
 from chorus.core.placement.cost import Terms, cost_terms, total
-from chorus.core.placement.fit import NOTHING_MORE, Miss, Situation, fit
+from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation, fit
 from chorus.core.placement.needs import Needs
 from chorus.core.placement.refusal import refusal
 
 T = TypeVar("T")
 
-# Runners whose cost is worked out for one decision.
+# Runners whose cost is worked out for one decision: in a small mesh, where one may be much faster than all the others,
+# more than in a large one, where as good a one is among any few.
 CONSIDERED = 16
-# Runners drawn from a large pool before all of it is gone through.
-DRAWN = 64
+CONSIDERED_OF_MANY = 6
+MANY = 64
+# At most so many of them for what they have in memory of the prompt.
+SHARING = 2
 # Keeps the weight of a runner that costs nothing finite.
-_LEAST_COST = 1e-3
+_LEAST_SQUARE = 1e-6
 
 
 class Rng(Protocol):
@@ -61,6 +69,10 @@ class Candidate:
         return self.entry.record.node.node_id
 
 
+# The same while it is one of many: objects with names take their time to make.
+_Found: TypeAlias = tuple[float, DirectoryEntry, ModelStatus, Terms]
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A runner that can't serve a request."""
@@ -92,26 +104,41 @@ def place(
 ) -> Candidate:
     """The runner that serves the request. The same arguments and the same state of `rng` give the same one.
 
-    `pool`: ids of the runners to choose from, as a Roster gives it; without it, all of the directory's.
+    `pool`: sorted ids of the runners to choose from, as a Roster gives it; without it, all of the directory's.
 
     Raises what `refusal` says where nobody fits: UnknownModelError, UnsupportedFeatureError, NoCapableRunnerError,
     PromptTooLongError, RunnersUnavailableError or OverloadedError.
     """
     ids = sorted(directory.entries) if pool is None else pool
-    candidates: list[Candidate] = []
-    if len(ids) > DRAWN:
-        candidates = _candidates(needs, directory, rng.sample(ids, DRAWN), situation)
-    if not candidates:
-        # None by chance, or few enough: go through all of them, in an order of chance where not all will be looked at.
-        candidates = _candidates(needs, directory, rng.sample(ids, len(ids)), situation)
-    if not candidates:
-        rejected = survey(needs, directory, situation=situation).rejected
-        raise refusal(needs, directory, [(found.entry, found.miss) for found in rejected], situation)
-    return _better_of_two(candidates, rng)
+    found: list[_Found] = []
+    if len(ids) > CONSIDERED:
+        count = CONSIDERED if len(ids) <= MANY else CONSIDERED_OF_MANY
+        drawn = _some(ids, count, rng)
+        if situation.shared:
+            drawn = _with_those_who_share(drawn, ids, situation)
+        found = _find(needs, directory, drawn, situation)
+    if len(found) < 2:
+        # Hardly anybody by chance, or few enough: go through all of them, in an order of chance.
+        found = _find(needs, directory, rng.sample(ids, len(ids)), situation)
+    if not found:
+        seen = survey(needs, directory, situation=situation)
+        if not seen.candidates:
+            raise refusal(needs, directory, [(other.entry, other.miss) for other in seen.rejected], situation)
+        found = [(one.cost, one.entry, one.model, one.terms) for one in seen.candidates[:CONSIDERED]]
+    cost, entry, model, terms = _better_of_two(found, rng)
+    return Candidate(entry, model, cost, terms)
 
 
 def survey(needs: Needs, directory: Directory, *, situation: Situation = NOTHING_MORE) -> Survey:
     """Looks at every runner, for explaining a placement; of two that cost the same, the lesser id comes first."""
+    found = _survey(needs, directory, situation)
+    reasons = {rejected.miss.reason for rejected in found.rejected}
+    if found.candidates or RejectionReason.BREAKER_OPEN not in reasons or RejectionReason.FULL in reasons:
+        return found
+    return _survey(needs, directory, replace(situation, barred=frozenset()))
+
+
+def _survey(needs: Needs, directory: Directory, situation: Situation) -> Survey:
     candidates: list[Candidate] = []
     rejected: list[Rejected] = []
     for _, entry in sorted(directory.entries.items()):
@@ -119,14 +146,40 @@ def survey(needs: Needs, directory: Directory, *, situation: Situation = NOTHING
         if isinstance(found, Miss):
             rejected.append(Rejected(entry, found))
         else:
-            candidates.append(_cheapest(needs, entry, found, situation))
+            cost, _, model, terms = _cheapest(needs, entry, found, situation)
+            candidates.append(Candidate(entry, model, cost, terms))
     candidates.sort(key=lambda candidate: candidate.cost)
     return Survey(tuple(candidates), tuple(rejected))
 
 
-def _candidates(needs: Needs, directory: Directory, ids: Iterable[str], situation: Situation) -> list[Candidate]:
+def _some(ids: Sequence[str], count: int, rng: Rng) -> list[str]:
+    """`count` different ones of many more; `sample` is slower for so few."""
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[ids[int(rng.random() * len(ids))]] = None
+    return list(drawn)
+
+
+def _with_those_who_share(drawn: list[str], ids: Sequence[str], situation: Situation) -> list[str]:
+    """As many runners as are drawn, first those of `ids` that have read most of the prompt: chance would miss them."""
+    shared = situation.shared
+    sharing: list[str] = []
+    for runner_id, _ in sorted(shared, key=shared.__getitem__, reverse=True):
+        if runner_id not in sharing and _has(ids, runner_id):
+            sharing.append(runner_id)
+            if len(sharing) == SHARING:
+                break
+    return [*sharing, *(runner_id for runner_id in drawn if runner_id not in sharing)][: len(drawn)]
+
+
+def _has(ids: Sequence[str], runner_id: str) -> bool:
+    index = bisect_left(ids, runner_id)
+    return index < len(ids) and ids[index] == runner_id
+
+
+def _find(needs: Needs, directory: Directory, ids: Iterable[str], situation: Situation) -> list[_Found]:
     """The first of `ids` that fit, at most as many as are considered."""
-    candidates: list[Candidate] = []
+    candidates: list[_Found] = []
     for runner_id in ids:
         entry = directory.get(runner_id)
         if entry is None:
@@ -139,26 +192,26 @@ def _candidates(needs: Needs, directory: Directory, ids: Iterable[str], situatio
     return candidates
 
 
-def _cheapest(needs: Needs, entry: DirectoryEntry, models: tuple[ModelStatus, ...], situation: Situation) -> Candidate:
+def _cheapest(needs: Needs, entry: DirectoryEntry, models: tuple[ModelStatus, ...], situation: Situation) -> _Found:
     """A runner with the one of its models that costs least."""
-    best: Candidate | None = None
+    best: _Found | None = None
     for model in models:
         terms = cost_terms(needs, entry.record, model, situation)
         cost = total(terms)
-        if best is None or cost < best.cost:
-            best = Candidate(entry, model, cost, terms)
+        if best is None or cost < best[0]:
+            best = (cost, entry, model, terms)
     assert best is not None, "a runner that fits has a model that fits"
     return best
 
 
-def _better_of_two(candidates: list[Candidate], rng: Rng) -> Candidate:
+def _better_of_two(candidates: list[_Found], rng: Rng) -> _Found:
     if len(candidates) == 1:
         return candidates[0]
-    weights = [1.0 / max(candidate.cost, _LEAST_COST) ** 2 for candidate in candidates]
+    weights = [1.0 / (cost * cost + _LEAST_SQUARE) for cost, _, _, _ in candidates]
     first = _draw(weights, rng)
     weights[first] = 0.0
     second = _draw(weights, rng)
-    return min(candidates[first], candidates[second], key=lambda candidate: candidate.cost)
+    return candidates[first] if candidates[first][0] <= candidates[second][0] else candidates[second]
 
 
 def _draw(weights: list[float], rng: Rng) -> int:

@@ -63,11 +63,14 @@ class Failures:
         """What each runner's failures still cost, in seconds; runners that cost nothing more are left out."""
         if not self._penalties:  # the usual case, on every request's path
             return {}
-        left = {runner_id: self._faded(penalty, now) for runner_id, penalty in self._penalties.items()}
-        for runner_id, seconds in left.items():
-            if seconds < _NEGLIGIBLE_S:
+        left: dict[str, float] = {}
+        for runner_id, penalty in tuple(self._penalties.items()):
+            seconds = self._faded(penalty, now)
+            if seconds >= _NEGLIGIBLE_S:
+                left[runner_id] = seconds
+            else:
                 del self._penalties[runner_id]
-        return {runner_id: seconds for runner_id, seconds in left.items() if seconds >= _NEGLIGIBLE_S}
+        return left
 
     def _left(self, runner_id: str, incarnation: int, now: float) -> float:
         """What is left of that incarnation's penalty; another process is another start."""
