@@ -10,10 +10,10 @@ pair, no prompt twice:
   gap        between two messages of one of these streams; each token is a message
   TTFT       requests of few tokens, N under way at a time: from sending one to its first token
 
-The runner is asked over mutual TLS gRPC by a grpc.aio client, llama-server over plaintext HTTP by a client that reads
-the socket and counts lines. "greedy" is temperature 0; "sampled" the chain top-k 40, top-p 0.95, min-p 0.05,
-temperature 0.8 in this order, penalties off, fixed seeds. llama-server is run with unified or split KV memory,
-whichever was faster in a short run before.
+The runner is asked over mutual TLS gRPC, llama-server over plaintext HTTP, both by clients that read the socket and
+count messages (a grpc.aio client would cost twice as much a token, on the cores that decode). "greedy" is temperature
+0; "sampled" the chain top-k 40, top-p 0.95, min-p 0.05, temperature 0.8 in this order, penalties off, fixed seeds.
+llama-server is run with unified or split KV memory, whichever was faster in a short run before.
 """
 
 from __future__ import annotations
