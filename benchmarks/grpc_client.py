@@ -1,8 +1,8 @@
 """A client of a runner that speaks gRPC over one mutual-TLS connection and reads no more of it than it must.
 
 grpc.aio costs its process 630 us a token here, on the cores that decode; reading llama-server's lines costs 260 us, and
-this 290. It speaks the HTTP/2 that gRPC is made of (RFC 9113): it sends a request's frames, and of an answer's takes the
-messages apart and nothing else. No header of an answer is decoded: a stream is good if its last event says so.
+this 290. It speaks the HTTP/2 that gRPC is made of (RFC 9113): it sends a request's frames, and of an answer's it takes
+the messages apart and nothing else. No header of an answer is decoded: a stream is good if its last event says so.
 """
 
 from __future__ import annotations

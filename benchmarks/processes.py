@@ -34,7 +34,9 @@ def free_port() -> int:
 class Started:
     """One process, its output in a file."""
 
-    def __init__(self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str], log: Path, *, watches_parent: bool
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("wb") as output:
@@ -45,7 +47,8 @@ class Started:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C is for the benchmark, which ends this one itself
-                preexec_fn=_die_with_parent,
+                # Python forks where it has something to run in the child, which gRPC's threads do not survive.
+                preexec_fn=None if watches_parent else _die_with_parent,
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -102,9 +105,16 @@ class Processes:
         self.folder = folder
         self._started: list[Started] = []
 
-    def start(self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str] = os.environ) -> Started:
-        """Starts one; from the main thread, with which it ends."""
-        started = Started(name, argv, environ, self.folder / f"{name}.log")
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        watches_parent: bool = False,
+    ) -> Started:
+        """Starts one; from the main thread, with which it ends, unless it `watches_parent` itself."""
+        started = Started(name, argv, environ, self.folder / f"{name}.log", watches_parent=watches_parent)
         self._started.append(started)
         return started
 
