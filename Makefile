@@ -45,7 +45,7 @@ protos: ## generate services/chorus/api from protos/
 	@$(BIN)/buf lint
 	@$(BIN)/python tools/protos.py
 
-BENCHMARKS := serving fairness engine speculation hop failover
+BENCHMARKS := serving fairness engine speculation placement hop failover
 bench: ## measure, beside llama-server too, and judge (30 minutes); ONLY="serving engine" picks, ARGS=--quick is a first look
 	@$(SETUP)
 	@status=0; for name in $(or $(ONLY),$(BENCHMARKS)); do echo "## $$name"; echo; \
