@@ -132,6 +132,9 @@ async def stop_strings_end_an_answer_and_stay_out_of_it(subject: Subject) -> Non
         stop = text[end - 2 : end + 2]
         conditions = StopConditions(max_tokens=12, strings=("\0never", stop), ignore_eos=True)
         stopped = await hear(subject.engine, ask(subject, stop=conditions))
+        if not subject.exact and not text.startswith(stopped.text()):  # it said something else by a rounding
+            assert stop not in stopped.text()
+            continue
         assert stopped.text() == text[: text.index(stop)]
         assert (stopped.finished.choices[0].reason, stopped.finished.choices[0].stop_string) == (
             FinishReason.STOP,
