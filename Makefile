@@ -46,7 +46,7 @@ protos: ## generate services/chorus/api from protos/
 	@$(BIN)/python tools/protos.py
 
 BENCHMARKS := serving fairness engine speculation placement hop failover
-bench: ## measure, beside llama-server too, and judge (30 minutes); ONLY="serving engine" picks, ARGS=--quick is a first look
+bench: ## measure, beside llama-server too, and judge (over an hour); ONLY="serving engine" picks, ARGS=--quick is a first look
 	@$(SETUP)
 	@status=0; for name in $(or $(ONLY),$(BENCHMARKS)); do echo "## $$name"; echo; \
 		$(BIN)/python benchmarks/$$name.py $(ARGS) || status=1; echo; done; exit $$status

@@ -26,13 +26,13 @@ from pathlib import Path
 
 from figures import Bar, percentile, verdict
 from processes import BenchmarkError, Processes, Started, free_port, machine, processes_in, say
+from servers import mesh_environ
 
 from chorus.client import AttemptChanged, MeshClient, StartedAt
 from chorus.config.address import Endpoint
 from chorus.core.errors import ChorusError
 from chorus.core.generation import GenerationRequest, TextPrompt, TokenDelta
 from chorus.core.identity import Role
-from chorus.local.lifeline import SUPERVISOR_ENV
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.service import TOKENS_PER_SECOND_ENV
@@ -78,13 +78,8 @@ class Mesh:
             for name in names:
                 certificates.leaf(role, name).write(folder)
         registry, coordinator = free_port(), free_port()
-        self._environ = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")} | {
-            "XDG_CONFIG_HOME": str(folder),
-            "XDG_STATE_HOME": str(folder),
-            SUPERVISOR_ENV: str(os.getpid()),
+        self._environ = mesh_environ(folder, certificates) | {
             TOKENS_PER_SECOND_ENV: str(_TOKENS_PER_SECOND),
-            "CHORUS_MESH__TRUST_DOMAIN": certificates.authority.trust_domain,
-            "CHORUS_MESH__CERTS_DIR": str(folder),
             "CHORUS_REGISTRY__LISTEN": f"127.0.0.1:{registry}",
             "CHORUS_COORDINATOR__LISTEN": f"127.0.0.1:{coordinator}",
             "CHORUS_COORDINATOR__REGISTRIES": f"127.0.0.1:{registry}",

@@ -93,6 +93,18 @@ async def start_llama_server(processes: Processes, shape: Shape, program: Path, 
     return server
 
 
+def mesh_environ(folder: Path, certificates: MeshCertificates) -> dict[str, str]:
+    """The environment of a service whose certificates are in `folder`: no configuration of the user's, and it ends
+    with this process."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")} | {
+        "XDG_CONFIG_HOME": str(folder),
+        "XDG_STATE_HOME": str(folder),
+        SUPERVISOR_ENV: str(os.getpid()),
+        "CHORUS_MESH__TRUST_DOMAIN": certificates.authority.trust_domain,
+        "CHORUS_MESH__CERTS_DIR": str(folder),
+    }
+
+
 @contextlib.asynccontextmanager
 async def started_runner(processes: Processes, shape: Shape) -> AsyncIterator[Server]:
     """`chorus runner`, registered at a registry of its own, over mutual TLS with certificates made for it."""
@@ -104,12 +116,7 @@ async def started_runner(processes: Processes, shape: Shape) -> AsyncIterator[Se
     models.mkdir(parents=True)
     (models / shape.model.name).symlink_to(shape.model)
     port, registry = free_port(), free_port()
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CHORUS_")} | {
-        "XDG_CONFIG_HOME": str(folder),  # no configuration of the user's
-        "XDG_STATE_HOME": str(folder),
-        SUPERVISOR_ENV: str(os.getpid()),
-        "CHORUS_MESH__TRUST_DOMAIN": certificates.authority.trust_domain,
-        "CHORUS_MESH__CERTS_DIR": str(folder),
+    environ = mesh_environ(folder, certificates) | {
         "CHORUS_REGISTRY__LISTEN": f"127.0.0.1:{registry}",
         "CHORUS_RUNNER__NAME": _NAME,
         "CHORUS_RUNNER__LISTEN": f"127.0.0.1:{port}",

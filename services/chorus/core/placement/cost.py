@@ -55,9 +55,7 @@ def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situatio
     load = load_of(record, status)
     slots, busy = slots_of(status, load), demand_of(load, runner_id, situation)
     engine = _engine_of(record, status)
-    rate = load.tokens_per_second if load is not None else 0.0
-    if rate <= 0.0:
-        rate = guessed_rate(record, status, engine)
+    rate = _rate(record, status, load, engine)
     terms: list[tuple[str, float]] = []
     typical_s = service_s = SHORT_WORK_S
     if needs.work is Work.GENERATE:
@@ -125,9 +123,14 @@ def guessed_rate(record: RunnerRecord, status: ModelStatus, engine: EngineInfo |
 def wait_seconds(record: RunnerRecord, status: ModelStatus, situation: Situation) -> float:
     """How long until a full runner likely has a place: one request's service time over its slots."""
     load = load_of(record, status)
-    rate = load.tokens_per_second if load is not None else 0.0
-    service_s = NOMINAL_TOKENS / (rate if rate > 0 else guessed_rate(record, status, _engine_of(record, status)))
+    service_s = NOMINAL_TOKENS / _rate(record, status, load, _engine_of(record, status))
     return service_s / slots_of(status, load) + situation.penalties.get(record.runner.runner_id, 0.0)
+
+
+def _rate(record: RunnerRecord, status: ModelStatus, load: ModelLoad | None, engine: EngineInfo | None) -> float:
+    """Tokens a second of one stream: as measured there, else a guess."""
+    rate = load.tokens_per_second if load is not None else 0.0
+    return rate if rate > 0.0 else guessed_rate(record, status, engine)
 
 
 def _prefill_seconds(
