@@ -69,22 +69,6 @@ def threads() -> list[str]:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-async def test_greedy_answers_equal_those_of_the_wrapper(llama: LlamaEngine) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    wrapper = llama_cpp.Llama(
-        str(smollm2_path()), n_ctx=256, flash_attn=True, verbose=False, n_threads=1, n_threads_batch=1
-    )
-    try:
-        for prompt in ("The capital of France is", "def fibonacci(n):", "Stars shine because"):
-            ids = wrapper.tokenize(prompt.encode(), add_bos=False, special=True)
-            wrapper.reset()
-            stream = wrapper.generate(ids, temp=0.0, repeat_penalty=1.0)
-            expected = [next(stream) for _ in range(16)]
-            assert (await hear(llama, ask(prompt, 16))).ids() == expected
-    finally:
-        wrapper.close()
-
-
 async def test_the_models_own_template_is_used(llama: LlamaEngine) -> None:
     (status,) = llama.models()
     assert Feature.CHAT in status.features

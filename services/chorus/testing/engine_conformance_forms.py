@@ -24,7 +24,7 @@ from chorus.core.generation import (
     Xtc,
 )
 from chorus.testing.engine_conformance import Check
-from chorus.testing.engine_subject import GREEDY, Subject, ask, assert_idle, expect, hear
+from chorus.testing.engine_subject import GREEDY, Subject, ask, assert_idle, expect, hear, hear_anew
 
 FORM_CHECKS: list[Check] = []
 _NEEDED: dict[str, frozenset[Feature]] = {}
@@ -125,9 +125,9 @@ async def what_is_no_form_is_refused(subject: Subject) -> None:
 async def dry_breaks_repeats(subject: Subject) -> None:
     """A greedy answer that goes round in circles comes out of them, and says the same again every time."""
     dry = replace(GREEDY, dry=Dry(multiplier=5.0, base=2.0, allowed_length=1, sequence_breakers=("\0never",)))
-    plain = await hear(subject.engine, ask(subject, 48))
-    first = await hear(subject.engine, ask(subject, 48, dry))
-    again = await hear(subject.engine, ask(subject, 48, dry))
+    plain = await hear_anew(subject, ask(subject, 48))
+    first = await hear_anew(subject, ask(subject, 48, dry))
+    again = await hear_anew(subject, ask(subject, 48, dry))
     assert first.ids() == again.ids()
     assert _repeated(first.ids()) <= min(_repeated(plain.ids()), 3)
 
@@ -139,9 +139,9 @@ async def xtc_leaves_the_likeliest_out(subject: Subject) -> None:
         Sampling(temperature=0.01, seed=5, top_k=0, top_p=1.0, min_p=0.0, xtc=Xtc(probability, 0.02))
         for probability in (0.0, 1.0)
     )
-    plain = await hear(subject.engine, ask(subject, 8, never))
-    other = await hear(subject.engine, ask(subject, 8, always))
-    again = await hear(subject.engine, ask(subject, 8, always))
+    plain = await hear_anew(subject, ask(subject, 8, never))
+    other = await hear_anew(subject, ask(subject, 8, always))
+    again = await hear_anew(subject, ask(subject, 8, always))
     assert other.text() == again.text() != plain.text()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -34,7 +34,8 @@ class Subject:
     """An engine under test. `prompt` must draw an answer of 24 tokens or more where the end of text is ignored.
 
     The engine has few enough slots and places in its queue that a check can fill them. `exact`: a token depends on
-    prompt and index alone, and not on what else is in the batch.
+    prompt and index alone, and not on what else is in the batch. `forget` makes an engine forget what it has read:
+    sums over what is cached may be rounded otherwise, and two tokens that were nearly as likely then change places.
     """
 
     engine: Engine
@@ -43,6 +44,7 @@ class Subject:
     slots: int
     max_queue: int
     exact: bool
+    forget: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass
@@ -83,6 +85,13 @@ async def hear(engine: Engine, request: GenerationRequest) -> Heard:
             heard.events.append(event)
     check_order(heard, request)
     return heard
+
+
+async def hear_anew(subject: Subject, request: GenerationRequest) -> Heard:
+    """Reads a stream whose prompt nothing was known of: such a one is computed the same way each time."""
+    if subject.forget is not None:
+        await subject.forget()
+    return await hear(subject.engine, request)
 
 
 def check_order(heard: Heard, request: GenerationRequest) -> None:
