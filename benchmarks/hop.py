@@ -143,7 +143,7 @@ async def running_mesh(folder: Path) -> AsyncIterator[Mesh]:
     """The four processes, up once a generation went through each path."""
     certificates = MeshCertificates()
     members = (Role.REGISTRY, "registry"), (Role.RUNNER, "bench"), (Role.COORDINATOR, "coordinator")
-    for role, name in (*members, (Role.COORDINATOR, "relay"), (Role.CLIENT, "bench")):
+    for role, name in (*members, (Role.COORDINATOR, "relay"), (Role.ADMIN, "bench")):
         certificates.leaf(role, name).write(folder)
     registry, runner, coordinator = free_ports(3)
     environ = {
@@ -166,7 +166,7 @@ async def running_mesh(folder: Path) -> AsyncIterator[Mesh]:
         relay = start("relay", relay_file, *upstream, environ=environ)
         assert relay.stdout is not None
         relay_port = int(await asyncio.to_thread(relay.stdout.readline))
-        identity = TlsIdentity.load(folder / "client-bench")
+        identity = TlsIdentity.load(folder / "admin-bench")  # whom runners answer without a ticket
         async with contextlib.AsyncExitStack() as stack:
             channels = {}
             for path, port, role, name in (

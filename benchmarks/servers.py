@@ -110,7 +110,7 @@ async def started_runner(processes: Processes, shape: Shape) -> AsyncIterator[Se
     """`chorus runner`, registered at a registry of its own, over mutual TLS with certificates made for it."""
     certificates = MeshCertificates()
     folder = processes.folder
-    for role, name in ((Role.REGISTRY, "registry"), (Role.RUNNER, _NAME), (Role.CLIENT, _NAME)):
+    for role, name in ((Role.REGISTRY, "registry"), (Role.RUNNER, _NAME), (Role.ADMIN, _NAME)):
         certificates.leaf(role, name).write(folder)
     models = folder / "models" / "bench"
     models.mkdir(parents=True)
@@ -131,7 +131,7 @@ async def started_runner(processes: Processes, shape: Shape) -> AsyncIterator[Se
     command = [sys.executable, "-m", "chorus.cli.main"]
     processes.start("registry", [*command, "registry"], environ)
     process = processes.start("runner", [*command, "runner"], environ)
-    own = folder / f"{Role.CLIENT.value}-{_NAME}"
+    own = folder / f"{Role.ADMIN.value}-{_NAME}"  # a client would need a ticket
     tls = ssl.create_default_context(cafile=own / "ca.crt")
     tls.load_cert_chain(own / "tls.crt", own / "tls.key")
     client = GrpcClient(port, tls=tls, server_name=certificates.id(Role.RUNNER, _NAME).dns_name)

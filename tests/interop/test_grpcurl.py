@@ -96,7 +96,10 @@ async def test_an_answer_ends_with_the_load_that_balancers_read(
     outside: Outside, method: str, spec: dict[str, object], cost: dict[str, float]
 ) -> None:
     """By grpcurl, which shows every trailer: gRPC's C core, which Python's clients use, keeps this one to itself."""
-    flags = ("-v", "-d", json.dumps({"spec": spec}))
+    request: dict[str, object] = {"spec": spec}
+    if method == "Generate":
+        request["ticket"] = (await placed(outside, spec))["ticket"]
+    flags = ("-v", "-d", json.dumps(request))
     code, out, err = await grpcurl(outside, "runner", f"{SERVICES['runner']}/{method}", flags=flags)
     assert code == 0, err
     trailer = re.search(rf"^{TRAILER}: (\S+)$", out.partition("Response trailers received")[2], re.MULTILINE)
@@ -104,6 +107,31 @@ async def test_an_answer_ends_with_the_load_that_balancers_read(
     report = OrcaLoadReport.FromString(base64.b64decode(trailer[1] + "=="))
     assert {name: report.request_cost[name] for name in cost} == cost
     assert report.named_metrics["slots_free"] > 0
+
+
+async def placed(outside: Outside, spec: dict[str, object]) -> dict[str, str]:
+    """What Place answers."""
+    flags = ("-d", json.dumps({"spec": spec}))
+    code, out, err = await grpcurl(outside, "coordinator", f"{SERVICES['coordinator']}/Place", flags=flags)
+    assert code == 0, err
+    answer: dict[str, str] = json.loads(out)
+    return answer
+
+
+async def test_it_asks_a_runner_directly_with_a_ticket(outside: Outside) -> None:
+    """The ticket as JSON shows it, and the request as a person would paste it again, in another order."""
+    sampling = {"temperature": 0.3, "topP": 0.9, "seed": "5"}
+    spec: dict[str, object] = {"prompt": "echo:hello", "stop": {"maxTokens": 3}, "sampling": sampling}
+    answer = await placed(outside, spec)
+    assert (answer["runner_id"], answer["address"]) == ("runner-1", server(outside, "runner")[0])
+    again = dict(reversed(spec.items()))
+    flags = ("-d", json.dumps({"ticket": answer["ticket"], "spec": again}))
+    code, out, err = await grpcurl(outside, "runner", f"{SERVICES['runner']}/Generate", flags=flags)
+    assert code == 0, err
+    assert '"finished"' in out
+    code, _, err = await grpcurl(outside, "runner", f"{SERVICES['runner']}/Generate", flags=flags)
+    assert code != 0
+    assert "TICKET_USED" in err
 
 
 async def test_it_streams_a_generation(outside: Outside) -> None:

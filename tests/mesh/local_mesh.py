@@ -90,7 +90,7 @@ class LocalMesh:
         channel = await self.channel(service.address, Role.REGISTRY, self._names[service], role, name)
         return registry_pb2_grpc.RegistryStub(channel)
 
-    async def runner_stub(self, service: RunnerService, role: Role = Role.CLIENT, name: str = "cli") -> Any:
+    async def runner_stub(self, service: RunnerService, role: Role = Role.COORDINATOR, name: str = "c") -> Any:
         """A runner as (role, name) sees it."""
         channel = await self.channel(service.address, Role.RUNNER, service.presence.runner_id, role, name)
         return runner_pb2_grpc.ModelRunnerStub(channel)

@@ -34,10 +34,12 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "ListModels": OF_RUNNERS,
         "LoadModel": {Role.COORDINATOR, Role.ADMIN},
         "UnloadModel": {Role.COORDINATOR, Role.ADMIN},
+        "WatchTickets": {Role.COORDINATOR},
         "GetNode": set(Role),
     },
     "coordinator": {
         "Generate": ASKERS,
+        "Place": ASKERS,
         "Embed": ASKERS,
         "Rerank": ASKERS,
         "CountTokens": ASKERS,

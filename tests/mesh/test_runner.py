@@ -141,7 +141,7 @@ async def test_a_connection_that_breaks_frees_the_slot(local_mesh: LocalMesh) ->
     pace = ManualPace()
     engine, idle = FakeEngine(pace=pace), asyncio.Event()
     runner = await local_mesh.runner(engine=engine)
-    channel = await local_mesh.channel(runner.address, Role.RUNNER, "r1", Role.CLIENT, "cli")
+    channel = await local_mesh.channel(runner.address, Role.RUNNER, "r1", Role.ADMIN, "kim")
     call = channel.unary_stream(
         "/chorus.api.runner.v1.ModelRunner/Generate",
         pb.GenerateRequest.SerializeToString,

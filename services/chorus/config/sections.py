@@ -502,6 +502,12 @@ class CoordinatorSettings(_Listening):
         le=1_000_000,
         description="Requests of each class (interactive, batch, background) that may wait; more are refused.",
     )
+    ticket_ttl_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="Seconds in which a client must come to its runner with a ticket; until then its place is kept.",
+    )
     drain_grace_s: float = Field(
         default=30.0,
         ge=0,

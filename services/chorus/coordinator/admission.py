@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from chorus.core.admission import AdmissionQueue, Capacity, Ticket
-from chorus.core.errors import DeadlineExceededError
+from chorus.core.admission import RETRY_MIN_S, AdmissionQueue, Capacity, Ticket
+from chorus.core.errors import DeadlineExceededError, OverloadedError
 from chorus.core.generation import Priority
 
 Tell = Callable[[int, float], Awaitable[None]]
@@ -30,6 +30,7 @@ class Asking:
 class Place:
     """A request's place while it runs; `tokens` is how many it has generated."""
 
+    ticket: Ticket
     tokens: int = 0
 
 
@@ -55,21 +56,33 @@ class Admission:
     async def admitted(self, asking: Asking, tell: Tell | None = None) -> AsyncIterator[Place]:
         """Holds a place, once there is one; only a block that is left without an error tells how long one takes.
 
-        Raises OverloadedError where it is not taken on, and DeadlineExceededError where its time ran out.
+        Raises as `enter`.
+        """
+        place = await self.enter(asking, tell)
+        well = False
+        try:
+            yield place
+            well = True
+        finally:
+            self.leave(place, well=well)
+
+    async def enter(self, asking: Asking, tell: Tell | None = None, *, wait: bool = True) -> Place:
+        """Takes a place, once there is one; `leave` must follow. Without `wait` there must be one now.
+
+        Raises OverloadedError where the request is not taken on, and DeadlineExceededError where its time ran out.
         """
         now = self._clock()
         deadline = None if asking.time_left_s is None else now + asking.time_left_s
         ticket = self._queue.offer(
             asking.caller, asking.priority, asking.lane, now, most_tokens=asking.most_tokens, deadline=deadline
         )
-        await self._turn_of(ticket, asking, tell)
-        place, well = Place(), False
-        try:
-            yield place
-            well = True
-        finally:
-            self._queue.ended(ticket, self._clock(), tokens=place.tokens, well=well)
-            self.turn()
+        await self._turn_of(ticket, asking, tell, wait=wait)
+        return Place(ticket)
+
+    def leave(self, place: Place, *, well: bool) -> None:
+        """Gives a place back; only who ended `well` tells how long one takes."""
+        self._queue.ended(place.ticket, self._clock(), tokens=place.tokens, well=well)
+        self.turn()
 
     def turn(self) -> None:
         """Lets everybody go whose turn it is. Call it whenever the mesh has changed."""
@@ -90,11 +103,17 @@ class Admission:
                 else:
                     future.set_result(None)
 
-    async def _turn_of(self, ticket: Ticket, asking: Asking, tell: Tell | None) -> None:
+    async def _turn_of(self, ticket: Ticket, asking: Asking, tell: Tell | None, *, wait: bool) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futures[ticket.number] = future
         self.turn()
         try:
+            if not wait and not future.done():
+                wait_s = self._queue.wait_seconds(asking.priority, asking.lane)
+                raise OverloadedError(
+                    f"there is no place now, but in some {wait_s:.1f} s; Generate waits, and Place does with `wait`",
+                    retry_after_s=max(wait_s, RETRY_MIN_S),
+                )
             async with asyncio.timeout(None if future.done() else asking.time_left_s):
                 if tell is not None and not future.done():
                     wait_s = self._queue.wait_seconds(asking.priority, asking.lane)

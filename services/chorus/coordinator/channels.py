@@ -76,6 +76,11 @@ class RunnerChannel:
         self.count_tokens: Any = self._channel.unary_unary(
             f"{_SERVICE}/CountTokens", request_serializer=runner_pb2.CountTokensRequest.SerializeToString
         )
+        self.watch_tickets: Any = self._channel.unary_stream(
+            f"{_SERVICE}/WatchTickets",
+            request_serializer=runner_pb2.WatchTicketsRequest.SerializeToString,
+            response_deserializer=runner_pb2.WatchTicketsResponse.FromString,
+        )
         self._get_node: Any = self._channel.unary_unary(
             f"{_SERVICE}/GetNode", request_serializer=runner_pb2.GetNodeRequest.SerializeToString
         )

@@ -80,6 +80,14 @@ class Carried(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A runner that was chosen for an attempt which somebody else makes."""
+
+    candidate: Candidate
+    trial: Trial
+
+
 class Placing:
     """Chooses runners, and tries requests on them one after another."""
 
@@ -253,6 +261,31 @@ class Placing:
                 if self._metrics is not None:
                     self._metrics.attempt()
                 return result
+
+    def reserve(self, needs: Needs, trace: PromptTrace) -> Reserved:
+        """Chooses a runner for an attempt that its caller makes itself, and counts on it; `settle` must follow.
+
+        Raises the refusal where nobody fits.
+        """
+        self._budget.earn(self._live.now)
+        candidate = self._place(self.resolved(needs), trace, frozenset())
+        self._in_flight.began(candidate.runner_id, self._live.now)
+        return Reserved(candidate, self._begin(candidate, trace))
+
+    def settle(self, reserved: Reserved, error: ChorusError | None, *, tried: bool = True) -> None:
+        """That attempt has ended, well or with `error`; it was not `tried` where nobody came, which says nothing."""
+        runner_id, trial = reserved.candidate.runner_id, reserved.trial
+        self._in_flight.ended(runner_id, self._live.now)
+        if not tried:
+            return self._end(trial, Outcome.NEITHER)
+        self._end(trial, Outcome.GOOD if error is None else outcome_of(error))
+        if error is None:
+            self._failures.succeeded(runner_id, trial.incarnation, self._live.now)
+        elif blames_runner(error):
+            self._failures.failed(runner_id, trial.incarnation, self._live.now)
+        if self._metrics is not None:
+            self._metrics.attempt("" if error is None else error.reason)
+        return None
 
     async def _place_again(self, needs: Needs, trace: PromptTrace, carried: Carried, resuming: Resuming) -> Candidate:
         """Who goes on with a stream that broke off; waits for somebody. Raises what `resuming` gives up with."""

@@ -14,6 +14,7 @@ from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from chorus.config import ChorusConfig
 from chorus.coordinator.admission import Admission
 from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
@@ -81,10 +82,20 @@ class CoordinatorService(HostedService):
             silence_wait_s=settings.resume_wait_s,
             metrics=generations,
         )
+        self._granting = Granting(
+            self.live,
+            self._placing,
+            self._pool,
+            self._admission,
+            generations,
+            identity=identity,
+            ttl_s=settings.ticket_ttl_s,
+        )
         servicer = CoordinatorServicer(
             live=self.live,
             placing=self._placing,
             requests=requests,
+            granting=self._granting,
             registries=self._registries,
             watching=self._watching,
         )
@@ -125,6 +136,7 @@ class CoordinatorService(HostedService):
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
+        await self._granting.close()
         await self._pool.close()
 
     async def wait_failed(self) -> ChorusError:

@@ -8,6 +8,7 @@ from typing import Any
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.coordinator.v1 import coordinator_pb2_grpc
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
+from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
@@ -15,6 +16,7 @@ from chorus.coordinator.requests import Requests
 from chorus.coordinator.watching import Watching
 from chorus.core.fleet.listing import list_nodes
 from chorus.core.placement import Needs, trace_of
+from chorus.transport.peer import current_caller
 from chorus.wire.directory import decode_filter, encode_directory_event
 from chorus.wire.generation import decode_generation
 
@@ -28,12 +30,14 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         live: LiveDirectory,
         placing: Placing,
         requests: Requests,
+        granting: Granting,
         registries: Registries,
         watching: Watching,
     ) -> None:
         self._live = live
         self._placing = placing
         self._requests = requests
+        self._granting = granting
         self._registries = registries
         self._watching = watching
 
@@ -41,7 +45,13 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]
         """Generates. It writes by itself: a runner's messages are passed on as bytes."""
+        if request.unused_ticket_id:
+            self._granting.returned(request.unused_ticket_id, str(current_caller() or ""))
         await self._requests.generate(request, context)
+
+    async def Place(self, request: pb.PlaceRequest, context: Any) -> pb.PlaceResponse:
+        """Grants a ticket for direct mode."""
+        return await self._granting.place(request, context)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> bytes:  # type: ignore[override]
         """Turns texts into vectors."""

@@ -176,6 +176,57 @@ class PermissionDeniedError(ChorusError):
     reason = "PERMISSION_DENIED"
 
 
+# --- a ticket of direct mode, by which a runner would serve a client; a coordinator's relay needs none ---------------
+
+
+class TicketError(ChorusError):
+    """The ticket is damaged, or its signature is nobody's of this mesh."""
+
+    reason = "TICKET_INVALID"
+
+
+class TicketRequiredError(TicketError):
+    """A client asks a runner without a ticket."""
+
+    reason = "TICKET_REQUIRED"
+
+
+class TicketGrantorError(TicketError):
+    """Somebody of this mesh who is no coordinator signed the ticket."""
+
+    reason = "TICKET_OF_NO_COORDINATOR"
+
+
+class TicketCallerError(TicketError):
+    """The ticket was granted to another caller."""
+
+    reason = "TICKET_OF_ANOTHER_CALLER"
+
+
+class TicketRequestError(TicketError):
+    """The ticket was granted for another request than the one that it came with."""
+
+    reason = "TICKET_FOR_ANOTHER_REQUEST"
+
+
+class TicketRunnerError(TicketError):
+    """The ticket is for another runner, or for an earlier life of this one."""
+
+    reason = "TICKET_FOR_ANOTHER_RUNNER"
+
+
+class TicketExpiredError(TicketError):
+    """The ticket came too late."""
+
+    reason = "TICKET_EXPIRED"
+
+
+class TicketUsedError(TicketError):
+    """The ticket was used before."""
+
+    reason = "TICKET_USED"
+
+
 # --- how a call ended -----------------------------------------------------------------------------------------------
 
 

@@ -24,21 +24,29 @@ class Account:
         self._arrived = clock()
         self._timer: StreamTimer | None = None
         self._model = ""
-        self._prompt_tokens = self._output_tokens = 0
-        self._finished = False
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
+        self.finished = False
 
     def note(self, event: Event) -> None:
         """An event is on its way."""
         if isinstance(event, TokenDelta):
             count = len(event.token_ids) or 1
-            self._output_tokens += count
+            self.output_tokens += count
             if self._timer is not None:
                 self._timer.token(self._clock(), count)
         elif isinstance(event, Started):
             self._timer = StreamTimer(self._metrics.model(event.artifact), self._arrived)
-            self._model, self._prompt_tokens = event.artifact, event.prompt_tokens
+            self._model, self.prompt_tokens = event.artifact, event.prompt_tokens
+            self.cached_tokens = event.cached_tokens
         elif isinstance(event, Finished):
-            self._finished = True
+            self.finished = True
+            # An engine that learns only at the end how long the prompt was has told nothing before.
+            self.prompt_tokens = self.prompt_tokens or event.usage.prompt_tokens
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the arrival to the first token; None where none came."""
+        return self._timer.time_to_first_token if self._timer is not None else None
 
     def __enter__(self) -> Self:
         return self
@@ -46,20 +54,24 @@ class Account:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, ChorusError):
-            outcome = error.reason
-        elif isinstance(error, Exception):
-            outcome = ChorusError.reason
-        else:  # its caller went away, unless it came to its end
-            outcome = "" if self._finished else CancelledError.reason
+        outcome = reason_of(error, finished=self.finished)
         self._metrics.attempt(outcome)
         _log.info(
             "generation.ended",
             model=self._model,
             outcome=outcome or "OK",
             seconds=round(self._clock() - self._arrived, 6),
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
         )
         if self._timer is not None:
-            self._timer.close(prompt_tokens=self._prompt_tokens)
+            self._timer.close(prompt_tokens=self.prompt_tokens)
+
+
+def reason_of(error: BaseException | None, *, finished: bool) -> str:
+    """The reason that a generation ended for; empty where it came to its end."""
+    if isinstance(error, ChorusError):
+        return error.reason
+    if isinstance(error, Exception):
+        return ChorusError.reason
+    return "" if finished else CancelledError.reason  # its caller went away, unless it came to its end

@@ -22,6 +22,7 @@ from chorus.runner.orca import LoadReporter, orca_service
 from chorus.runner.presence import Presence
 from chorus.runner.registrations import Registrations
 from chorus.runner.servicer import RunnerServicer
+from chorus.runner.tickets import TicketDesk
 from chorus.runner.vitals import seconds_asleep, watch_vitals
 from chorus.runner.work import Work
 from chorus.telemetry.logs import get_logger
@@ -96,8 +97,11 @@ class RunnerService(HostedService):
         )
         self._machine = MachineMetrics(registry)
         reporter = LoadReporter(self.presence)
+        self._desk = TicketDesk(
+            self.presence, identity, wall=lambda: wall_ms() / 1000, clock=asyncio.get_running_loop().time
+        )
         servicer = RunnerServicer(
-            engine, self.presence, self._work, self._metrics, reporter, allow_load=settings.allow_load
+            engine, self.presence, self._work, self._metrics, reporter, self._desk, allow_load=settings.allow_load
         )
         self._server = build_server(
             identity=identity,
@@ -170,6 +174,7 @@ class RunnerService(HostedService):
         # What still runs is ended by the engine, so that its callers learn that another runner would take it.
         await self._engine.stop()
         await self._work.finished(_ENDING_S)
+        self._desk.close()
         await self._server.stop(_ENDING_S)
         self._inventory.close()
 

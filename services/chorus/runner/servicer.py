@@ -17,14 +17,17 @@ from chorus.runner.generating import Account
 from chorus.runner.loading import load_and_tell
 from chorus.runner.orca import LoadReporter, generation_cost
 from chorus.runner.presence import Presence
+from chorus.runner.tickets import TicketDesk
 from chorus.runner.work import Work
 from chorus.telemetry import context as request_context
 from chorus.telemetry.metrics import GenerationMetrics
+from chorus.transport.peer import current_caller
 from chorus.wire.embedding import decode_embedding, encode_embedding_result, encode_token_count
 from chorus.wire.events import Origin, encode_event, encode_progress
 from chorus.wire.generation import decode_generation
 from chorus.wire.rerank import decode_rerank, encode_ranking
 from chorus.wire.resources import RUNNER_STATES, encode_load, encode_model_status, encode_node, encode_runner
+from chorus.wire.tickets import encode_use
 
 
 class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
@@ -37,6 +40,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         work: Work,
         metrics: GenerationMetrics,
         reporter: LoadReporter,
+        desk: TicketDesk,
         *,
         allow_load: bool,
     ) -> None:
@@ -45,16 +49,19 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         self._work = work
         self._metrics = metrics
         self._reporter = reporter
+        self._desk = desk
         self._allow_load = allow_load
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         """Generates. A caller that goes away closes the generator, and that the engine's, which frees the slot."""
-        with self._work.begun(), self._reporter.request(context) as cost:
+        admitted = self._desk.admitted(request, current_caller())
+        with self._work.begun(), self._reporter.request(context) as cost, admitted as usage:
             generation = decode_generation(request.spec)
             origin = self._origin(request.attempt)
             # leaving it closes the engine's generator at once, which frees the slot
             async with aclosing(self._engine.generate(generation)) as events:
                 with Account(self._metrics, time.monotonic) as account:
+                    usage.account = account
                     async for event in events:
                         account.note(event)
                         if isinstance(event, Finished):
@@ -127,6 +134,14 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         return pb.UnloadModelResponse(
             model=encode_model_status(await self._engine.unload(request.model, wait=request.wait))
         )
+
+    async def WatchTickets(
+        self, request: pb.WatchTicketsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchTicketsResponse]:
+        """Tells a coordinator what becomes of its tickets."""
+        async with aclosing(self._desk.watch(current_caller())) as told:
+            async for uses in told:
+                yield pb.WatchTicketsResponse(uses=[encode_use(use) for use in uses])
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Any) -> pb.GetNodeResponse:
         """Tells what this runner is."""

@@ -228,6 +228,7 @@ class GenerationMetrics:
         self._attempts = counter("attempts", "Tries of a request on a runner, by how they ended.", "outcome")
         self._retries = counter("retries", "Requests moved to another runner, by why they were.", "reason")
         self._breakers = counter("breakers", "Circuit breakers of a runner and model, by what they became.", "state")
+        self._tickets = counter("tickets", "Tickets of direct mode, by how their places were freed.", "closing")
         self._by_model: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> ModelMetrics:
@@ -256,6 +257,10 @@ class GenerationMetrics:
     def breaker(self, state: str) -> None:
         """A circuit breaker opened (`open`) or closed (`closed`)."""
         self._breakers.labels(state).inc()
+
+    def ticket(self, closing: str) -> None:
+        """The place that was kept for a ticket is free: its use `ended`, it was `unused`, `returned` or `lost`."""
+        self._tickets.labels(closing).inc()
 
 
 def admission_gauges(registry: CollectorRegistry, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:

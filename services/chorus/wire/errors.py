@@ -50,6 +50,15 @@ CODES: Mapping[type[ChorusError], grpc.StatusCode] = {
     errors.EngineError: grpc.StatusCode.UNAVAILABLE,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TicketError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TicketRequiredError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TicketGrantorError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TicketCallerError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TicketRequestError: grpc.StatusCode.PERMISSION_DENIED,
+    # Another ticket will do.
+    errors.TicketRunnerError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TicketExpiredError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TicketUsedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.CancelledError: grpc.StatusCode.CANCELLED,
     errors.ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -147,6 +156,11 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> ChorusError:
     elif not message:
         message = f"{peer or 'the peer'} ended the call with {code.name}"
     return _build(cls, message, {"grpc_code": code.name}, retry_after_s)
+
+
+def error_of_reason(reason: str, message: str) -> ChorusError:
+    """Returns the error that a reason of ErrorInfo stands for; one that this version doesn't know is InternalError."""
+    return _build(_CLASSES_BY_REASON.get(reason, errors.InternalError), message, {}, None)
 
 
 def _build(

@@ -146,10 +146,13 @@ class GenerateRequest(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     ALLOW_HEDGING_FIELD_NUMBER: _builtins.int
+    UNUSED_TICKET_ID_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Which attempt the client makes, from 1; 0 is taken as 1. The same field as a runner's."""
     allow_hedging: _builtins.bool
     """Whether a second attempt may be started for latency's sake."""
+    unused_ticket_id: _builtins.str
+    """A ticket that Place granted for this and that could not be used: its place ends here."""
     @_builtins.property
     def spec(self) -> _generation_pb2.GenerationSpec:
         """What to generate."""
@@ -175,14 +178,105 @@ class GenerateRequest(_message.Message):
         fallback: Global___Fallback | None = ...,
         cache: Global___CachePolicy | None = ...,
         allow_hedging: _builtins.bool = ...,
+        unused_ticket_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "ensemble", b"ensemble", "fallback", b"fallback", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_hedging", b"allow_hedging", "attempt", b"attempt", "cache", b"cache", "ensemble", b"ensemble", "fallback", b"fallback", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_hedging", b"allow_hedging", "attempt", b"attempt", "cache", b"cache", "ensemble", b"ensemble", "fallback", b"fallback", "spec", b"spec", "unused_ticket_id", b"unused_ticket_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class PlaceRequest(_message.Message):
+    """A generation to place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    wait: _builtins.bool
+    """Wait for a turn, as Generate does. Otherwise a request that would have to wait is refused."""
+    @_builtins.property
+    def spec(self) -> _generation_pb2.GenerationSpec:
+        """What to generate; the very same goes to the runner."""
+
+    @_builtins.property
+    def fallback(self) -> Global___Fallback:
+        """What may be done when no runner can serve the request as asked."""
+
+    def __init__(
+        self,
+        *,
+        spec: _generation_pb2.GenerationSpec | None = ...,
+        fallback: Global___Fallback | None = ...,
+        wait: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "spec", b"spec", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceRequest: _TypeAlias = PlaceRequest  # noqa: Y015
+
+@_typing.final
+class PlaceResponse(_message.Message):
+    """Where a generation was placed. Call `ModelRunner.Generate` there with the same spec and the ticket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    TICKET_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    RUNNER_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.bytes
+    """Goes into the runner's request as it is."""
+    ticket_id: _builtins.str
+    """Its name."""
+    address: _builtins.str
+    """Where the runner is, `host:port`."""
+    server_name: _builtins.str
+    """The DNS name that its certificate must have."""
+    runner_id: _builtins.str
+    """The runner."""
+    node_id: _builtins.str
+    """The machine."""
+    incarnation: _builtins.int
+    """The runner's incarnation."""
+    artifact: _builtins.str
+    """The artifact that will be used."""
+    @_builtins.property
+    def expires_in(self) -> _duration_pb2.Duration:
+        """For how long the generation may begin."""
+
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.bytes = ...,
+        ticket_id: _builtins.str = ...,
+        expires_in: _duration_pb2.Duration | None = ...,
+        address: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+        runner_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        artifact: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "artifact", b"artifact", "expires_in", b"expires_in", "incarnation", b"incarnation", "node_id", b"node_id", "runner_id", b"runner_id", "server_name", b"server_name", "ticket", b"ticket", "ticket_id", b"ticket_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceResponse: _TypeAlias = PlaceResponse  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):

@@ -42,6 +42,11 @@ class CoordinatorStub:
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Place = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/Place',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.PlaceRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.PlaceResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/chorus.api.coordinator.v1.Coordinator/Embed',
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedRequest.SerializeToString,
@@ -94,6 +99,19 @@ class CoordinatorServicer:
         (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
         Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
         frees the slot within one decode step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Place(self, request, context):
+        """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
+        runner itself. Nothing is run. The place is kept until the runner has told of the end, or the ticket has expired.
+        Callers: clients, admins.
+        Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
+        now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+        Retry: grants another ticket; one that isn't used costs a place until it expires. Where the runner can't be reached
+        or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +196,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.GenerateRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.GenerateResponse.SerializeToString,
             ),
+            'Place': grpc.unary_unary_rpc_method_handler(
+                    servicer.Place,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.PlaceRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.PlaceResponse.SerializeToString,
+            ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.EmbedRequest.FromString,
@@ -244,6 +267,33 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/Generate',
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.GenerateRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Place(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/Place',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.PlaceRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.PlaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,15 @@ class CoordinatorStub:
     Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
     frees the slot within one decode step.
     """
+    Place: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PlaceRequest, _coordinator_pb2.PlaceResponse]
+    """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
+    runner itself. Nothing is run. The place is kept until the runner has told of the end, or the ticket has expired.
+    Callers: clients, admins.
+    Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
+    now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+    Retry: grants another ticket; one that isn't used costs a place until it expires. Where the runner can't be reached
+    or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
+    """
     Embed: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.EmbedRequest, _coordinator_pb2.EmbedResponse]
     """Turns texts into vectors, on one runner.
     Callers: clients, admins.
@@ -107,6 +116,15 @@ class CoordinatorAsyncStub(CoordinatorStub):
     (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
     Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
     frees the slot within one decode step.
+    """
+    Place: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PlaceRequest, _coordinator_pb2.PlaceResponse]  # type: ignore[assignment]
+    """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
+    runner itself. Nothing is run. The place is kept until the runner has told of the end, or the ticket has expired.
+    Callers: clients, admins.
+    Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
+    now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+    Retry: grants another ticket; one that isn't used costs a place until it expires. Where the runner can't be reached
+    or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EmbedRequest, _coordinator_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors, on one runner.
@@ -172,6 +190,21 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
         Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
         frees the slot within one decode step.
+        """
+
+    @_abc_1.abstractmethod
+    def Place(
+        self,
+        request: _coordinator_pb2.PlaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.PlaceResponse, _abc.Awaitable[_coordinator_pb2.PlaceResponse]]:
+        """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
+        runner itself. Nothing is run. The place is kept until the runner has told of the end, or the ticket has expired.
+        Callers: clients, admins.
+        Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
+        now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+        Retry: grants another ticket; one that isn't used costs a place until it expires. Where the runner can't be reached
+        or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
         """
 
     @_abc_1.abstractmethod

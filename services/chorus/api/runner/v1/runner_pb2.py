@@ -27,9 +27,10 @@ from chorus.api.inference.v1 import embedding_pb2 as chorus_dot_api_dot_inferenc
 from chorus.api.inference.v1 import generation_pb2 as chorus_dot_api_dot_inference_dot_v1_dot_generation__pb2
 from chorus.api.inference.v1 import rerank_pb2 as chorus_dot_api_dot_inference_dot_v1_dot_rerank__pb2
 from chorus.api.runner.v1 import resources_pb2 as chorus_dot_api_dot_runner_dot_v1_dot_resources__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/api/runner/v1/runner.proto\x12\x14\x63horus.api.runner.v1\x1a#chorus/api/identity/v1/access.proto\x1a\'chorus/api/inference/v1/embedding.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/inference/v1/rerank.proto\x1a$chorus/api/runner/v1/resources.proto\"Y\n\x0fGenerateRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"K\n\x10GenerateResponse\x12\x37\n\x05\x65vent\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\"D\n\x0c\x45mbedRequest\x12\x34\n\x04spec\x18\x01 \x01(\x0b\x32&.chorus.api.inference.v1.EmbeddingSpec\"I\n\rEmbedResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.EmbeddingResult\"B\n\rRerankRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.RerankSpec\"G\n\x0eRerankResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.chorus.api.inference.v1.RerankResult\"Z\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x64\x64_special\x18\x03 \x01(\x08\x12\x15\n\rparse_special\x18\x04 \x01(\x08\">\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x17\n\x0f\x61rtifact_sha256\x18\x02 \x01(\t\"K\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0cshow_special\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"I\n\x13\x43ountTokensResponse\x12\x32\n\x05\x63ount\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.TokenCount\"\x13\n\x11ListModelsRequest\"G\n\x12ListModelsResponse\x12\x31\n\x06models\x18\x01 \x03(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"Q\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_context_length\"\x88\x01\n\x11LoadModelResponse\x12\x35\n\x08progress\x18\x01 \x01(\x0b\x32!.chorus.api.inference.v1.ProgressH\x00\x12\x33\n\x06loaded\x18\x02 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatusH\x00\x42\x07\n\x05\x65vent\"1\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"G\n\x13UnloadModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"\x10\n\x0eGetNodeRequest\"\xc5\x01\n\x0fGetNodeResponse\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Node\x12,\n\x06runner\x18\x02 \x01(\x0b\x32\x1c.chorus.api.runner.v1.Runner\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.chorus.api.runner.v1.RunnerState\x12(\n\x04load\x18\x04 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Load2\x9c\x08\n\x0bModelRunner\x12\x66\n\x08Generate\x12%.chorus.api.runner.v1.GenerateRequest\x1a&.chorus.api.runner.v1.GenerateResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x30\x01\x12[\n\x05\x45mbed\x12\".chorus.api.runner.v1.EmbedRequest\x1a#.chorus.api.runner.v1.EmbedResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12^\n\x06Rerank\x12#.chorus.api.runner.v1.RerankRequest\x1a$.chorus.api.runner.v1.RerankResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12\x64\n\x08Tokenize\x12%.chorus.api.runner.v1.TokenizeRequest\x1a&.chorus.api.runner.v1.TokenizeResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12j\n\nDetokenize\x12\'.chorus.api.runner.v1.DetokenizeRequest\x1a(.chorus.api.runner.v1.DetokenizeResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12m\n\x0b\x43ountTokens\x12(.chorus.api.runner.v1.CountTokensRequest\x1a).chorus.api.runner.v1.CountTokensResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12j\n\nListModels\x12\'.chorus.api.runner.v1.ListModelsRequest\x1a(.chorus.api.runner.v1.ListModelsResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12h\n\tLoadModel\x12&.chorus.api.runner.v1.LoadModelRequest\x1a\'.chorus.api.runner.v1.LoadModelResponse\"\x08\x8a\xe8\x18\x04\n\x02\x03\x05\x30\x01\x12l\n\x0bUnloadModel\x12(.chorus.api.runner.v1.UnloadModelRequest\x1a).chorus.api.runner.v1.UnloadModelResponse\"\x08\x8a\xe8\x18\x04\n\x02\x03\x05\x12\x63\n\x07GetNode\x12$.chorus.api.runner.v1.GetNodeRequest\x1a%.chorus.api.runner.v1.GetNodeResponse\"\x0b\x8a\xe8\x18\x07\n\x05\x01\x02\x03\x04\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/api/runner/v1/runner.proto\x12\x14\x63horus.api.runner.v1\x1a#chorus/api/identity/v1/access.proto\x1a\'chorus/api/inference/v1/embedding.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/inference/v1/rerank.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"i\n\x0fGenerateRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\"K\n\x10GenerateResponse\x12\x37\n\x05\x65vent\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\"D\n\x0c\x45mbedRequest\x12\x34\n\x04spec\x18\x01 \x01(\x0b\x32&.chorus.api.inference.v1.EmbeddingSpec\"I\n\rEmbedResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.EmbeddingResult\"B\n\rRerankRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.RerankSpec\"G\n\x0eRerankResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.chorus.api.inference.v1.RerankResult\"Z\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x64\x64_special\x18\x03 \x01(\x08\x12\x15\n\rparse_special\x18\x04 \x01(\x08\">\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x17\n\x0f\x61rtifact_sha256\x18\x02 \x01(\t\"K\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0cshow_special\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"I\n\x13\x43ountTokensResponse\x12\x32\n\x05\x63ount\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.TokenCount\"\x13\n\x11ListModelsRequest\"G\n\x12ListModelsResponse\x12\x31\n\x06models\x18\x01 \x03(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"Q\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_context_length\"\x88\x01\n\x11LoadModelResponse\x12\x35\n\x08progress\x18\x01 \x01(\x0b\x32!.chorus.api.inference.v1.ProgressH\x00\x12\x33\n\x06loaded\x18\x02 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatusH\x00\x42\x07\n\x05\x65vent\"1\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"G\n\x13UnloadModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"\x10\n\x0eGetNodeRequest\"\xc5\x01\n\x0fGetNodeResponse\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Node\x12,\n\x06runner\x18\x02 \x01(\x0b\x32\x1c.chorus.api.runner.v1.Runner\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.chorus.api.runner.v1.RunnerState\x12(\n\x04load\x18\x04 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Load\"\x15\n\x13WatchTicketsRequest\"E\n\x14WatchTicketsResponse\x12-\n\x04uses\x18\x01 \x03(\x0b\x32\x1f.chorus.api.runner.v1.TicketUse\"\xd1\x01\n\tTicketUse\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12-\n\x05usage\x18\x04 \x01(\x0b\x32\x1e.chorus.api.inference.v1.Usage\x12\x36\n\x13time_to_first_token\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration2\x8e\t\n\x0bModelRunner\x12\x66\n\x08Generate\x12%.chorus.api.runner.v1.GenerateRequest\x1a&.chorus.api.runner.v1.GenerateResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x30\x01\x12[\n\x05\x45mbed\x12\".chorus.api.runner.v1.EmbedRequest\x1a#.chorus.api.runner.v1.EmbedResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12^\n\x06Rerank\x12#.chorus.api.runner.v1.RerankRequest\x1a$.chorus.api.runner.v1.RerankResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12\x64\n\x08Tokenize\x12%.chorus.api.runner.v1.TokenizeRequest\x1a&.chorus.api.runner.v1.TokenizeResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12j\n\nDetokenize\x12\'.chorus.api.runner.v1.DetokenizeRequest\x1a(.chorus.api.runner.v1.DetokenizeResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12m\n\x0b\x43ountTokens\x12(.chorus.api.runner.v1.CountTokensRequest\x1a).chorus.api.runner.v1.CountTokensResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12j\n\nListModels\x12\'.chorus.api.runner.v1.ListModelsRequest\x1a(.chorus.api.runner.v1.ListModelsResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12h\n\tLoadModel\x12&.chorus.api.runner.v1.LoadModelRequest\x1a\'.chorus.api.runner.v1.LoadModelResponse\"\x08\x8a\xe8\x18\x04\n\x02\x03\x05\x30\x01\x12l\n\x0bUnloadModel\x12(.chorus.api.runner.v1.UnloadModelRequest\x1a).chorus.api.runner.v1.UnloadModelResponse\"\x08\x8a\xe8\x18\x04\n\x02\x03\x05\x12p\n\x0cWatchTickets\x12).chorus.api.runner.v1.WatchTicketsRequest\x1a*.chorus.api.runner.v1.WatchTicketsResponse\"\x07\x8a\xe8\x18\x03\n\x01\x03\x30\x01\x12\x63\n\x07GetNode\x12$.chorus.api.runner.v1.GetNodeRequest\x1a%.chorus.api.runner.v1.GetNodeResponse\"\x0b\x8a\xe8\x18\x07\n\x05\x01\x02\x03\x04\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,48 +55,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELRUNNER'].methods_by_name['LoadModel']._serialized_options = b'\212\350\030\004\n\002\003\005'
   _globals['_MODELRUNNER'].methods_by_name['UnloadModel']._loaded_options = None
   _globals['_MODELRUNNER'].methods_by_name['UnloadModel']._serialized_options = b'\212\350\030\004\n\002\003\005'
+  _globals['_MODELRUNNER'].methods_by_name['WatchTickets']._loaded_options = None
+  _globals['_MODELRUNNER'].methods_by_name['WatchTickets']._serialized_options = b'\212\350\030\003\n\001\003'
   _globals['_MODELRUNNER'].methods_by_name['GetNode']._loaded_options = None
   _globals['_MODELRUNNER'].methods_by_name['GetNode']._serialized_options = b'\212\350\030\007\n\005\001\002\003\004\005'
-  _globals['_GENERATEREQUEST']._serialized_start=255
-  _globals['_GENERATEREQUEST']._serialized_end=344
-  _globals['_GENERATERESPONSE']._serialized_start=346
-  _globals['_GENERATERESPONSE']._serialized_end=421
-  _globals['_EMBEDREQUEST']._serialized_start=423
-  _globals['_EMBEDREQUEST']._serialized_end=491
-  _globals['_EMBEDRESPONSE']._serialized_start=493
-  _globals['_EMBEDRESPONSE']._serialized_end=566
-  _globals['_RERANKREQUEST']._serialized_start=568
-  _globals['_RERANKREQUEST']._serialized_end=634
-  _globals['_RERANKRESPONSE']._serialized_start=636
-  _globals['_RERANKRESPONSE']._serialized_end=707
-  _globals['_TOKENIZEREQUEST']._serialized_start=709
-  _globals['_TOKENIZEREQUEST']._serialized_end=799
-  _globals['_TOKENIZERESPONSE']._serialized_start=801
-  _globals['_TOKENIZERESPONSE']._serialized_end=863
-  _globals['_DETOKENIZEREQUEST']._serialized_start=865
-  _globals['_DETOKENIZEREQUEST']._serialized_end=940
-  _globals['_DETOKENIZERESPONSE']._serialized_start=942
-  _globals['_DETOKENIZERESPONSE']._serialized_end=976
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=978
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1053
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1055
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1128
-  _globals['_LISTMODELSREQUEST']._serialized_start=1130
-  _globals['_LISTMODELSREQUEST']._serialized_end=1149
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1151
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1222
-  _globals['_LOADMODELREQUEST']._serialized_start=1224
-  _globals['_LOADMODELREQUEST']._serialized_end=1305
-  _globals['_LOADMODELRESPONSE']._serialized_start=1308
-  _globals['_LOADMODELRESPONSE']._serialized_end=1444
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1446
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1495
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1497
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1568
-  _globals['_GETNODEREQUEST']._serialized_start=1570
-  _globals['_GETNODEREQUEST']._serialized_end=1586
-  _globals['_GETNODERESPONSE']._serialized_start=1589
-  _globals['_GETNODERESPONSE']._serialized_end=1786
-  _globals['_MODELRUNNER']._serialized_start=1789
-  _globals['_MODELRUNNER']._serialized_end=2841
+  _globals['_GENERATEREQUEST']._serialized_start=287
+  _globals['_GENERATEREQUEST']._serialized_end=392
+  _globals['_GENERATERESPONSE']._serialized_start=394
+  _globals['_GENERATERESPONSE']._serialized_end=469
+  _globals['_EMBEDREQUEST']._serialized_start=471
+  _globals['_EMBEDREQUEST']._serialized_end=539
+  _globals['_EMBEDRESPONSE']._serialized_start=541
+  _globals['_EMBEDRESPONSE']._serialized_end=614
+  _globals['_RERANKREQUEST']._serialized_start=616
+  _globals['_RERANKREQUEST']._serialized_end=682
+  _globals['_RERANKRESPONSE']._serialized_start=684
+  _globals['_RERANKRESPONSE']._serialized_end=755
+  _globals['_TOKENIZEREQUEST']._serialized_start=757
+  _globals['_TOKENIZEREQUEST']._serialized_end=847
+  _globals['_TOKENIZERESPONSE']._serialized_start=849
+  _globals['_TOKENIZERESPONSE']._serialized_end=911
+  _globals['_DETOKENIZEREQUEST']._serialized_start=913
+  _globals['_DETOKENIZEREQUEST']._serialized_end=988
+  _globals['_DETOKENIZERESPONSE']._serialized_start=990
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1024
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1026
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1101
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1103
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1176
+  _globals['_LISTMODELSREQUEST']._serialized_start=1178
+  _globals['_LISTMODELSREQUEST']._serialized_end=1197
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1199
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1270
+  _globals['_LOADMODELREQUEST']._serialized_start=1272
+  _globals['_LOADMODELREQUEST']._serialized_end=1353
+  _globals['_LOADMODELRESPONSE']._serialized_start=1356
+  _globals['_LOADMODELRESPONSE']._serialized_end=1492
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1494
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1543
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1545
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1616
+  _globals['_GETNODEREQUEST']._serialized_start=1618
+  _globals['_GETNODEREQUEST']._serialized_end=1634
+  _globals['_GETNODERESPONSE']._serialized_start=1637
+  _globals['_GETNODERESPONSE']._serialized_end=1834
+  _globals['_WATCHTICKETSREQUEST']._serialized_start=1836
+  _globals['_WATCHTICKETSREQUEST']._serialized_end=1857
+  _globals['_WATCHTICKETSRESPONSE']._serialized_start=1859
+  _globals['_WATCHTICKETSRESPONSE']._serialized_end=1928
+  _globals['_TICKETUSE']._serialized_start=1931
+  _globals['_TICKETUSE']._serialized_end=2140
+  _globals['_MODELRUNNER']._serialized_start=2143
+  _globals['_MODELRUNNER']._serialized_end=3309
 # @@protoc_insertion_point(module_scope)

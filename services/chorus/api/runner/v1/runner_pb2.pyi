@@ -9,6 +9,7 @@ from chorus.api.inference.v1 import rerank_pb2 as _rerank_pb2
 from chorus.api.runner.v1 import resources_pb2 as _resources_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -30,8 +31,11 @@ class GenerateRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Which attempt this is, from 1; 0 is taken as 1."""
+    ticket: _builtins.bytes
+    """A client's permission: `ticket` of PlaceResponse, as it came. `spec` must be that of PlaceRequest."""
     @_builtins.property
     def spec(self) -> _generation_pb2.GenerationSpec:
         """What to generate."""
@@ -41,10 +45,11 @@ class GenerateRequest(_message.Message):
         *,
         spec: _generation_pb2.GenerationSpec | None = ...,
         attempt: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "spec", b"spec", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,3 +546,97 @@ class GetNodeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetNodeResponse: _TypeAlias = GetNodeResponse  # noqa: Y015
+
+@_typing.final
+class WatchTicketsRequest(_message.Message):
+    """Asks what becomes of the caller's tickets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTicketsRequest: _TypeAlias = WatchTicketsRequest  # noqa: Y015
+
+@_typing.final
+class WatchTicketsResponse(_message.Message):
+    """One message of the watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketUse]:
+        """What has become of tickets."""
+
+    def __init__(
+        self,
+        *,
+        uses: _abc.Iterable[Global___TicketUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTicketsResponse: _TypeAlias = WatchTicketsResponse  # noqa: Y015
+
+@_typing.final
+class TicketUse(_message.Message):
+    """What has become of one ticket.
+
+    A watch begins with one message, which may be empty, of every ticket of the caller's that came to this life of the
+    runner: those under way, and those that ended in the last minute. After it each ticket is told of when it comes, and
+    once more, with `ended`, when its generation has ended. A ticket that isn't told of has not come.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_ID_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    ticket_id: _builtins.str
+    """Which one."""
+    ended: _builtins.bool
+    """Whether its generation has ended; what follows is set only then."""
+    reason: _builtins.str
+    """The reason of the error that it ended with, such as `CANCELLED`; empty where it came to its end."""
+    @_builtins.property
+    def usage(self) -> _generation_pb2.Usage:
+        """What was used, as far as it came."""
+
+    @_builtins.property
+    def time_to_first_token(self) -> _duration_pb2.Duration:
+        """From its arrival to its first token. Absent: none came."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From its arrival to its end."""
+
+    def __init__(
+        self,
+        *,
+        ticket_id: _builtins.str = ...,
+        ended: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        usage: _generation_pb2.Usage | None = ...,
+        time_to_first_token: _duration_pb2.Duration | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "ended", b"ended", "reason", b"reason", "ticket_id", b"ticket_id", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketUse: _TypeAlias = TicketUse  # noqa: Y015

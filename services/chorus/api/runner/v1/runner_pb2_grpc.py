@@ -81,6 +81,11 @@ class ModelRunnerStub:
                 request_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.WatchTickets = channel.unary_stream(
+                '/chorus.api.runner.v1.ModelRunner/WatchTickets',
+                request_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.WatchTicketsRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.WatchTicketsResponse.FromString,
+                _registered_method=True)
         self.GetNode = channel.unary_unary(
                 '/chorus.api.runner.v1.ModelRunner/GetNode',
                 request_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.GetNodeRequest.SerializeToString,
@@ -94,13 +99,14 @@ class ModelRunnerServicer:
     """
 
     def Generate(self, request, context):
-        """Generates, streaming tokens as they are decoded.
-        Callers: coordinators, clients in direct mode, admins.
+        """Generates, streaming tokens as they are decoded. A client needs a ticket of a coordinator's (`Coordinator.Place`).
+        Callers: coordinators, clients with a ticket, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-        FAILED_PRECONDITION (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING,
-        ENGINE_FAILED).
-        Retry: starts anew; with `resume` it goes on after the delivered tokens. A caller that cancels frees the slot within
-        one decode step.
+        FAILED_PRECONDITION (UNSUPPORTED_FEATURE; TICKET_FOR_ANOTHER_RUNNER, TICKET_EXPIRED, TICKET_USED),
+        PERMISSION_DENIED (TICKET_REQUIRED, TICKET_INVALID, TICKET_OF_NO_COORDINATOR, TICKET_OF_ANOTHER_CALLER,
+        TICKET_FOR_ANOTHER_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING, ENGINE_FAILED).
+        Retry: starts anew; with `resume` it goes on after the delivered tokens. A ticket is good for one call, so a client
+        asks for another one, or a coordinator to relay. A caller that cancels frees the slot within one decode step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,6 +196,16 @@ class ModelRunnerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTickets(self, request, context):
+        """Watches what becomes of the tickets that the calling coordinator granted: the contract is that of TicketUse.
+        Callers: coordinators, each of its own tickets.
+        Errors: none of its own; UNAVAILABLE when the runner stops.
+        Retry: watch again; what was told may be told again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetNode(self, request, context):
         """Tells what this runner is, what machine it runs on and how it fares.
         Callers: every role of the mesh.
@@ -247,6 +263,11 @@ def add_ModelRunnerServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.UnloadModelRequest.FromString,
                     response_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'WatchTickets': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTickets,
+                    request_deserializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.WatchTicketsRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.WatchTicketsResponse.SerializeToString,
             ),
             'GetNode': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNode,
@@ -499,6 +520,33 @@ class ModelRunner:
             '/chorus.api.runner.v1.ModelRunner/UnloadModel',
             chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.UnloadModelRequest.SerializeToString,
             chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTickets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chorus.api.runner.v1.ModelRunner/WatchTickets',
+            chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.WatchTicketsRequest.SerializeToString,
+            chorus_dot_api_dot_runner_dot_v1_dot_runner__pb2.WatchTicketsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,13 +36,14 @@ class ModelRunnerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelRunnerAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_runner_pb2.GenerateRequest, _runner_pb2.GenerateResponse]
-    """Generates, streaming tokens as they are decoded.
-    Callers: coordinators, clients in direct mode, admins.
+    """Generates, streaming tokens as they are decoded. A client needs a ticket of a coordinator's (`Coordinator.Place`).
+    Callers: coordinators, clients with a ticket, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-    FAILED_PRECONDITION (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING,
-    ENGINE_FAILED).
-    Retry: starts anew; with `resume` it goes on after the delivered tokens. A caller that cancels frees the slot within
-    one decode step.
+    FAILED_PRECONDITION (UNSUPPORTED_FEATURE; TICKET_FOR_ANOTHER_RUNNER, TICKET_EXPIRED, TICKET_USED),
+    PERMISSION_DENIED (TICKET_REQUIRED, TICKET_INVALID, TICKET_OF_NO_COORDINATOR, TICKET_OF_ANOTHER_CALLER,
+    TICKET_FOR_ANOTHER_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING, ENGINE_FAILED).
+    Retry: starts anew; with `resume` it goes on after the delivered tokens. A ticket is good for one call, so a client
+    asks for another one, or a coordinator to relay. A caller that cancels frees the slot within one decode step.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_runner_pb2.EmbedRequest, _runner_pb2.EmbedResponse]
     """Turns texts into vectors.
@@ -96,6 +97,12 @@ class ModelRunnerStub:
     Errors: NOT_FOUND (UNKNOWN_MODEL), PERMISSION_DENIED where the runner's owner allows no loading.
     Retry: safe; a model that isn't loaded stays so.
     """
+    WatchTickets: _grpc.UnaryStreamMultiCallable[_runner_pb2.WatchTicketsRequest, _runner_pb2.WatchTicketsResponse]
+    """Watches what becomes of the tickets that the calling coordinator granted: the contract is that of TicketUse.
+    Callers: coordinators, each of its own tickets.
+    Errors: none of its own; UNAVAILABLE when the runner stops.
+    Retry: watch again; what was told may be told again.
+    """
     GetNode: _grpc.UnaryUnaryMultiCallable[_runner_pb2.GetNodeRequest, _runner_pb2.GetNodeResponse]
     """Tells what this runner is, what machine it runs on and how it fares.
     Callers: every role of the mesh.
@@ -111,13 +118,14 @@ class ModelRunnerAsyncStub(ModelRunnerStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_runner_pb2.GenerateRequest, _runner_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates, streaming tokens as they are decoded.
-    Callers: coordinators, clients in direct mode, admins.
+    """Generates, streaming tokens as they are decoded. A client needs a ticket of a coordinator's (`Coordinator.Place`).
+    Callers: coordinators, clients with a ticket, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-    FAILED_PRECONDITION (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING,
-    ENGINE_FAILED).
-    Retry: starts anew; with `resume` it goes on after the delivered tokens. A caller that cancels frees the slot within
-    one decode step.
+    FAILED_PRECONDITION (UNSUPPORTED_FEATURE; TICKET_FOR_ANOTHER_RUNNER, TICKET_EXPIRED, TICKET_USED),
+    PERMISSION_DENIED (TICKET_REQUIRED, TICKET_INVALID, TICKET_OF_NO_COORDINATOR, TICKET_OF_ANOTHER_CALLER,
+    TICKET_FOR_ANOTHER_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING, ENGINE_FAILED).
+    Retry: starts anew; with `resume` it goes on after the delivered tokens. A ticket is good for one call, so a client
+    asks for another one, or a coordinator to relay. A caller that cancels frees the slot within one decode step.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_runner_pb2.EmbedRequest, _runner_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors.
@@ -171,6 +179,12 @@ class ModelRunnerAsyncStub(ModelRunnerStub):
     Errors: NOT_FOUND (UNKNOWN_MODEL), PERMISSION_DENIED where the runner's owner allows no loading.
     Retry: safe; a model that isn't loaded stays so.
     """
+    WatchTickets: _aio.UnaryStreamMultiCallable[_runner_pb2.WatchTicketsRequest, _runner_pb2.WatchTicketsResponse]  # type: ignore[assignment]
+    """Watches what becomes of the tickets that the calling coordinator granted: the contract is that of TicketUse.
+    Callers: coordinators, each of its own tickets.
+    Errors: none of its own; UNAVAILABLE when the runner stops.
+    Retry: watch again; what was told may be told again.
+    """
     GetNode: _aio.UnaryUnaryMultiCallable[_runner_pb2.GetNodeRequest, _runner_pb2.GetNodeResponse]  # type: ignore[assignment]
     """Tells what this runner is, what machine it runs on and how it fares.
     Callers: every role of the mesh.
@@ -189,13 +203,14 @@ class ModelRunnerServicer(metaclass=_abc_1.ABCMeta):
         request: _runner_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_runner_pb2.GenerateResponse], _abc.AsyncIterator[_runner_pb2.GenerateResponse]]:
-        """Generates, streaming tokens as they are decoded.
-        Callers: coordinators, clients in direct mode, admins.
+        """Generates, streaming tokens as they are decoded. A client needs a ticket of a coordinator's (`Coordinator.Place`).
+        Callers: coordinators, clients with a ticket, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-        FAILED_PRECONDITION (UNSUPPORTED_FEATURE), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING,
-        ENGINE_FAILED).
-        Retry: starts anew; with `resume` it goes on after the delivered tokens. A caller that cancels frees the slot within
-        one decode step.
+        FAILED_PRECONDITION (UNSUPPORTED_FEATURE; TICKET_FOR_ANOTHER_RUNNER, TICKET_EXPIRED, TICKET_USED),
+        PERMISSION_DENIED (TICKET_REQUIRED, TICKET_INVALID, TICKET_OF_NO_COORDINATOR, TICKET_OF_ANOTHER_CALLER,
+        TICKET_FOR_ANOTHER_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE (DRAINING, ENGINE_FAILED).
+        Retry: starts anew; with `resume` it goes on after the delivered tokens. A ticket is good for one call, so a client
+        asks for another one, or a coordinator to relay. A caller that cancels frees the slot within one decode step.
         """
 
     @_abc_1.abstractmethod
@@ -296,6 +311,18 @@ class ModelRunnerServicer(metaclass=_abc_1.ABCMeta):
         Callers: coordinators, admins.
         Errors: NOT_FOUND (UNKNOWN_MODEL), PERMISSION_DENIED where the runner's owner allows no loading.
         Retry: safe; a model that isn't loaded stays so.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTickets(
+        self,
+        request: _runner_pb2.WatchTicketsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runner_pb2.WatchTicketsResponse], _abc.AsyncIterator[_runner_pb2.WatchTicketsResponse]]:
+        """Watches what becomes of the tickets that the calling coordinator granted: the contract is that of TicketUse.
+        Callers: coordinators, each of its own tickets.
+        Errors: none of its own; UNAVAILABLE when the runner stops.
+        Retry: watch again; what was told may be told again.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,124 @@
+"""The books of direct mode: places that a coordinator keeps for generations that it doesn't see.
+
+A grant is open from its ticket on. It is closed by the first of these: the runner tells of the end; nobody has come
+with the ticket by the time that it lapses; the client gives it back; the runner's process is gone; or nothing was heard
+of the runner for so long that the place can't be kept any more. Whatever the client does, every grant is closed, once.
+
+Times are seconds on any clock that only goes forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeAlias, TypeVar
+
+from chorus.core.identity.tickets import TicketUse
+
+T = TypeVar("T")
+
+# A runner whose connection broke may come back and tell; its process is gone when it leaves the directory.
+LOST_S = 30.0
+
+RunnerLife: TypeAlias = tuple[str, int]
+"""A runner's id and incarnation."""
+
+
+class Closing(StrEnum):
+    """Why a grant was closed."""
+
+    ENDED = "ended"  # the runner told of the end
+    UNUSED = "unused"  # nobody came
+    RETURNED = "returned"  # the client gave it back
+    LOST = "lost"  # the runner went, or was out of sight, while it may have been used
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Generic[T]):
+    """A grant that is closed: what was `held` for it, and what the runner told of it, if it did."""
+
+    held: T
+    closing: Closing
+    use: TicketUse | None = None
+
+
+@dataclass(slots=True)
+class _Grant(Generic[T]):
+    caller: str
+    life: RunnerLife
+    held: T
+    lapses_at: float
+    begun: bool = False
+
+
+class Grants(Generic[T]):
+    """The open grants, by their tickets' ids. Everything that closes some returns them."""
+
+    def __init__(self, *, lost_s: float = LOST_S) -> None:
+        self._lost_s = lost_s
+        self._open: dict[str, _Grant[T]] = {}
+        self._unseen_since: dict[RunnerLife, float] = {}  # of lives with open grants that can't be heard now
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def grant(self, ticket_id: str, caller: str, life: RunnerLife, held: T, *, lapses_at: float) -> None:
+        """A ticket was granted; nobody can come with it any more after `lapses_at`. Its runner can be heard now."""
+        self._open[ticket_id] = _Grant(caller, life, held, lapses_at)
+
+    def told(self, life: RunnerLife, uses: Iterable[TicketUse], *, whole: bool = False) -> list[Closed[T]]:
+        """A runner has told of tickets; `whole`: of all that came and are remembered there."""
+        self._unseen_since.pop(life, None)
+        closed: list[Closed[T]] = []
+        seen: set[str] = set()
+        for use in uses:
+            seen.add(use.ticket_id)
+            grant = self._open.get(use.ticket_id)
+            if grant is None or grant.life != life:
+                continue
+            grant.begun = True
+            if use.ended:
+                closed.append(self._close(use.ticket_id, Closing.ENDED, use))
+        if whole:  # its end was told while nobody listened, and is forgotten
+            missing = [
+                key for key, grant in self._open.items() if grant.life == life and grant.begun and key not in seen
+            ]
+            closed += [self._close(key, Closing.LOST) for key in missing]
+        return closed
+
+    def unheard(self, life: RunnerLife, now: float) -> None:
+        """The connection over which a runner tells is gone."""
+        if any(grant.life == life for grant in self._open.values()):
+            self._unseen_since.setdefault(life, now)
+
+    def gone(self, life: RunnerLife) -> list[Closed[T]]:
+        """That life of a runner has ended."""
+        self._unseen_since.pop(life, None)
+        keys = [key for key, grant in self._open.items() if grant.life == life]
+        return [self._close(key, Closing.LOST if self._open[key].begun else Closing.UNUSED) for key in keys]
+
+    def returned(self, ticket_id: str, caller: str) -> list[Closed[T]]:
+        """A caller says that it won't use a ticket; one that was used, or is another's, stays as it is."""
+        grant = self._open.get(ticket_id)
+        if grant is None or grant.caller != caller or grant.begun:
+            return []
+        return [self._close(ticket_id, Closing.RETURNED)]
+
+    def sweep(self, now: float) -> list[Closed[T]]:
+        """Closes what has lapsed; call it now and then."""
+        closed: list[Closed[T]] = []
+        for key, grant in tuple(self._open.items()):
+            unseen_since = self._unseen_since.get(grant.life)
+            lost = unseen_since is not None and now >= unseen_since + self._lost_s
+            if grant.begun:
+                if lost:
+                    closed.append(self._close(key, Closing.LOST))
+            elif now >= grant.lapses_at and (unseen_since is None or lost):
+                closed.append(self._close(key, Closing.UNUSED if unseen_since is None else Closing.LOST))
+        lives = {grant.life for grant in self._open.values()}
+        self._unseen_since = {life: since for life, since in self._unseen_since.items() if life in lives}
+        return closed
+
+    def _close(self, ticket_id: str, closing: Closing, use: TicketUse | None = None) -> Closed[T]:
+        return Closed(self._open.pop(ticket_id).held, closing, use)

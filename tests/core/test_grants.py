@@ -1,0 +1,115 @@
+"""The books of direct mode against a simple model: every grant is closed once, whatever clients and runners do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from chorus.core.admission.grants import LOST_S, Closed, Closing, Grants, RunnerLife
+from chorus.core.identity.tickets import TicketUse
+
+LIVES: list[RunnerLife] = [("r1", 1), ("r1", 2), ("r2", 1)]
+TTL_S = 10.0
+
+
+class BooksAgainstModel(RuleBasedStateMachine):
+    """`held` is the ticket's id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grants: Grants[str] = Grants()
+        self.now = 0.0
+        self.number = 0
+        self.open: dict[str, tuple[RunnerLife, str, float]] = {}
+        self.begun: set[str] = set()
+        self.closed: dict[str, Closing] = {}
+        self.deaf: dict[RunnerLife, float] = {}
+
+    def take(self, closed: Iterable[Closed[str]]) -> list[str]:
+        keys = []
+        for one in closed:
+            assert one.held in self.open, "it was closed twice, or never granted"
+            del self.open[one.held]
+            self.closed[one.held] = one.closing
+            keys.append(one.held)
+        return keys
+
+    @rule(life=st.sampled_from(LIVES), caller=st.sampled_from("xy"))
+    def grant(self, life: RunnerLife, caller: str) -> None:
+        if life in self.deaf:  # nothing is granted on a runner that can't tell
+            return
+        self.number += 1
+        key = f"t{self.number}"
+        self.grants.grant(key, caller, life, key, lapses_at=self.now + TTL_S)
+        self.open[key] = (life, caller, self.now + TTL_S)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), ended=st.booleans(), life=st.sampled_from(LIVES))
+    def a_runner_tells(self, data: st.DataObject, ended: bool, life: RunnerLife) -> None:
+        key = data.draw(st.sampled_from(sorted(self.open)))
+        mine = self.open[key][0] == life
+        self.deaf.pop(life, None)
+        closed = self.take(self.grants.told(life, [TicketUse(key, ended=ended)]))
+        assert closed == ([key] if mine and ended else [])
+        if mine and not ended:
+            self.begun.add(key)
+
+    @rule(life=st.sampled_from(LIVES), data=st.data())
+    def a_runner_tells_all(self, life: RunnerLife, data: st.DataObject) -> None:
+        mine = [key for key, (of, _, _) in self.open.items() if of == life]
+        told = [key for key in mine if data.draw(st.booleans())]
+        self.deaf.pop(life, None)
+        closed = self.take(self.grants.told(life, [TicketUse(key) for key in told], whole=True))
+        assert sorted(closed) == sorted(key for key in mine if key in self.begun and key not in told)
+        self.begun |= set(told)
+
+    @rule(life=st.sampled_from(LIVES))
+    def the_connection_breaks(self, life: RunnerLife) -> None:
+        self.grants.unheard(life, self.now)
+        if any(of == life for of, _, _ in self.open.values()):
+            self.deaf.setdefault(life, self.now)
+
+    @rule(life=st.sampled_from(LIVES))
+    def a_runner_is_gone(self, life: RunnerLife) -> None:
+        self.deaf.pop(life, None)
+        closed = self.take(self.grants.gone(life))
+        for key in closed:
+            assert self.closed[key] is (Closing.LOST if key in self.begun else Closing.UNUSED)
+        assert all(of != life for of, _, _ in self.open.values())
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), caller=st.sampled_from("xy"))
+    def give_back(self, data: st.DataObject, caller: str) -> None:
+        key = data.draw(st.sampled_from(sorted(self.open)))
+        may = self.open[key][1] == caller and key not in self.begun
+        assert self.take(self.grants.returned(key, caller)) == ([key] if may else [])
+
+    @rule(seconds=st.floats(0.0, 40.0))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        before = dict(self.open)
+        closed = set(self.take(self.grants.sweep(self.now)))
+        for key, (life, _, lapses_at) in before.items():
+            lost = life in self.deaf and self.now >= self.deaf[life] + LOST_S
+            if key in self.begun:
+                assert (key in closed) is lost
+            else:
+                assert (key in closed) is (self.now >= lapses_at and (life not in self.deaf or lost))
+        self.deaf = {life: at for life, at in self.deaf.items() if any(of == life for of, _, _ in self.open.values())}
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        assert len(self.grants) == len(self.open)
+
+    def teardown(self) -> None:
+        """Without a word of anybody's, everything lapses in the end but what runs on runners that can be heard."""
+        for life in LIVES:
+            self.grants.unheard(life, self.now)
+        self.take(self.grants.sweep(self.now + TTL_S + LOST_S + 1.0))
+        assert not self.open
+        assert len(self.grants) == 0
+
+
+TestBooks = BooksAgainstModel.TestCase
