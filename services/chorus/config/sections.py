@@ -502,6 +502,11 @@ class CoordinatorSettings(_Listening):
         le=1_000_000,
         description="Requests of each class (interactive, batch, background) that may wait; more are refused.",
     )
+    hedging: Literal["never", "asked", "always"] = Field(
+        default="asked",
+        description="When a second runner is asked beside one whose first token is late: never, asked (where the "
+        "request allows it) or always. It shortens the longest waits, and takes a slot twice.",
+    )
     ticket_ttl_s: float = Field(
         default=10.0,
         gt=0,

@@ -21,7 +21,7 @@ from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission, Asking, Place
 from chorus.coordinator.channels import ChannelPool
 from chorus.coordinator.live import LiveDirectory
-from chorus.coordinator.placing import Placing, Reserved
+from chorus.coordinator.placing import Placing, Running
 from chorus.core.admission.grants import Closed, Closing, Grants, RunnerLife
 from chorus.core.errors import ChorusError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.directory import DirectoryChange
@@ -54,7 +54,7 @@ class _Held:
 
     ticket_id: str
     place: Place
-    reserved: Reserved
+    reserved: Running
 
 
 class Granting:
@@ -233,7 +233,7 @@ class Granting:
 
     # --- what runners tell ------------------------------------------------------------------------------------------
 
-    async def _heard_from(self, reserved: Reserved) -> None:
+    async def _heard_from(self, reserved: Running) -> None:
         """Returns once the runner tells what becomes of tickets. Raises UnavailableError where it doesn't."""
         runner = reserved.candidate.entry.record.runner
         life = (runner.runner_id, runner.incarnation)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 # Callers may make up names of models.
 _MAX_LANES = 512
+# Terms of a cost that make a runner no help to a request that is late already.
+_NOT_AT_ONCE = frozenset({"queue", "load", "external"})
 
 _log = get_logger()
 
@@ -80,12 +82,14 @@ class Carried(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """A runner that was chosen for an attempt which somebody else makes."""
+@dataclass(slots=True)
+class Running:
+    """An attempt under way. A hedge that was quicker takes its place, with all that follows from it."""
 
     candidate: Candidate
     trial: Trial
+    number: int = 1
+    attempts: Attempts | None = None
 
 
 class Placing:
@@ -183,16 +187,16 @@ class Placing:
     async def attempt(
         self,
         needs: Needs,
-        run: Callable[[Candidate, int], Awaitable[T]],
+        run: Callable[[Running], Awaitable[T]],
         *,
         trace: PromptTrace = NO_TRACE,
         carried: Carried | None = None,
         resuming: Resuming | None = None,
     ) -> T:
-        """Runs `run(candidate, number)` on one runner after another until it succeeds, and returns what it returned.
+        """Runs `run(running)` on one runner after another until it succeeds, and returns what it returned.
 
-        `number` counts from 1. `trace` is that of the request's prompt, by which the next one that begins alike is
-        placed. Once the caller has got part of the answer, the next runner goes on with it, as `resuming` allows.
+        `running.number` counts from 1. `trace` is that of the request's prompt, by which the next one that begins alike
+        is placed. Once the caller has got part of the answer, the next runner goes on with it, as `resuming` allows.
         Raises the error that tells most, with the runner and the number of attempts in its metadata.
         """
         needs = self.resolved(needs)
@@ -212,19 +216,14 @@ class Placing:
                 told = refused if going_on else attempts.refused(refused)
                 raise _with_facts(told, last, attempts.count) from None
             last = candidate
-            number = attempts.begin(candidate.runner_id)
             if why and self._metrics is not None:
                 self._metrics.retry(why)
-            trial = self._begin(candidate, trace)
+            running = self._start(candidate, trace, attempts)
             try:
-                with self._counted(candidate.runner_id):
-                    result = await run(candidate, number)
+                result = await run(running)
             except ChorusError as error:
-                self._end(trial, outcome_of(error))
-                if blames_runner(error):
-                    self._failures.failed(candidate.runner_id, trial.incarnation, self._live.now)
-                if self._metrics is not None:
-                    self._metrics.attempt(error.reason)
+                last = candidate = running.candidate
+                self.settle(running, error)
                 why = error.reason
                 begun = carried is not None and carried.begun
                 if carried is not None and begun:
@@ -245,7 +244,7 @@ class Placing:
                     needs = needs.with_context(decision.context_length)
                 _log.info(
                     "attempt.failed",
-                    attempt=number,
+                    attempt=running.number,
                     runner_id=candidate.runner_id,
                     model=candidate.model.artifact.name,
                     reason=why,
@@ -253,28 +252,44 @@ class Placing:
                     begun=begun,
                 )
             except BaseException:  # the caller went away: a probe must make way for another one
-                self._end(trial, Outcome.NEITHER)
+                self.settle(running, None, tried=False)
                 raise
             else:
-                self._end(trial, Outcome.GOOD)
-                self._failures.succeeded(candidate.runner_id, trial.incarnation, self._live.now)
-                if self._metrics is not None:
-                    self._metrics.attempt()
+                self.settle(running, None)
                 return result
 
-    def reserve(self, needs: Needs, trace: PromptTrace) -> Reserved:
+    def reserve(self, needs: Needs, trace: PromptTrace) -> Running:
         """Chooses a runner for an attempt that its caller makes itself, and counts on it; `settle` must follow.
 
         Raises the refusal where nobody fits.
         """
         self._budget.earn(self._live.now)
-        candidate = self._place(self.resolved(needs), trace, frozenset())
-        self._in_flight.began(candidate.runner_id, self._live.now)
-        return Reserved(candidate, self._begin(candidate, trace))
+        return self._start(self._place(self.resolved(needs), trace, frozenset()), trace)
 
-    def settle(self, reserved: Reserved, error: ChorusError | None, *, tried: bool = True) -> None:
-        """That attempt has ended, well or with `error`; it was not `tried` where nobody came, which says nothing."""
-        runner_id, trial = reserved.candidate.runner_id, reserved.trial
+    def hedge(self, running: Running, needs: Needs, trace: PromptTrace) -> Running | None:
+        """Begins a second attempt beside one; None where nobody would answer at once, or the retry budget is spent.
+
+        `outrun` or `settle` must follow.
+        """
+        attempts = running.attempts
+        if attempts is None or attempts.count >= self._max_attempts:
+            return None
+        try:
+            candidate = self._place(self.resolved(needs), trace, attempts.tried)
+        except ChorusError:
+            return None
+        if not _NOT_AT_ONCE.isdisjoint(name for name, _ in candidate.terms) or not self._budget.spend(self._live.now):
+            return None
+        return self._start(candidate, trace, attempts)
+
+    def outrun(self, running: Running, hedge: Running, error: ChorusError | None = None) -> None:
+        """A hedge takes the place of its attempt, which was slower, or has failed with `error`."""
+        self.settle(running, error, tried=error is not None)
+        running.candidate, running.trial, running.number = hedge.candidate, hedge.trial, hedge.number
+
+    def settle(self, running: Running, error: ChorusError | None, *, tried: bool = True) -> None:
+        """An attempt has ended, well or with `error`; where it was not `tried` to its end, that says nothing."""
+        runner_id, trial = running.candidate.runner_id, running.trial
         self._in_flight.ended(runner_id, self._live.now)
         if not tried:
             return self._end(trial, Outcome.NEITHER)
@@ -286,6 +301,11 @@ class Placing:
         if self._metrics is not None:
             self._metrics.attempt("" if error is None else error.reason)
         return None
+
+    def _start(self, candidate: Candidate, trace: PromptTrace, attempts: Attempts | None = None) -> Running:
+        number = attempts.begin(candidate.runner_id) if attempts is not None else 1
+        self._in_flight.began(candidate.runner_id, self._live.now)
+        return Running(candidate, self._begin(candidate, trace), number, attempts)
 
     async def _place_again(self, needs: Needs, trace: PromptTrace, carried: Carried, resuming: Resuming) -> Candidate:
         """Who goes on with a stream that broke off; waits for somebody. Raises what `resuming` gives up with."""
@@ -337,14 +357,6 @@ class Placing:
         tell(f"breaker.{state}", runner_id=trial.runner_id, model=trial.model)
         if self._metrics is not None:
             self._metrics.breaker(state)
-
-    @contextmanager
-    def _counted(self, runner_id: str) -> Iterator[None]:
-        self._in_flight.began(runner_id, self._live.now)
-        try:
-            yield
-        finally:
-            self._in_flight.ended(runner_id, self._live.now)
 
     def _follow(self, change: DirectoryChange) -> None:
         now = self._live.now

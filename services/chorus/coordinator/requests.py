@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -17,8 +17,9 @@ from chorus.coordinator.admission import Admission, Asking
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
 from chorus.coordinator.guarding import StreamGuard
+from chorus.coordinator.hedging import Called, Hedging, Race
 from chorus.coordinator.live import LiveDirectory
-from chorus.coordinator.placing import Placing
+from chorus.coordinator.placing import Placing, Running
 from chorus.coordinator.relay import relay
 from chorus.core.errors import (
     CancelledError,
@@ -71,6 +72,7 @@ class Requests:
         pool: ChannelPool,
         *,
         admission: Admission,
+        hedging: Hedging,
         connect_timeout_s: float,
         silence_wait_s: float,
         metrics: GenerationMetrics,
@@ -79,6 +81,7 @@ class Requests:
         self._placing = placing
         self._pool = pool
         self._admission = admission
+        self._hedging = hedging
         self._connect_timeout_s = connect_timeout_s
         self._silence_wait_s = silence_wait_s
         self._metrics = metrics
@@ -103,22 +106,47 @@ class Requests:
             )
             delivered, resuming = carrying.delivered, self._placing.resuming()
 
-            async def run(candidate: Candidate, number: int) -> None:
+            needs = carrying.needs
+            trace = trace_of(generation, needs.likely_prompt_tokens)
+            patience = _PATIENCE if generation.priority is Priority.INTERACTIVE else _MORE_PATIENCE
+            hedged = self._hedging.may_be(generation, allowed=request.allow_hedging)
+
+            def asks(running: Running) -> runner_pb2.GenerateRequest:
+                candidate = running.candidate
                 told.update(
                     model=candidate.model.artifact.family,
                     artifact=candidate.model.artifact.name,
                     runner_id=candidate.runner_id,
                     node_id=candidate.node_id,
-                    attempts=number,
+                    attempts=running.number,
                 )
-                message = carrying.attempt(candidate, number)
                 if not timers:
                     timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
-                patience = _PATIENCE if generation.priority is Priority.INTERACTIVE else _MORE_PATIENCE
-                await self._stream(candidate, carrying, resuming, message, context, timers[0], patience)
+                return carrying.attempt(candidate, running.number)
 
-            needs = carrying.needs
-            trace = trace_of(generation, needs.likely_prompt_tokens)
+            def called(running: Running, message: runner_pb2.GenerateRequest) -> Called:
+                return self._called(running.candidate, carrying, resuming, message, context, patience)
+
+            async def run(running: Running) -> None:
+                message = asks(running)
+                race = (
+                    Race(self._hedging, running, called, asks, needs, trace) if hedged and not carrying.begun else None
+                )
+                timed = self._hedging.timed(running, carrying.delivered, needs)
+                calling = called(running, message) if race is None else race.run(message, context.write)
+                async with timed, calling as (messages, guard):
+                    await relay(
+                        messages,
+                        context.write,
+                        delivered,
+                        carrying,
+                        runner_id=running.candidate.runner_id,
+                        timer=timers[0],
+                        clock=lambda: self._live.now,
+                        watch=guard.watch,
+                    )
+                    await _await_end(messages)
+
             asking = Asking(
                 caller=_caller(),
                 priority=generation.priority,
@@ -146,7 +174,8 @@ class Requests:
         asked = decode_embedding(request.spec)
         needs = Needs.of_embedding(asked)
 
-        async def run(candidate: Candidate, _number: int) -> bytes:
+        async def run(running: Running) -> bytes:
+            candidate = running.candidate
             message = runner_pb2.EmbedRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
@@ -159,7 +188,8 @@ class Requests:
         asked = decode_rerank(request.spec)
         needs = Needs.of_rerank(asked)
 
-        async def run(candidate: Candidate, _number: int) -> bytes:
+        async def run(running: Running) -> bytes:
+            candidate = running.candidate
             message = runner_pb2.RerankRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.rerank, message, context)
@@ -171,7 +201,8 @@ class Requests:
         """The bytes of a CountTokensResponse."""
         needs = Needs.of_token_count(decode_generation(request.spec))
 
-        async def run(candidate: Candidate, _number: int) -> bytes:
+        async def run(running: Running) -> bytes:
+            candidate = running.candidate
             message = runner_pb2.CountTokensRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.count_tokens, message, context)
@@ -181,16 +212,17 @@ class Requests:
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 
-    async def _stream(
+    @asynccontextmanager
+    async def _called(
         self,
         candidate: Candidate,
         carrying: Carrying,
         resuming: Resuming,
         message: runner_pb2.GenerateRequest,
         context: Context,
-        timer: StreamTimer,
         patience: StreamPatience,
-    ) -> None:
+    ) -> AsyncIterator[tuple[AsyncIterator[bytes], StreamGuard]]:
+        """A call to a runner and who looks after it; however the block is left, the call ends. Raises ChorusErrors."""
         delivered = carrying.delivered
 
         def goes_elsewhere(alive: bool) -> bool:
@@ -205,18 +237,7 @@ class Requests:
             guard = self._guard(channel, call, goes_elsewhere, patience)
             try:
                 with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, carrying.needs, delivered)):
-                    messages: AsyncIterator[bytes] = aiter(call)
-                    await relay(
-                        messages,
-                        context.write,
-                        delivered,
-                        carrying,
-                        runner_id=candidate.runner_id,
-                        timer=timer,
-                        clock=lambda: self._live.now,
-                        watch=guard.watch,
-                    )
-                await _await_end(messages)
+                    yield aiter(call), guard
             except grpc.RpcError as error:
                 raise guard.left or _of_runner(error, candidate) from error
             except asyncio.CancelledError:
@@ -376,6 +397,8 @@ def _of_runner(error: grpc.RpcError, candidate: Candidate) -> ChorusError:
         return UnavailableError(f"the runner {candidate.runner_id} refuses this coordinator: {failure.message}")
     if isinstance(failure, CancelledError):
         return _broken_off(candidate)
+    if isinstance(failure, DeadlineExceededError) and "grpc_code" in failure.metadata:
+        return DeadlineExceededError(f"the request's deadline passed while the runner {candidate.runner_id} had it")
     if isinstance(failure, InternalError) and "grpc_code" in failure.metadata:
         # Without ErrorInfo it is the transport's word, as when a proxy resets a stream, and no defect of the runner.
         return UnavailableError(f"the call to the runner {candidate.runner_id} was broken off: {failure.message}")

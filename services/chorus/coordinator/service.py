@@ -15,6 +15,7 @@ from chorus.config import ChorusConfig
 from chorus.coordinator.admission import Admission
 from chorus.coordinator.channels import ChannelPool
 from chorus.coordinator.granting import Granting
+from chorus.coordinator.hedging import Hedging
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
@@ -23,6 +24,7 @@ from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.resilience.breakers import BreakerRules
+from chorus.core.resilience.hedging import HedgeMode
 from chorus.core.resilience.resuming import ResumePolicy
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
@@ -73,11 +75,13 @@ class CoordinatorService(HostedService):
         admission_gauges(metrics, running=lambda: self._admission.running, waiting=lambda: self._admission.waiting)
         # After placement's own listener: what the mesh has now decides whose turn it is.
         self.live.on_change(lambda _: self._admission.turn())
+        self._hedging = Hedging(self._placing, HedgeMode(settings.hedging), clock=clock, metrics=generations)
         requests = Requests(
             self.live,
             self._placing,
             self._pool,
             admission=self._admission,
+            hedging=self._hedging,
             connect_timeout_s=settings.connect_timeout_s,
             silence_wait_s=settings.resume_wait_s,
             metrics=generations,

@@ -229,6 +229,7 @@ class GenerationMetrics:
         self._retries = counter("retries", "Requests moved to another runner, by why they were.", "reason")
         self._breakers = counter("breakers", "Circuit breakers of a runner and model, by what they became.", "state")
         self._tickets = counter("tickets", "Tickets of direct mode, by how their places were freed.", "closing")
+        self._hedges = counter("hedges", "Second attempts beside one that was late, by how they fared.", "outcome")
         self._by_model: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> ModelMetrics:
@@ -257,6 +258,10 @@ class GenerationMetrics:
     def breaker(self, state: str) -> None:
         """A circuit breaker opened (`open`) or closed (`closed`)."""
         self._breakers.labels(state).inc()
+
+    def hedge(self, outcome: str) -> None:
+        """A second attempt `won` (its token came first), `lost`, or `failed`."""
+        self._hedges.labels(outcome).inc()
 
     def ticket(self, closing: str) -> None:
         """The place that was kept for a ticket is free: its use `ended`, it was `unused`, `returned` or `lost`."""
