@@ -85,6 +85,13 @@ class Started:
                 return int(line.split()[1]) * 1024
         return 0
 
+    def resident_bytes(self) -> int:
+        """The memory that is resident now (VmRSS)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
     def end(self) -> None:
         """Ends it, politely at first. May be called twice."""
         if self._process.poll() is None:
