@@ -3,8 +3,8 @@ back after its repair?
 
     make bench ONLY=fast_failing
 
-A registry, a coordinator and four runners with the fake engine, each a process of its own, over mutual TLS; 100 requests
-a second at random times. One runner begins to fail: every request that reaches it ends at once with an error, so it
+A registry, a coordinator and four runners with the fake engine, each a process of its own, over mutual TLS; 100
+requests a second at random times. One runner begins to fail: every request that reaches it ends at once with an error, so it
 looks idle. Later it is repaired. What reaches it is counted by itself; callers should see nothing of it.
 """
 
@@ -20,23 +20,18 @@ from collections import Counter
 from pathlib import Path
 
 from figures import Bar, verdict
-from processes import BenchmarkError, Processes, free_port, machine, processes_in, say
-from servers import mesh_environ
+from meshes import Mesh, Shape
+from processes import BenchmarkError, machine, processes_in, say
 
 from chorus.client import MeshClient
-from chorus.config.address import Endpoint
 from chorus.core.errors import ChorusError
 from chorus.core.generation import GenerationRequest, StopConditions, TextPrompt
-from chorus.core.identity import Role
-from chorus.testing.certificates import MeshCertificates
 from chorus.testing.service import TOKENS_PER_SECOND_ENV
-from chorus.transport import TlsIdentity
 
 _RUNNERS = ("alpha", "beta", "gamma", "delta")
 _FAILING = "delta"
 _RATE = 100.0  # requests a second
 _TOKENS, _TOKENS_PER_SECOND = 4, 40
-_READY_S = 60.0
 _SETTLED_S = 5.0
 _FAIR = 1 / len(_RUNNERS)
 _SHARE_BAR, _AFTER_S = 0.02, 1.0
@@ -53,8 +48,9 @@ from chorus.runner.main import run
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.service import make_fake_engine
 
-journal = open(os.environ["BENCH_JOURNAL"], "a", buffering=1)
-broken = Path(os.environ["BENCH_BROKEN"])
+name, folder = os.environ["CHORUS_RUNNER__NAME"], Path(os.environ["BENCH_FOLDER"])
+journal = (folder / f"{name}.journal").open("a", buffering=1)
+broken = folder / f"{name}.broken"
 
 class Engine(FakeEngine):
     async def generate(self, request):
@@ -72,42 +68,12 @@ sys.exit(run(load_config(), make_engine=make))
 """
 
 
-class Mesh:
-    """The processes; one runner can be broken and repaired."""
+class Fault:
+    """One runner, which can be broken and repaired, and how much reached each of them."""
 
-    def __init__(self, processes: Processes) -> None:
-        certificates, self._folder = MeshCertificates(), processes.folder
-        for role, names in (
-            (Role.REGISTRY, ["registry"]),
-            (Role.COORDINATOR, ["coordinator"]),
-            (Role.CLIENT, ["bench"]),
-            (Role.RUNNER, _RUNNERS),
-        ):
-            for name in names:
-                certificates.leaf(role, name).write(self._folder)
-        registry, coordinator = free_port(), free_port()
-        environ = mesh_environ(self._folder, certificates) | {
-            TOKENS_PER_SECOND_ENV: str(_TOKENS_PER_SECOND),
-            "BENCH_BROKEN": "",
-            "CHORUS_REGISTRY__LISTEN": f"127.0.0.1:{registry}",
-            "CHORUS_COORDINATOR__LISTEN": f"127.0.0.1:{coordinator}",
-            "CHORUS_COORDINATOR__REGISTRIES": f"127.0.0.1:{registry}",
-            "CHORUS_RUNNER__REGISTRIES": f"127.0.0.1:{registry}",
-            "CHORUS_RUNNER__LISTEN": "127.0.0.1:0",
-            "CHORUS_RUNNER__SLOTS": "16",
-        }
-        for name in ("registry", "coordinator"):
-            processes.start(name, [sys.executable, "-m", "chorus.cli.main", name], environ)
-        self._broken = self._folder / "broken"
-        for name in _RUNNERS:
-            own = {
-                "CHORUS_RUNNER__NAME": name,
-                "BENCH_JOURNAL": str(self._journal(name)),
-                "BENCH_BROKEN": str(self._broken if name == _FAILING else self._folder / "never"),
-            }
-            processes.start(name, [sys.executable, "-c", _RUNNER], environ | own, watches_parent=True)
-        identity = TlsIdentity.load(self._folder / f"{Role.CLIENT.value}-bench")
-        self.client = MeshClient([Endpoint.parse(f"127.0.0.1:{coordinator}")], identity=identity, timeout_s=30.0)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._broken = folder / f"{_FAILING}.broken"
 
     def fail(self) -> float:
         """Breaks the runner; returns when."""
@@ -121,23 +87,22 @@ class Mesh:
 
     def reached(self, name: str, start: float, end: float) -> int:
         """How many requests reached a runner between two moments."""
-        return sum(start <= float(line) < end for line in self._journal(name).read_text().splitlines())
+        journal = self._folder / f"{name}.journal"
+        return sum(start <= float(line) < end for line in journal.read_text().splitlines())
 
-    async def until_all_serve(self) -> None:
-        """Returns once requests could go to each runner. Raises `BenchmarkError` if that does not come."""
-        deadline = time.monotonic() + _READY_S
-        while time.monotonic() < deadline:
-            try:
-                placement = await self.client.explain_placement("is everybody there?")
-                if len(placement.candidates) == len(_RUNNERS):
-                    return
-            except ChorusError:
-                pass
-            await asyncio.sleep(0.1)
-        raise BenchmarkError(f"the mesh is not whole within {_READY_S:.0f} s")
+    def shares(self, start: float, end: float) -> dict[str, float]:
+        """Each runner's share of what reached any of them between two moments."""
+        counts = {name: self.reached(name, start, end) for name in _RUNNERS}
+        total = max(sum(counts.values()), 1)
+        return {name: count / total for name, count in counts.items()}
 
-    def _journal(self, name: str) -> Path:
-        return self._folder / f"{name}.journal"
+    async def until_back(self, repaired: float) -> float:
+        """Seconds until it had most of its fair share over a whole window; more than the bar if that does not come."""
+        while (now := time.monotonic()) < repaired + _BACK_WITHIN_S + 2 * _WINDOW_S:
+            if now > repaired + _WINDOW_S and self.shares(now - _WINDOW_S, now)[_FAILING] >= _BACK_BAR * _FAIR:
+                return now - repaired
+            await asyncio.sleep(0.25)
+        return time.monotonic() - repaired
 
 
 class Traffic:
@@ -177,55 +142,48 @@ async def run(broken_s: float) -> int:
     """Measures and prints; returns an exit status."""
     print(f"{machine()}; {_RATE:.0f} requests a second to {len(_RUNNERS)} runners with the fake engine.\n")
     with tempfile.TemporaryDirectory(prefix="chorus-bench-") as folder, processes_in(Path(folder)) as processes:
-        mesh = Mesh(processes)
+        environ = {
+            TOKENS_PER_SECOND_ENV: str(_TOKENS_PER_SECOND),
+            "BENCH_FOLDER": folder,
+            "CHORUS_RUNNER__SLOTS": "16",
+        }
+        mesh = Mesh(processes, Shape(_RUNNERS, runner=_RUNNER, environ=environ))
+        fault, client = Fault(Path(folder)), mesh.client(timeout_s=30.0)
         try:
             await mesh.until_all_serve()
-            traffic = Traffic(mesh.client)
+            traffic = Traffic(client)
             say("all are well")
             await asyncio.sleep(2 * _SETTLED_S)
             settled = time.monotonic()
-            before = shares(mesh, settled - _SETTLED_S, settled)
-            failed = mesh.fail()
+            before = fault.shares(settled - _SETTLED_S, settled)
+            failed = fault.fail()
             say(f"{_FAILING} fails for {broken_s:.0f} s")
             await asyncio.sleep(broken_s)
-            repaired = mesh.repair()
+            repaired = fault.repair()
             say(f"{_FAILING} is repaired")
-            back_s = await until_back(mesh, repaired)
+            back_s = await fault.until_back(repaired)
             await traffic.stop()
         finally:
-            await mesh.client.aclose()
-        first = mesh.reached(_FAILING, failed, failed + _AFTER_S)
-        drawn = shares(mesh, failed + _AFTER_S, repaired)[_FAILING]
+            await client.aclose()
+        first = fault.reached(_FAILING, failed, failed + _AFTER_S)
+        drawn = fault.shares(failed + _AFTER_S, repaired)[_FAILING]
     print("| | " + " | ".join(_RUNNERS) + " |\n|---|" + "---|" * len(_RUNNERS))
     print("| share of the traffic, all well | " + " | ".join(f"{before[name]:.1%}" for name in _RUNNERS) + " |\n")
     print(f"In its first second of failing {first} requests reached {_FAILING}. Ended: {dict(traffic.ended)}")
     errors = traffic.ended.total() - traffic.ended["answered"]
     return verdict(
         [
-            Bar(f"{drawn:.2%} of the traffic reached it from {_AFTER_S:.0f} s on, less than {_SHARE_BAR:.0%}", drawn < _SHARE_BAR),
+            Bar(
+                f"{drawn:.2%} of the traffic reached it from {_AFTER_S:.0f} s on, less than {_SHARE_BAR:.0%}",
+                drawn < _SHARE_BAR,
+            ),
             Bar(
                 f"{_BACK_BAR:.0%} of its fair share {back_s:.1f} s after its repair, within {_BACK_WITHIN_S:.0f} s",
                 back_s <= _BACK_WITHIN_S,
             ),
             Bar(f"{errors} of {traffic.ended.total()} callers saw an error", errors == 0),
         ]
-    )  # fmt: skip
-
-
-def shares(mesh: Mesh, start: float, end: float) -> dict[str, float]:
-    """Each runner's share of what reached any of them between two moments."""
-    counts = {name: mesh.reached(name, start, end) for name in _RUNNERS}
-    total = max(sum(counts.values()), 1)
-    return {name: count / total for name, count in counts.items()}
-
-
-async def until_back(mesh: Mesh, repaired: float) -> float:
-    """Seconds until it had most of its fair share over a whole window; more than the bar if that does not come."""
-    while (now := time.monotonic()) < repaired + _BACK_WITHIN_S + 2 * _WINDOW_S:
-        if now > repaired + _WINDOW_S and shares(mesh, now - _WINDOW_S, now)[_FAILING] >= _BACK_BAR * _FAIR:
-            return now - repaired
-        await asyncio.sleep(0.25)
-    return time.monotonic() - repaired
+    )
 
 
 def main() -> int:
