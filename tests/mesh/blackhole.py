@@ -44,6 +44,11 @@ class Blackhole:
         """Everything passes again, what was held back first."""
         self._open.set()
 
+    def cut(self) -> None:
+        """Breaks every connection that there is; both ends see it, and may connect anew."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.leads_to)

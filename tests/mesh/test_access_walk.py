@@ -46,6 +46,8 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "ListModels": ASKERS,
         "ListNodes": ASKERS,
         "WatchNodes": ASKERS,
+        "WatchEvents": ASKERS,
+        "GetStats": ASKERS,
         "ExplainPlacement": ASKERS,
     },
 }

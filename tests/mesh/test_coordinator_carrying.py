@@ -13,8 +13,10 @@ from prometheus_client import CollectorRegistry
 from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.carrying import Carrying
+from chorus.coordinator.events import EventBoard
 from chorus.coordinator.relay import relay
 from chorus.core.errors import EngineError, UnavailableError
+from chorus.core.events import EventLog
 from chorus.core.fleet.directory import DirectoryEntry
 from chorus.core.fleet.records import Cpu, Load, Node, Runner, RunnerRecord, RunnerState
 from chorus.core.generation import GenerationRequest, TextPrompt
@@ -130,6 +132,7 @@ async def carried(lengths: list[int], script: list[Behaviour]) -> tuple[Caller, 
         arrived=caller.clock(),
         clock=caller.clock,
         time_left=lambda: None,
+        events=EventBoard(EventLog(1), clock=caller.clock, wall=caller.clock),
     )
     timer = StreamTimer(GenerationMetrics(CollectorRegistry()).model("m"), 0.0)
     for number, behaviour in enumerate([*script, Behaviour(step=1, breaks_after=10_000)], start=1):

@@ -12,6 +12,7 @@ import pytest
 from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from chorus.api.inference.v1 import content_pb2, generation_pb2
 from chorus.core.errors import EngineError, OverloadedError
+from chorus.core.events import AttemptHedged, EventKind
 from chorus.core.identity import Role
 from chorus.core.resilience.hedging import LEAST_SAMPLES
 from chorus.testing.certificates import MeshCertificates
@@ -101,6 +102,13 @@ async def test_the_second_one_answers_where_the_first_is_late(certificates: Mesh
         assert started(events).runner_id == "runner-2"
         assert started(events).attempt == 2
         assert [event.WhichOneof("event") for event in events].count("attempt_changed") == 0
+        log = mesh.coordinators[0].events.log
+        happened = [log.get(number) for number in range(1, log.last + 1)]
+        (told,) = [event for event in happened if event.kind is EventKind.ATTEMPT_HEDGED]
+        assert isinstance(told.detail, AttemptHedged)
+        assert (told.detail.attempt, told.subject.runner_id) == (2, "runner-2")
+        assert told.subject.request_id == started(events).request_id
+        assert 0 < told.detail.after_s < GIVEN_S
         assert (hedged.hedges("won"), hedged.attempts("OK")) == (1, 1)
         assert hedged.in_flight() == [0, 0]
         await idle(engines[0])

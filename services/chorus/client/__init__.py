@@ -20,8 +20,10 @@ from chorus.client.answers import (
     RerankAnswer,
     TokenCountAnswer,
 )
+from chorus.client.events import CoordinatorLost, CoordinatorWatched, EventNews, EventsMissing, SeenEvent
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import chat_request
+from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.client.sync import SyncGeneration, SyncMeshClient
 from chorus.wire.events import AttemptChanged, ClientEvent, Origin, StartedAt
@@ -32,18 +34,24 @@ __all__ = [
     "ClientEvent",
     "Completion",
     "CompletionChoice",
+    "CoordinatorLost",
+    "CoordinatorWatched",
     "EmbeddingAnswer",
+    "EventNews",
+    "EventsMissing",
     "Generation",
     "MeshClient",
     "MeshModel",
     "MeshModels",
     "MeshNodes",
+    "MeshStats",
     "ModelPlace",
     "Origin",
     "PlacementExplanation",
     "RegistrySeen",
     "RejectedRunner",
     "RerankAnswer",
+    "SeenEvent",
     "StartedAt",
     "SyncGeneration",
     "SyncMeshClient",

@@ -20,10 +20,13 @@ from chorus.client.answers import (
     decode_registry,
 )
 from chorus.client.coordinators import Coordinators
+from chorus.client.events import EventNews, watch_all
 from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
+from chorus.client.statistics import MeshStats, stats_of
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
 from chorus.core.errors import ChorusError, UnavailableError
+from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
 from chorus.core.generation import EmbeddingRequest, Finished, Requirements, RerankRequest
@@ -58,6 +61,14 @@ class MeshClient:
         self._coordinators = Coordinators(
             coordinators, identity=identity, insecure_loopback=insecure_loopback, timeout_s=timeout_s
         )
+        # For what only each of them knows of itself; nothing is dialled before it is asked for.
+        self._each = [
+            (
+                str(endpoint.named("coordinator")),
+                Coordinators([endpoint], identity=identity, insecure_loopback=insecure_loopback, timeout_s=timeout_s),
+            )
+            for endpoint in coordinators
+        ]
 
     @classmethod
     def from_config(cls, config: ChorusConfig) -> MeshClient:
@@ -88,6 +99,8 @@ class MeshClient:
     async def aclose(self) -> None:
         """Ends what goes on and closes the connections."""
         await self._coordinators.close()
+        for _, coordinator in self._each:
+            await coordinator.close()
 
     # --- generating -------------------------------------------------------------------------------------------------
 
@@ -190,6 +203,20 @@ class MeshClient:
                 yield decode_directory_event(message.event)
         finally:
             await messages.aclose()
+
+    def watch_events(
+        self, condition: EventFilter | None = None, *, since_s: float | None = None
+    ) -> AsyncGenerator[EventNews]:
+        """What happens in the mesh, seen by every coordinator: from now on, or from `since_s` seconds ago.
+
+        It goes on for ever, over breaks, and says where events are missing. Close it when done (`aclosing`). Clients
+        are told of their own requests alone, admins of everybody's.
+        """
+        return watch_all(self._each, condition if condition is not None else EventFilter(), since_s)
+
+    async def stats(self) -> MeshStats:
+        """How requests fared in the last minutes, at every coordinator that answers."""
+        return await stats_of(self._each)
 
     async def explain_placement(self, asked: Asked, *, model: str = "") -> PlacementExplanation:
         """Where a generation would go now, and why not elsewhere. Nothing is run."""

@@ -19,6 +19,7 @@ from chorus.client.answers import (
 )
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import Asked
+from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig
 from chorus.core.fleet.listing import NodeFilter
@@ -123,6 +124,10 @@ class SyncMeshClient:
     def list_nodes(self, condition: NodeFilter | None = None) -> MeshNodes:
         """Every node with those of its runners that match."""
         return self.run(self._client.list_nodes(condition))
+
+    def stats(self) -> MeshStats:
+        """How requests fared in the last minutes, at every coordinator that answers."""
+        return self.run(self._client.stats())
 
     def explain_placement(self, asked: Asked, *, model: str = "") -> PlacementExplanation:
         """Where a generation would go now, and why not elsewhere."""

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
 from chorus.config.remote import RemoteServer
+from chorus.config.webhooks import ALERTS, checked_kinds, checked_urls
 from chorus.core.errors import ConfigError
 
 # The longest name before a trust domain is NAME.coordinator. with a NAME of 63 characters, and DNS ends at 253.
@@ -132,6 +133,12 @@ ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(_map_of_te
 RunnerWeights = Annotated[Mapping[ServiceName, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_map_of_text)]
 GpuPolicy = Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_map_of_text)]
 GpuAssignments = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_assignments)]
+WebhookUrls = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text), AfterValidator(checked_urls)
+]
+EventKinds = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text), AfterValidator(checked_kinds)
+]
 Registries = Annotated[
     tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("registry"))
 ]
@@ -518,6 +525,17 @@ class CoordinatorSettings(_Listening):
         ge=0,
         le=3600,
         description="Seconds that running requests get to finish when the coordinator shuts down.",
+    )
+    webhooks: WebhookUrls = Field(
+        default=(), description="URLs to which alerts are posted as JSON, such as https://alerts.example/chorus."
+    )
+    webhook_kinds: EventKinds = Field(
+        default=tuple(map(str, ALERTS)),
+        description="Kinds of events that are posted; `chorus events --help` tells of them.",
+    )
+    webhook_secret_file: AbsolutePath | None = Field(
+        default=None,
+        description="File with a secret; with it every post is signed by HMAC-SHA256 (header Chorus-Signature).",
     )
 
 

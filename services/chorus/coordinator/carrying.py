@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
+from chorus.coordinator.events import EventBoard
+from chorus.core.events import AttemptResumed
 from chorus.core.fleet.records import Feature
 from chorus.core.generation import GenerationRequest
 from chorus.core.placement import Candidate, Needs
@@ -37,6 +39,7 @@ class Carrying:
         arrived: float,
         clock: Callable[[], float],
         time_left: Callable[[], float | None],
+        events: EventBoard,
     ) -> None:
         """`request` is what `spec` says, decoded; `first_attempt` is how the caller counts the first one.
 
@@ -49,6 +52,7 @@ class Carrying:
         self._arrived = arrived
         self._clock = clock
         self.time_left = time_left
+        self._events = events
         self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
         self.needs = Needs.of_generation(request, allow_external=allow_external)
         self._began_on: Candidate | None = None  # where the first token came from
@@ -57,6 +61,7 @@ class Carrying:
         self._seed: int | None = None
         self._why = ""
         self._silent_since = arrived
+        self._tokens_before = 0  # the last break
 
     @property
     def begun(self) -> bool:
@@ -96,6 +101,7 @@ class Carrying:
     def broken(self, reason: str) -> Needs:
         """What going on elsewhere needs, now that an attempt has ended for `reason`."""
         self._why = reason
+        self._tokens_before = self.delivered.output_tokens
         if self.delivered.last_at is not None:
             self._silent_since = self.delivered.last_at
         return self.needs_elsewhere()
@@ -145,8 +151,9 @@ class Carrying:
             runner_id=now_on.runner_id,
             reason=self._why,
             gap_s=round(gap_s, 6),
-            output_tokens=self.delivered.output_tokens,
+            output_tokens=self._tokens_before,
         )
+        self._events.of_attempt(AttemptResumed(self._number, self._why, gap_s, self._tokens_before), now_on)
         changed = generation_pb2.AttemptChanged(
             attempt=self._attempt_number(),
             node_id=now_on.node_id,

@@ -20,13 +20,14 @@ from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission, Asking, Place
 from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.events import EventBoard, RequestReport
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
 from chorus.core.admission.grants import Closed, Closing, Grants, RunnerLife
 from chorus.core.errors import ChorusError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.identity.tickets import LEEWAY_S, Ticket, TicketUse
-from chorus.core.placement import Needs, trace_of
+from chorus.core.placement import Needs, Work, trace_of
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 from chorus.transport import TlsIdentity
@@ -55,6 +56,7 @@ class _Held:
     ticket_id: str
     place: Place
     reserved: Running
+    report: RequestReport
 
 
 class Granting:
@@ -68,6 +70,7 @@ class Granting:
         admission: Admission,
         metrics: GenerationMetrics,
         *,
+        events: EventBoard,
         identity: TlsIdentity | None,
         ttl_s: float,
         wall: Callable[[], float] = time.time,
@@ -77,6 +80,7 @@ class Granting:
         self._pool = pool
         self._admission = admission
         self._metrics = metrics
+        self._events = events
         self._signer = TicketSigner(identity) if identity is not None else None
         self._ttl_s = ttl_s
         self._wall = wall
@@ -98,25 +102,40 @@ class Granting:
                 "this mesh has no certificates, by which runners would know whose ticket they are shown; use Generate",
                 metadata={"feature": "direct"},
             )
+        report = self._events.request(Work.GENERATE, request.spec.model)
+        try:
+            return await self._place(request, context, str(caller), report)
+        except ChorusError as error:
+            report.failed(error)
+            raise
+        except asyncio.CancelledError:
+            report.cancelled()
+            raise
+
+    async def _place(
+        self, request: pb.PlaceRequest, context: Any, caller: str, report: RequestReport
+    ) -> pb.PlaceResponse:
         generation = decode_generation(request.spec)
         needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
         asking = Asking(
-            caller=str(caller),
+            caller=caller,
             priority=generation.priority,
             lane=needs.model,
             most_tokens=needs.answer_tokens,
             time_left_s=context.time_remaining(),
         )
         place = await self._admission.enter(asking, wait=request.wait)
+        report.admitted(generation.priority)
         try:
             reserved = self._placing.reserve(needs, trace_of(generation, needs.likely_prompt_tokens))
         except ChorusError:
             self._admission.leave(place, well=False)
             raise
-        held = _Held(uuid.uuid4().hex, place, reserved)
+        report.asked(reserved.candidate, 1)
+        held = _Held(uuid.uuid4().hex, place, reserved, report)
         try:
             await self._heard_from(reserved)
-            return self._grant(held, str(caller), request, needs.answer_tokens)
+            return self._grant(held, caller, request, needs.answer_tokens)
         except BaseException:  # the caller may have gone away meanwhile
             self._let_go(held)
             raise
@@ -186,8 +205,10 @@ class Granting:
                 error = UnavailableError(f"the runner {runner_id} went while it served a ticket")
                 self._placing.settle(held.reserved, error)
                 self._admission.leave(held.place, well=False)
+                held.report.failed(error)
             else:
                 self._let_go(held)
+                held.report.cancelled()
             _log.info(
                 "ticket.closed",
                 ticket_id=held.ticket_id,
@@ -208,6 +229,7 @@ class Granting:
         model.tokens(prompt=use.prompt_tokens, output=use.output_tokens)
         if use.first_token_s is not None:
             model.first_token(use.first_token_s)
+        held.report.told(use, error)
         held.place.tokens = use.output_tokens
         self._admission.leave(held.place, well=error is None)
 

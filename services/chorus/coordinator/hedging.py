@@ -119,7 +119,7 @@ class Race:
             late_after_s = self._hedging.late_after(self._running, self._needs)
             if late_after_s is not None:
                 done, _ = await asyncio.wait(tasks, timeout=late_after_s)
-                second = None if done else self._second()
+                second = None if done else self._second(late_after_s)
                 if second is not None:
                     tasks[asyncio.create_task(second.run())] = second
             return await self._decided(tasks, first)
@@ -130,8 +130,8 @@ class Race:
                 await asyncio.wait(tasks)
             await first.told()
 
-    def _second(self) -> _Entrant | None:
-        hedge = self._hedging.placing.hedge(self._running, self._needs, self._trace)
+    def _second(self, after_s: float) -> _Entrant | None:
+        hedge = self._hedging.placing.hedge(self._running, self._needs, self._trace, after_s=after_s)
         if hedge is None:
             return None
         message = self._asks(hedge)

@@ -6,11 +6,13 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from chorus.coordinator.events import EventBoard, subject_of
 from chorus.coordinator.live import LiveDirectory
-from chorus.core.errors import ChorusError
+from chorus.core.errors import CancelledError, ChorusError
+from chorus.core.events import AttemptFailed, AttemptHedged, EventKind, Subject
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.placement import (
     NO_TRACE,
@@ -43,6 +45,13 @@ T = TypeVar("T")
 _MAX_LANES = 512
 # Terms of a cost that make a runner no help to a request that is late already.
 _NOT_AT_ONCE = frozenset({"queue", "load", "external"})
+# Of an error's text that an event tells.
+_MESSAGE_MAX = 500
+_BREAKER_EVENTS = {
+    BreakerState.OPEN: EventKind.BREAKER_OPENED,
+    BreakerState.HALF_OPEN: EventKind.BREAKER_HALF_OPEN,
+    BreakerState.CLOSED: EventKind.BREAKER_CLOSED,
+}
 
 _log = get_logger()
 
@@ -90,6 +99,7 @@ class Running:
     trial: Trial
     number: int = 1
     attempts: Attempts | None = None
+    subject: Subject = field(default_factory=Subject)  # the request, on this runner
 
 
 class Placing:
@@ -105,6 +115,7 @@ class Placing:
         breaker_rules: BreakerRules | None = None,
         weights: Mapping[str, float] | None = None,
         metrics: GenerationMetrics | None = None,
+        events: EventBoard | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._live = live
@@ -112,6 +123,7 @@ class Placing:
         self._max_attempts = max_attempts
         self._resume = resume or ResumePolicy()
         self._metrics = metrics
+        self._events = events
         self._rng = rng if rng is not None else random.Random()
         self._weights = dict(weights or {})
         self._roster = Roster()
@@ -223,9 +235,9 @@ class Placing:
                 result = await run(running)
             except ChorusError as error:
                 last = candidate = running.candidate
-                self.settle(running, error)
-                why = error.reason
                 begun = carried is not None and carried.begun
+                self.settle(running, error, begun=begun)
+                why = error.reason
                 if carried is not None and begun:
                     ended = resuming.broken(
                         error,
@@ -266,8 +278,9 @@ class Placing:
         self._budget.earn(self._live.now)
         return self._start(self._place(self.resolved(needs), trace, frozenset()), trace)
 
-    def hedge(self, running: Running, needs: Needs, trace: PromptTrace) -> Running | None:
-        """Begins a second attempt beside one; None where nobody would answer at once, or the retry budget is spent.
+    def hedge(self, running: Running, needs: Needs, trace: PromptTrace, *, after_s: float = 0.0) -> Running | None:
+        """Begins a second attempt beside one that is late by `after_s`; None where nobody would answer at once, or the
+        retry budget is spent.
 
         `outrun` or `settle` must follow.
         """
@@ -280,15 +293,22 @@ class Placing:
             return None
         if not _NOT_AT_ONCE.isdisjoint(name for name, _ in candidate.terms) or not self._budget.spend(self._live.now):
             return None
-        return self._start(candidate, trace, attempts)
+        hedge = self._start(candidate, trace, attempts)
+        if self._events is not None:
+            self._events.note(AttemptHedged(hedge.number, after_s), hedge.subject)
+        return hedge
 
     def outrun(self, running: Running, hedge: Running, error: ChorusError | None = None) -> None:
         """A hedge takes the place of its attempt, which was slower, or has failed with `error`."""
         self.settle(running, error, tried=error is not None)
         running.candidate, running.trial, running.number = hedge.candidate, hedge.trial, hedge.number
+        running.subject = hedge.subject
 
-    def settle(self, running: Running, error: ChorusError | None, *, tried: bool = True) -> None:
-        """An attempt has ended, well or with `error`; where it was not `tried` to its end, that says nothing."""
+    def settle(self, running: Running, error: ChorusError | None, *, tried: bool = True, begun: bool = False) -> None:
+        """An attempt has ended, well or with `error`; where it was not `tried` to its end, that says nothing.
+
+        `begun`: the caller had got part of the answer.
+        """
         runner_id, trial = running.candidate.runner_id, running.trial
         self._in_flight.ended(runner_id, self._live.now)
         if not tried:
@@ -300,12 +320,15 @@ class Placing:
             self._failures.failed(runner_id, trial.incarnation, self._live.now)
         if self._metrics is not None:
             self._metrics.attempt("" if error is None else error.reason)
+        if self._events is not None and error is not None and not isinstance(error, CancelledError):
+            failed = AttemptFailed(running.number, error.reason, error.message[:_MESSAGE_MAX], begun)
+            self._events.note(failed, running.subject)
         return None
 
     def _start(self, candidate: Candidate, trace: PromptTrace, attempts: Attempts | None = None) -> Running:
         number = attempts.begin(candidate.runner_id) if attempts is not None else 1
         self._in_flight.began(candidate.runner_id, self._live.now)
-        return Running(candidate, self._begin(candidate, trace), number, attempts)
+        return Running(candidate, self._begin(candidate, trace), number, attempts, subject_of(candidate))
 
     async def _place_again(self, needs: Needs, trace: PromptTrace, carried: Carried, resuming: Resuming) -> Candidate:
         """Who goes on with a stream that broke off; waits for somebody. Raises what `resuming` gives up with."""
@@ -347,16 +370,33 @@ class Placing:
     def _begin(self, candidate: Candidate, trace: PromptTrace) -> Trial:
         runner = candidate.entry.record.runner
         self._affinity.sent((runner.runner_id, candidate.model.artifact.name), runner.incarnation, trace)
-        return self._breakers.began(runner.runner_id, candidate.model.artifact.name, runner.incarnation, self._live.now)
+        now = self._live.now
+        trial = self._breakers.began(runner.runner_id, candidate.model.artifact.name, runner.incarnation, now)
+        if self._breakers.is_probe(trial):
+            self._breaker_is(BreakerState.HALF_OPEN, trial)
+        return trial
 
     def _end(self, trial: Trial, outcome: Outcome) -> None:
         state = self._breakers.ended(trial, outcome, self._live.now)
-        if state is None:
-            return
+        if state is not None:
+            self._breaker_is(state, trial)
+
+    def _breaker_is(self, state: BreakerState, trial: Trial) -> None:
         tell = _log.warning if state is BreakerState.OPEN else _log.info
         tell(f"breaker.{state}", runner_id=trial.runner_id, model=trial.model)
         if self._metrics is not None:
             self._metrics.breaker(state)
+        if self._events is not None:
+            self._events.note(_BREAKER_EVENTS[state], self._subject_of(trial))
+
+    def _subject_of(self, trial: Trial) -> Subject:
+        """A runner with a model, whichever request showed how it fares."""
+        entry = self._live.directory.get(trial.runner_id)
+        if entry is None:
+            return Subject(artifact=trial.model, runner_id=trial.runner_id)
+        artifacts = (status.artifact for status in entry.record.runner.models)
+        family = next((artifact.family for artifact in artifacts if artifact.name == trial.model), "")
+        return Subject(model=family, artifact=trial.model, runner_id=trial.runner_id, node_id=entry.record.node.node_id)
 
     def _follow(self, change: DirectoryChange) -> None:
         now = self._live.now

@@ -16,6 +16,7 @@ from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission, Asking
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
+from chorus.coordinator.events import EventBoard, RequestReport
 from chorus.coordinator.guarding import StreamGuard
 from chorus.coordinator.hedging import Called, Hedging, Race
 from chorus.coordinator.live import LiveDirectory
@@ -73,6 +74,7 @@ class Requests:
         *,
         admission: Admission,
         hedging: Hedging,
+        events: EventBoard,
         connect_timeout_s: float,
         silence_wait_s: float,
         metrics: GenerationMetrics,
@@ -82,6 +84,7 @@ class Requests:
         self._pool = pool
         self._admission = admission
         self._hedging = hedging
+        self._events = events
         self._connect_timeout_s = connect_timeout_s
         self._silence_wait_s = silence_wait_s
         self._metrics = metrics
@@ -92,6 +95,7 @@ class Requests:
         delivered = Delivered()
         told: dict[str, Any] = {"model": request.spec.model[:_LOGGED_NAME]}
         timers: list[StreamTimer] = []
+        report = self._events.request(Work.GENERATE, request.spec.model)
         try:
             refuse_unsupported(request)
             generation = decode_generation(request.spec)
@@ -103,6 +107,7 @@ class Requests:
                 arrived=began,
                 clock=lambda: self._live.now,
                 time_left=lambda: _time_left(context),
+                events=self._events,
             )
             delivered, resuming = carrying.delivered, self._placing.resuming()
 
@@ -120,6 +125,7 @@ class Requests:
                     node_id=candidate.node_id,
                     attempts=running.number,
                 )
+                report.asked(candidate, running.number)
                 if not timers:
                     timers.append(StreamTimer(self._metrics.model(candidate.model.artifact.family), began))
                 return carrying.attempt(candidate, running.number)
@@ -155,16 +161,20 @@ class Requests:
                 time_left_s=context.time_remaining(),
             )
             async with self._admission.admitted(asking, lambda *place: context.write(_queued(*place))) as place:
+                report.admitted(generation.priority)
                 await self._placing.attempt(needs, run, trace=trace, carried=carrying, resuming=resuming)
                 place.tokens = delivered.output_tokens
         except ChorusError as error:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
+            report.failed(error, delivered)
             raise
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: nobody reads what is written
             self._log_end("request.finished" if delivered.finished else "request.cancelled", began, delivered, told)
+            report.cancelled(delivered)
             raise
         else:
             self._log_end("request.finished", began, delivered, told, ttft_s=timers[0].time_to_first_token)
+            report.completed(delivered)
         finally:
             for timer in timers:
                 timer.close(prompt_tokens=delivered.prompt_tokens)
@@ -173,42 +183,54 @@ class Requests:
         """The bytes of an EmbedResponse."""
         asked = decode_embedding(request.spec)
         needs = Needs.of_embedding(asked)
+        report = self._events.request(Work.EMBED, request.spec.model)
 
         async def run(running: Running) -> bytes:
             candidate = running.candidate
+            report.asked(candidate, running.number)
             message = runner_pb2.EmbedRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
 
-        async with self._admission.admitted(_short(Work.EMBED, asked.priority, context)):
-            return await self._placing.attempt(needs, run)
+        with _told(report):
+            async with self._admission.admitted(_short(Work.EMBED, asked.priority, context)):
+                report.admitted(asked.priority)
+                return await self._placing.attempt(needs, run)
 
     async def rerank(self, request: coordinator_pb2.RerankRequest, context: Context) -> bytes:
         """The bytes of a RerankResponse."""
         asked = decode_rerank(request.spec)
         needs = Needs.of_rerank(asked)
+        report = self._events.request(Work.RERANK, request.spec.model)
 
         async def run(running: Running) -> bytes:
             candidate = running.candidate
+            report.asked(candidate, running.number)
             message = runner_pb2.RerankRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.rerank, message, context)
 
-        async with self._admission.admitted(_short(Work.RERANK, asked.priority, context)):
-            return await self._placing.attempt(needs, run)
+        with _told(report):
+            async with self._admission.admitted(_short(Work.RERANK, asked.priority, context)):
+                report.admitted(asked.priority)
+                return await self._placing.attempt(needs, run)
 
     async def count_tokens(self, request: coordinator_pb2.CountTokensRequest, context: Context) -> bytes:
         """The bytes of a CountTokensResponse."""
         needs = Needs.of_token_count(decode_generation(request.spec))
+        report = self._events.request(Work.COUNT_TOKENS, request.spec.model)
 
         async def run(running: Running) -> bytes:
             candidate = running.candidate
+            report.asked(candidate, running.number)
             message = runner_pb2.CountTokensRequest(spec=request.spec)
             message.spec.model = candidate.model.artifact.name
             return await self._single(candidate, needs, lambda channel: channel.count_tokens, message, context)
 
-        async with self._admission.admitted(_short(Work.COUNT_TOKENS, Priority.INTERACTIVE, context)):
-            return await self._placing.attempt(needs, run)
+        with _told(report):
+            async with self._admission.admitted(_short(Work.COUNT_TOKENS, Priority.INTERACTIVE, context)):
+                report.admitted()
+                return await self._placing.attempt(needs, run)
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 
@@ -322,6 +344,21 @@ class Requests:
             output_tokens=delivered.output_tokens,
             **more,
         )
+
+
+@contextmanager
+def _told(report: RequestReport) -> Iterator[None]:
+    """Tells how a request with a single answer ends, when the block is left."""
+    try:
+        yield
+    except ChorusError as error:
+        report.failed(error)
+        raise
+    except (asyncio.CancelledError, grpc.aio.InternalError):
+        report.cancelled()
+        raise
+    else:
+        report.completed()
 
 
 def refuse_unsupported(request: coordinator_pb2.GenerateRequest) -> None:

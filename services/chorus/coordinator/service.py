@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry
 import chorus
 from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from chorus.config import ChorusConfig
+from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
 from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.events import EventBoard
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.hedging import Hedging
 from chorus.coordinator.live import LiveDirectory
@@ -22,10 +24,14 @@ from chorus.coordinator.registries import Registries
 from chorus.coordinator.requests import Requests
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
+from chorus.coordinator.webhooks import Webhook, Webhooks, read_secret
 from chorus.core.errors import ChorusError, InternalError
+from chorus.core.events import EventKind, EventLog
+from chorus.core.events.stats import Stats
 from chorus.core.resilience.breakers import BreakerRules
 from chorus.core.resilience.hedging import HedgeMode
 from chorus.core.resilience.resuming import ResumePolicy
+from chorus.telemetry.event_metrics import EventMetrics
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
 from chorus.transport.process import HostedService
@@ -48,7 +54,14 @@ class CoordinatorService(HostedService):
         metrics = metrics if metrics is not None else new_registry(service="coordinator", version=chorus.__version__)
         generations = GenerationMetrics(metrics)
         clock = asyncio.get_running_loop().time
+        epoch = time.time_ns()
         self.live = LiveDirectory(clock)
+        self.events = EventBoard(EventLog(epoch), clock=clock, wall=time.time)
+        self.live.on_change(self.events.follow)
+        self._webhooks = _webhooks(settings, self.events)
+        stats = Stats(clock())
+        self.events.on_event(lambda event: stats.take(event, clock()))
+        self.events.on_event(EventMetrics(metrics).take)
         self._pool = ChannelPool(self.live, identity=identity, insecure_loopback=insecure)
         self.live.on_change(self._pool.follow)
         self._placing = Placing(
@@ -63,12 +76,13 @@ class CoordinatorService(HostedService):
             ),
             weights=settings.runner_weights,
             metrics=generations,
+            events=self.events,
             rng=rng,
         )
         self._registries = Registries(
             settings.registries, directory=self.live, identity=identity, insecure_loopback=insecure
         )
-        self._watching = Watching(self.live, epoch=time.time_ns())
+        self._watching = Watching(self.live, epoch=epoch)
         self._admission = Admission(
             self._placing, limit=settings.max_requests, max_queued=settings.max_queued, clock=clock
         )
@@ -82,6 +96,7 @@ class CoordinatorService(HostedService):
             self._pool,
             admission=self._admission,
             hedging=self._hedging,
+            events=self.events,
             connect_timeout_s=settings.connect_timeout_s,
             silence_wait_s=settings.resume_wait_s,
             metrics=generations,
@@ -92,6 +107,7 @@ class CoordinatorService(HostedService):
             self._pool,
             self._admission,
             generations,
+            events=self.events,
             identity=identity,
             ttl_s=settings.ticket_ttl_s,
         )
@@ -102,6 +118,8 @@ class CoordinatorService(HostedService):
             granting=self._granting,
             registries=self._registries,
             watching=self._watching,
+            events=self.events,
+            report=lambda: stats.report(clock()),
         )
         self._server = build_server(
             identity=identity,
@@ -130,17 +148,20 @@ class CoordinatorService(HostedService):
         await self._server.start()
         self._watch = asyncio.create_task(self._registries.run())
         self._ready = asyncio.create_task(self._say_healthy())
+        self._webhooks.start()
 
     async def stop(self, grace_s: float) -> None:
         """Takes nothing new, lets requests finish within `grace_s` seconds, and ends."""
         if self._ready is not None:
             self._ready.cancel()
         self._watching.close()
+        self.events.close()
         await self._server.stop(max(grace_s, _ENDING_S))
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
         await self._granting.close()
+        await self._webhooks.stop()
         await self._pool.close()
 
     async def wait_failed(self) -> ChorusError:
@@ -159,6 +180,29 @@ class CoordinatorService(HostedService):
     async def _say_healthy(self) -> None:
         await self.live.wait_until(lambda _: bool(self.live.registries()))
         self._server.health.set_serving(True)
+
+
+def _webhooks(settings: CoordinatorSettings, board: EventBoard) -> Webhooks:
+    """The webhooks as configured. Raises ConfigError where the secret can't be read."""
+    if not settings.webhooks:
+        return Webhooks([])
+    path = settings.webhook_secret_file
+    secret = read_secret(path) if path is not None else None
+    kinds = [EventKind(kind) for kind in settings.webhook_kinds]
+    return Webhooks(
+        [
+            Webhook(
+                url,
+                name=settings.name,
+                kinds=kinds,
+                secret=secret,
+                board=board,
+                wall=time.time,
+                rng=random.Random(),
+            )
+            for url in settings.webhooks
+        ]
+    )
 
 
 _ENDING_S = 0.5

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
-from chorus.api.coordinator.v1 import coordinator_pb2_grpc
+from chorus.api.coordinator.v1 import coordinator_pb2_grpc, stats_pb2
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
+from chorus.coordinator.events import EventBoard, reader_of
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
 from chorus.coordinator.requests import Requests
 from chorus.coordinator.watching import Watching
+from chorus.core.events.stats import Report
 from chorus.core.fleet.listing import list_nodes
 from chorus.core.placement import Needs, trace_of
 from chorus.transport.peer import current_caller
 from chorus.wire.directory import decode_filter, encode_directory_event
 from chorus.wire.generation import decode_generation
+from chorus.wire.mesh_events import decode_cursor, decode_event_filter, encode_told
+from chorus.wire.resources import decode_duration
+from chorus.wire.stats import encode_report
 
 
 class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
@@ -33,13 +38,18 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         granting: Granting,
         registries: Registries,
         watching: Watching,
+        events: EventBoard,
+        report: Callable[[], Report],
     ) -> None:
+        """`report` tells how requests fared lately."""
         self._live = live
         self._placing = placing
         self._requests = requests
         self._granting = granting
         self._registries = registries
         self._watching = watching
+        self._events = events
+        self._report = report
 
     # Those that pass a runner's bytes on are of other types than the generated base class thinks.
 
@@ -84,6 +94,18 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         """Streams the directory."""
         async for event in self._watching.events(without_load=request.without_load):
             yield pb.WatchNodesResponse(event=encode_directory_event(event))
+
+    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.WatchEventsResponse]:
+        """Streams what happens."""
+        condition = decode_event_filter(request.filter, reader=reader_of(current_caller()))
+        after = decode_cursor(request.after) if request.HasField("after") else None
+        since_s = decode_duration(request.since) if request.HasField("since") else None
+        async for told in self._events.watch(condition, after=after, since_s=since_s):
+            yield pb.WatchEventsResponse(events=encode_told(told))
+
+    async def GetStats(self, request: stats_pb2.GetStatsRequest, context: Any) -> stats_pb2.GetStatsResponse:
+        """Tells how requests fared."""
+        return encode_report(self._report())
 
     async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
         """Explains where a generation would go."""

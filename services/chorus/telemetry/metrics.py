@@ -39,7 +39,8 @@ def new_registry(*, service: str, version: str) -> CollectorRegistry:
     return registry
 
 
-def _reasons() -> list[str]:
+def error_reasons() -> list[str]:
+    """The reasons of all errors of the tree: what a label may be."""
     found, tree = [], [ChorusError]
     while tree:
         error = tree.pop()
@@ -59,7 +60,7 @@ class RpcMetrics:
         known = [method.lstrip("/") for method in methods]
         self._method = BoundedLabel(known, limit=len(known) or 256)
         self._code = BoundedLabel(GRPC_CODES, limit=0)
-        self._reason = BoundedLabel(_reasons(), limit=0)
+        self._reason = BoundedLabel(error_reasons(), limit=0)
         self._requests = Counter(
             "chorus_rpc_requests_total", "Calls that have ended.", ["method", "code"], registry=registry
         )
@@ -207,7 +208,7 @@ class GenerationMetrics:
             return Counter(f"chorus_generation_{name}_total", documentation, labels, registry=registry)
 
         self._model = BoundedLabel(models)
-        self._reason = BoundedLabel(_reasons(), limit=0)
+        self._reason = BoundedLabel(error_reasons(), limit=0)
         self._first_token = Histogram(
             "chorus_generation_time_to_first_token_seconds",
             "Time from a request's arrival to its first token.",
@@ -256,7 +257,7 @@ class GenerationMetrics:
         self._retries.labels(self._reason(reason)).inc()
 
     def breaker(self, state: str) -> None:
-        """A circuit breaker opened (`open`) or closed (`closed`)."""
+        """A circuit breaker opened (`open`), is tried with one request (`half_open`), or closed (`closed`)."""
         self._breakers.labels(state).inc()
 
     def hedge(self, outcome: str) -> None:

@@ -149,31 +149,37 @@ class InProcessMesh:
     async def add_coordinator(self, **settings: Any) -> CoordinatorService:
         """Starts another coordinator; it may not know anybody yet."""
         name = f"coordinator-{len(self.coordinators) + 1}"
-        config = self._config(
-            coordinator={
-                "name": name,
-                "listen": _LOOPBACK,
-                "registries": self._registry_endpoints,
-                **self._coordinator_settings,
-                **settings,
-            }
-        )
-        metrics = CollectorRegistry()
-        service = CoordinatorService(
-            config, identity=self.certificates.identity(Role.COORDINATOR, name), metrics=metrics
-        )
+        service, metrics = await self._start_coordinator(name, settings)
         self.coordinator_metrics.append(metrics)
-        self._stack.push_async_callback(service.stop, 0.0)
-        await service.start()
         self.coordinators.append(service)
         return service
 
+    async def restart_coordinator(self, index: int = 0) -> CoordinatorService:
+        """Ends a coordinator and starts another life of it at the same address; what it counts begins anew."""
+        old = self.coordinators[index]
+        address = old.address
+        await old.stop(0.0)
+        self.coordinators[index], self.coordinator_metrics[index] = await self._start_coordinator(
+            f"coordinator-{index + 1}", {"listen": address}
+        )
+        return self.coordinators[index]
+
     # --- using it ---------------------------------------------------------------------------------------------------
 
-    def client(self, *, role: Role = Role.CLIENT, name: str = "client-1", timeout_s: float = 30.0) -> MeshClient:
-        """A client of every coordinator, closed with the mesh."""
+    def client(
+        self,
+        *,
+        role: Role = Role.CLIENT,
+        name: str = "client-1",
+        timeout_s: float = 30.0,
+        coordinators: Sequence[int] | None = None,
+    ) -> MeshClient:
+        """A client of every coordinator, or of some by index, closed with the mesh."""
+        endpoints = self.coordinator_endpoints()
+        if coordinators is not None:
+            endpoints = [endpoints[index] for index in coordinators]
         client = MeshClient(
-            [Endpoint.parse(text) for text in self.coordinator_endpoints()],
+            [Endpoint.parse(text) for text in endpoints],
             identity=self.certificates.identity(role, name),
             timeout_s=timeout_s,
         )
@@ -213,6 +219,26 @@ class InProcessMesh:
         self._stack.push_async_callback(service.stop, 0.0)
         await service.start()
         return service
+
+    async def _start_coordinator(
+        self, name: str, settings: Mapping[str, Any]
+    ) -> tuple[CoordinatorService, CollectorRegistry]:
+        config = self._config(
+            coordinator={
+                "name": name,
+                "listen": _LOOPBACK,
+                "registries": self._registry_endpoints,
+                **self._coordinator_settings,
+                **settings,
+            }
+        )
+        metrics = CollectorRegistry()
+        service = CoordinatorService(
+            config, identity=self.certificates.identity(Role.COORDINATOR, name), metrics=metrics
+        )
+        self._stack.push_async_callback(service.stop, 0.0)
+        await service.start()
+        return service, metrics
 
     def _everybody_is_ready(self, directory: Directory) -> bool:
         entries = [directory.get(service.presence.runner_id) for service in self.runners]

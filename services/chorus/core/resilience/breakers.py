@@ -107,6 +107,11 @@ class Breakers:
             breaker.probe, breaker.probe_at = trial.number, now
         return trial
 
+    def is_probe(self, trial: Trial) -> bool:
+        """Whether an attempt under way is the one by which a half-open breaker is tried."""
+        breaker = self._open.get((trial.runner_id, trial.model))
+        return breaker is not None and breaker.probe == trial.number
+
     def ended(self, trial: Trial, outcome: Outcome, now: float) -> BreakerState | None:
         """An attempt has ended. Returns the breaker's state where that opened or closed it, else None.
 

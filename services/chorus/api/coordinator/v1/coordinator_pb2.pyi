@@ -4,6 +4,7 @@ isort:skip_file
 The service that clients talk to."""
 
 from chorus.api.coordinator.v1 import ensemble_pb2 as _ensemble_pb2
+from chorus.api.events.v1 import events_pb2 as _events_pb2
 from chorus.api.inference.v1 import embedding_pb2 as _embedding_pb2
 from chorus.api.inference.v1 import generation_pb2 as _generation_pb2
 from chorus.api.inference.v1 import rerank_pb2 as _rerank_pb2
@@ -822,6 +823,68 @@ class WatchNodesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchNodesResponse: _TypeAlias = WatchNodesResponse  # noqa: Y015
+
+@_typing.final
+class WatchEventsRequest(_message.Message):
+    """Which events to watch, from where on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def after(self) -> _events_pb2.Cursor:
+        """Go on after this one. Absent: as `since` says. Of another life of the coordinator: all that this one has, after Lost."""
+
+    @_builtins.property
+    def since(self) -> _duration_pb2.Duration:
+        """Without a cursor: begin with what happened in so long a time before now, as far as it is kept. Absent: with what
+        happens from now on.
+        """
+
+    @_builtins.property
+    def filter(self) -> _events_pb2.EventFilter:
+        """Which events. Absent: all."""
+
+    def __init__(
+        self,
+        *,
+        after: _events_pb2.Cursor | None = ...,
+        since: _duration_pb2.Duration | None = ...,
+        filter: _events_pb2.EventFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "filter", b"filter", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "filter", b"filter", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchEventsResponse(_message.Message):
+    """One message of a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _events_pb2.WatchedEvents:
+        """The events, or what is to be told instead."""
+
+    def __init__(
+        self,
+        *,
+        events: _events_pb2.WatchedEvents | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
 
 @_typing.final
 class ExplainPlacementRequest(_message.Message):

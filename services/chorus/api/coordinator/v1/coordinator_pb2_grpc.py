@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2
+from chorus.api.coordinator.v1 import stats_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -81,6 +82,16 @@ class CoordinatorStub:
                 '/chorus.api.coordinator.v1.Coordinator/ExplainPlacement',
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.ExplainPlacementRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.ExplainPlacementResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/chorus.api.coordinator.v1.Coordinator/WatchEvents',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/GetStats',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
 
 
@@ -188,6 +199,28 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """Watches what happens at this coordinator: to the nodes and runners that it sees, and to the requests that it serves.
+        It keeps the latest events alone, so whoever reads too slowly is told what was lost, and slows nobody down. The
+        stream's contract is that of WatchedEvents.
+        Callers: admins; clients too, who are told of their own requests alone, and of nodes, runners and breakers.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
+        Retry: watch again with the last message's cursor, and nothing is told twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStats(self, request, context):
+        """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
+        Callers: clients, admins.
+        Errors: none of its own.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -235,6 +268,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.ExplainPlacement,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.ExplainPlacementRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.ExplainPlacementResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,6 +526,60 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/ExplainPlacement',
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.ExplainPlacementRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.ExplainPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/WatchEvents',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/GetStats',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 The service that clients talk to."""
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as _coordinator_pb2
+from chorus.api.coordinator.v1 import stats_pb2 as _stats_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -98,6 +99,20 @@ class CoordinatorStub:
     Errors: INVALID_ARGUMENT (INVALID_REQUEST). That nobody could serve it is an answer here, not an error.
     Retry: safe; the answer may change with load.
     """
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.WatchEventsRequest, _coordinator_pb2.WatchEventsResponse]
+    """Watches what happens at this coordinator: to the nodes and runners that it sees, and to the requests that it serves.
+    It keeps the latest events alone, so whoever reads too slowly is told what was lost, and slows nobody down. The
+    stream's contract is that of WatchedEvents.
+    Callers: admins; clients too, who are told of their own requests alone, and of nodes, runners and breakers.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
+    Retry: watch again with the last message's cursor, and nothing is told twice.
+    """
+    GetStats: _grpc.UnaryUnaryMultiCallable[_stats_pb2.GetStatsRequest, _stats_pb2.GetStatsResponse]
+    """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
+    Callers: clients, admins.
+    Errors: none of its own.
+    Retry: safe.
+    """
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -168,6 +183,20 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST). That nobody could serve it is an answer here, not an error.
     Retry: safe; the answer may change with load.
+    """
+    WatchEvents: _aio.UnaryStreamMultiCallable[_coordinator_pb2.WatchEventsRequest, _coordinator_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """Watches what happens at this coordinator: to the nodes and runners that it sees, and to the requests that it serves.
+    It keeps the latest events alone, so whoever reads too slowly is told what was lost, and slows nobody down. The
+    stream's contract is that of WatchedEvents.
+    Callers: admins; clients too, who are told of their own requests alone, and of nodes, runners and breakers.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
+    Retry: watch again with the last message's cursor, and nothing is told twice.
+    """
+    GetStats: _aio.UnaryUnaryMultiCallable[_stats_pb2.GetStatsRequest, _stats_pb2.GetStatsResponse]  # type: ignore[assignment]
+    """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
+    Callers: clients, admins.
+    Errors: none of its own.
+    Retry: safe.
     """
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
@@ -290,6 +319,32 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST). That nobody could serve it is an answer here, not an error.
         Retry: safe; the answer may change with load.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _coordinator_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.WatchEventsResponse], _abc.AsyncIterator[_coordinator_pb2.WatchEventsResponse]]:
+        """Watches what happens at this coordinator: to the nodes and runners that it sees, and to the requests that it serves.
+        It keeps the latest events alone, so whoever reads too slowly is told what was lost, and slows nobody down. The
+        stream's contract is that of WatchedEvents.
+        Callers: admins; clients too, who are told of their own requests alone, and of nodes, runners and breakers.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
+        Retry: watch again with the last message's cursor, and nothing is told twice.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStats(
+        self,
+        request: _stats_pb2.GetStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stats_pb2.GetStatsResponse, _abc.Awaitable[_stats_pb2.GetStatsResponse]]:
+        """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
+        Callers: clients, admins.
+        Errors: none of its own.
+        Retry: safe.
         """
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
