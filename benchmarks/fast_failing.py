@@ -4,8 +4,8 @@ back after its repair?
     make bench ONLY=fast_failing
 
 A registry, a coordinator and four runners with the fake engine, each a process of its own, over mutual TLS; 100
-requests a second at random times. One runner begins to fail: every request that reaches it ends at once with an error, so it
-looks idle. Later it is repaired. What reaches it is counted by itself; callers should see nothing of it.
+requests a second at random times. One runner begins to fail: every request that reaches it ends at once with an error,
+so it looks idle. Later it is repaired. What reaches it is counted by itself; callers should see nothing of it.
 """
 
 from __future__ import annotations
