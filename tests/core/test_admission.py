@@ -107,8 +107,21 @@ class AdmissionBesideReference(RuleBasedStateMachine):
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    @rule(caller=st.sampled_from("abc"), priority=st.sampled_from(Priority), lane=st.sampled_from(LANES))
-    def a_request_comes(self, caller: str, priority: Priority, lane: str) -> None:
+    @rule(
+        caller=st.sampled_from("abc"),
+        priority=st.sampled_from(Priority),
+        lane=st.sampled_from(LANES),
+        quickly=st.booleans(),
+    )
+    def a_request_comes(self, caller: str, priority: Priority, lane: str, quickly: bool) -> None:
+        if quickly:
+            expected = not self.waiting and self.has_room(lane, priority)
+            taken = self.queue.take(caller, priority, lane, self.now)
+            assert (taken is not None) is expected
+            if taken is not None:
+                self.add(taken, caller, priority, lane)
+                assert self.expected_turn() == [taken.number]
+                return
         same = [waiter for waiter in self.waiting if waiter.priority is priority]
         evicted: Waiter | None = None
         if len(same) >= self.max_queued and not self.has_room(lane, priority):
@@ -122,7 +135,10 @@ class AdmissionBesideReference(RuleBasedStateMachine):
             theirs = [waiter for waiter in same if waiter.caller == greatest]
             evicted = max(theirs, key=lambda waiter: (waiter.tag, waiter.number))
             self.remove(evicted)
-        ticket = self.queue.offer(caller, priority, lane, self.now)
+        self.add(self.queue.offer(caller, priority, lane, self.now), caller, priority, lane)
+        self.turn(evicted)
+
+    def add(self, ticket: Ticket, caller: str, priority: Priority, lane: str) -> None:
         self.number += 1
         tag = max(self.virtual[priority], self.finish.get((priority, caller), 0.0))
         waiter = Waiter(self.number, caller, priority, lane, self.cost(lane), tag)
@@ -130,7 +146,6 @@ class AdmissionBesideReference(RuleBasedStateMachine):
         self.waiting.append(waiter)
         self.tickets[self.number] = ticket
         assert (ticket.number, ticket.tag, ticket.cost_s) == (waiter.number, waiter.tag, waiter.cost)
-        self.turn(evicted)
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 8.0]))
     def time_passes(self, seconds: float) -> None:

@@ -73,16 +73,18 @@ class Admission:
         """
         now = self._clock()
         deadline = None if asking.time_left_s is None else now + asking.time_left_s
-        ticket = self._queue.offer(
-            asking.caller, asking.priority, asking.lane, now, most_tokens=asking.most_tokens, deadline=deadline
-        )
-        await self._turn_of(ticket, asking, tell, wait=wait)
+        who = (asking.caller, asking.priority, asking.lane, now)
+        ticket = self._queue.take(*who, most_tokens=asking.most_tokens, deadline=deadline)
+        if ticket is None:
+            ticket = self._queue.offer(*who, most_tokens=asking.most_tokens, deadline=deadline)
+            await self._turn_of(ticket, asking, tell, wait=wait)
         return Place(ticket)
 
     def leave(self, place: Place, *, well: bool) -> None:
         """Gives a place back; only who ended `well` tells how long one takes."""
         self._queue.ended(place.ticket, self._clock(), tokens=place.tokens, well=well)
-        self.turn()
+        if self._queue.waiting:
+            self.turn()
 
     def turn(self) -> None:
         """Lets everybody go whose turn it is. Call it whenever the mesh has changed."""

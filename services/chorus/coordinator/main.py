@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from prometheus_client import CollectorRegistry
 
 import chorus
@@ -17,6 +19,9 @@ def run(config: ChorusConfig) -> int:
 
     def build(metrics: CollectorRegistry) -> CoordinatorService:
         identity = load_identity(config.mesh, Role.COORDINATOR, config.coordinator.name)
+        # Modules and classes stay for ever: without them a full collection, which stops every stream, takes a tenth.
+        gc.collect()
+        gc.freeze()
         return CoordinatorService(config, identity=identity, metrics=metrics)
 
     return run_service(

@@ -120,6 +120,14 @@ class _Waiting:
 
     def served(self, ticket: Ticket) -> None:
         self.remove(ticket)
+        self._advance(ticket)
+
+    def passed(self, ticket: Ticket) -> None:
+        """One is served that never stood here."""
+        self._finish[ticket.caller] = ticket.tag + ticket.cost_s
+        self._advance(ticket)
+
+    def _advance(self, ticket: Ticket) -> None:
         self.virtual = max(self.virtual, ticket.tag)
         if len(self._finish) > _MAX_IDLE_CALLERS:
             self._finish = {
@@ -205,6 +213,33 @@ class AdmissionQueue:
         queue.add(ticket)
         return ticket
 
+    def take(
+        self,
+        caller: str,
+        priority: Priority,
+        lane: str,
+        now: float,
+        *,
+        most_tokens: int = 0,
+        deadline: float | None = None,
+    ) -> Ticket | None:
+        """Admits a request as `offer` and `turn` would where nobody waits and there is room; None where that isn't so.
+
+        It is the way of almost every request, and a good deal quicker. Raises OverloadedError as `offer` does.
+        """
+        if self.waiting or self._evicted or not self._has_room(lane, priority):
+            return None
+        queue = self._queues[priority]
+        pace = self._paces.get(lane)
+        cost_s = pace.expected_s(most_tokens) if pace is not None else UNMEASURED_S
+        if deadline is not None and self._is_hopeless(lane, now, cost_s, deadline):
+            raise self._too_late(0.0, cost_s)
+        self._number += 1
+        ticket = Ticket(self._number, caller, priority, lane, cost_s, deadline, queue.next_tag(caller))
+        queue.passed(ticket)
+        self._begin(ticket, now)
+        return ticket
+
     def turn(self, now: float) -> Turn:
         """Admits everybody who may go now."""
         turn = Turn(refused=self._evicted)
@@ -219,8 +254,7 @@ class AdmissionQueue:
                     turn.refused.append((ticket, self._too_late(0.0, ticket.cost_s)))
                     continue
                 queue.served(ticket)
-                self._running[ticket.number] = (ticket, now)
-                self._running_of[ticket.lane] += 1
+                self._begin(ticket, now)
                 turn.admitted.append(ticket)
         return turn
 
@@ -261,6 +295,10 @@ class AdmissionQueue:
             return wait_s
         of_lane = sum(self._queues[other].of_lane[lane] for other in classes)
         return max(wait_s, _drained_s(of_lane, self._running_of[lane], _places(priority, slots), pace.typical_s))
+
+    def _begin(self, ticket: Ticket, now: float) -> None:
+        self._running[ticket.number] = (ticket, now)
+        self._running_of[ticket.lane] += 1
 
     def _has_room(self, lane: str, priority: Priority) -> bool:
         if len(self._running) >= self._limit:

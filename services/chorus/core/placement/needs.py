@@ -141,6 +141,7 @@ class Needs:
     @classmethod
     def of_token_count(cls, request: GenerationRequest, *, allow_external: bool = False) -> Needs:
         """What counting a prompt's tokens needs: its template and tokenizer, however long it is."""
+        requirements = request.requirements
         asked = GenerationRequest(
             model=request.model, prompt=request.prompt, tools=request.tools, tool_choice=request.tool_choice
         )
@@ -148,7 +149,7 @@ class Needs:
             Work.COUNT_TOKENS,
             request.model,
             asked.needed_features() | {Feature.TOKENIZE},
-            replace(request.requirements, context_length=0),
+            replace(requirements, context_length=0) if requirements.context_length else requirements,
             least=0,
             likely=0,
             prompt_tokens=0,
