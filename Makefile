@@ -48,6 +48,7 @@ protos: ## generate services/chorus/api from protos/
 BENCHMARKS := serving fairness engine speculation placement hop failover
 bench: ## measure, beside llama-server too, and judge (over an hour); ONLY="serving engine" picks, ARGS=--quick is a first look
 	@$(SETUP)
+	-@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.txt
 	@status=0; for name in $(or $(ONLY),$(BENCHMARKS)); do echo "## $$name"; echo; \
 		$(BIN)/python benchmarks/$$name.py $(ARGS) || status=1; echo; done; exit $$status
 

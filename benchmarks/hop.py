@@ -1,14 +1,19 @@
-"""What the hop through a coordinator costs, beside a bare grpc.aio byte relay in the same run.
+"""What the hop through a coordinator costs, beside a bare grpc.aio byte relay and Envoy in the same run; and none.
 
-Four processes on loopback, all over mutual TLS: a registry, a runner with the fake engine, a coordinator, and a relay
-that only passes bytes on. The same calls go directly to the runner, through the relay and through the coordinator, in
-interleaved rounds. The engine stamps each token with CLOCK_MONOTONIC, which all processes of a machine share, so the
-latency of every single message is known.
+Processes on loopback, all over mutual TLS 1.3: a registry, a runner with the fake engine, a coordinator, a relay that
+only passes bytes on, and Envoy with one worker. The same calls go directly to the runner (as an admin, who needs no
+ticket), in direct mode (a client with a ticket, which it gets from the coordinator first), and through each of the
+three, in interleaved rounds. The engine stamps each token with CLOCK_MONOTONIC, which all processes of a machine share,
+so the latency of every single message is known.
 
   unary      CountTokens, one after another: the round trip
-  first      Generate: from the call to the first token; the engine's own 20 ms are in it on every path
+  first      Generate: from the call to the first token; the engine's own 20 ms are in it on every path, and the
+             request for a ticket in direct mode
   message    each token of 8 streams at 50 tokens a second: from the engine to the client
   capacity   16 streams as fast as they go: messages for each second of CPU that the process in the middle used
+
+Exits with 1 where a bar is missed: what the coordinator adds to a message and to a first token is at most 1.3 times
+what the bare relay adds (medians), and direct mode adds nothing to a message.
 """
 
 from __future__ import annotations
@@ -30,12 +35,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import envoy_hop
 import grpc.aio
 import psutil
 from prometheus_client import CollectorRegistry
 
 from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.api.inference.v1 import generation_pb2
+from chorus.api.runner.v1 import runner_pb2
 from chorus.config import load_config
 from chorus.core.generation import Event, GenerationRequest, Priority, TokenDelta
 from chorus.core.identity import Role
@@ -49,7 +56,12 @@ from chorus.transport.process import load_identity, run_service
 PACED_STREAMS, PACED_RATE, PACED_TOKENS = 8, 50.0, 100
 FREE_STREAMS, FREE_TOKENS = 16, 400
 UNARY_CALLS = 150
-PATHS = ("direct", "relay", "coordinator")
+SHARES = (0.50, 0.99)
+PATHS = ("direct", "ticket", "relay", "envoy", "coordinator")
+MIDDLES = ("relay", "envoy", "coordinator")
+HOP_BAR = 1.3
+# What two measurements of the same path differ by, in milliseconds.
+NOTHING_MS = 0.05
 COORDINATOR, RUNNER = "/chorus.api.coordinator.v1.Coordinator/", "/chorus.api.runner.v1.ModelRunner/"
 
 
@@ -98,6 +110,11 @@ class Mesh:
     channels: dict[str, grpc.aio.Channel]
     processes: dict[str, psutil.Process]
 
+    @property
+    def paths(self) -> list[str]:
+        """Those that there are: Envoy may not be installed."""
+        return [path for path in PATHS if path in self.channels]
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody has just now."""
@@ -116,7 +133,7 @@ def processes_in(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]
     def start(name: str, *command: str, environ: dict[str, str]) -> subprocess.Popen[str]:
         with (folder / f"{name}.log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                command,
                 env={**os.environ, **environ},
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -143,14 +160,16 @@ async def running_mesh(folder: Path) -> AsyncIterator[Mesh]:
     """The four processes, up once a generation went through each path."""
     certificates = MeshCertificates()
     members = (Role.REGISTRY, "registry"), (Role.RUNNER, "bench"), (Role.COORDINATOR, "coordinator")
-    for role, name in (*members, (Role.COORDINATOR, "relay"), (Role.ADMIN, "bench")):
+    others = (Role.COORDINATOR, "relay"), (Role.COORDINATOR, "envoy"), (Role.CLIENT, "bench"), (Role.ADMIN, "bench")
+    for role, name in (*members, *others):
         certificates.leaf(role, name).write(folder)
-    registry, runner, coordinator = free_ports(3)
+    registry, runner, coordinator, envoy = free_ports(4)
     environ = {
         "CHORUS_MESH__TRUST_DOMAIN": certificates.authority.trust_domain,
         "CHORUS_MESH__CERTS_DIR": str(folder),
         "CHORUS_LOG__FORMAT": "json",
         "CHORUS_REGISTRY__LISTEN": f"127.0.0.1:{registry}",
+        "CHORUS_REGISTRY__LEASE_TTL_S": "30",  # nobody leaves because the machine is busy with the benchmark
         "CHORUS_RUNNER__LISTEN": f"127.0.0.1:{runner}",
         "CHORUS_RUNNER__REGISTRIES": f"127.0.0.1:{registry}",
         "CHORUS_COORDINATOR__LISTEN": f"127.0.0.1:{coordinator}",
@@ -158,25 +177,43 @@ async def running_mesh(folder: Path) -> AsyncIterator[Mesh]:
     }
     runner_id = certificates.id(Role.RUNNER, "bench")
     with processes_in(folder) as start:
-        start("registry", "-m", "chorus.cli.main", "registry", environ=environ)
-        start("runner", __file__, "--serve-runner", environ=environ)
-        middle = start("coordinator", "-m", "chorus.cli.main", "coordinator", environ=environ)
+        start("registry", sys.executable, "-m", "chorus.cli.main", "registry", environ=environ)
+        start("runner", sys.executable, __file__, "--serve-runner", environ=environ)
+        middles = {
+            "coordinator": start("coordinator", sys.executable, "-m", "chorus.cli.main", "coordinator", environ=environ)
+        }
         relay_file = str(Path(__file__).with_name("relay.py"))
         upstream = f"127.0.0.1:{runner}", str(runner_id), str(folder / "coordinator-relay")
-        relay = start("relay", relay_file, *upstream, environ=environ)
+        relay = middles["relay"] = start("relay", sys.executable, relay_file, *upstream, environ=environ)
         assert relay.stdout is not None
         relay_port = int(await asyncio.to_thread(relay.stdout.readline))
-        identity = TlsIdentity.load(folder / "admin-bench")  # whom runners answer without a ticket
+        client, admin = TlsIdentity.load(folder / "client-bench"), TlsIdentity.load(folder / "admin-bench")
+        ways = [
+            ("direct", runner, Role.RUNNER, "bench", admin),
+            ("ticket", runner, Role.RUNNER, "bench", client),
+            ("grantor", coordinator, Role.COORDINATOR, "coordinator", client),
+            ("relay", relay_port, Role.COORDINATOR, "relay", client),
+            ("coordinator", coordinator, Role.COORDINATOR, "coordinator", client),
+        ]
+        if (program := envoy_hop.executable()) is not None:
+            configuration = folder / "envoy.json"
+            envoy_hop.write_configuration(
+                configuration,
+                port=envoy,
+                own=folder / "coordinator-envoy",
+                upstream_port=runner,
+                upstream_name=runner_id.dns_name,
+                prefixes=(COORDINATOR, RUNNER),
+            )
+            words = ("--config-path", str(configuration), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
+            middles["envoy"] = start("envoy", str(program), *words, environ={})
+            ways.append(("envoy", envoy, Role.COORDINATOR, "envoy", client))
         async with contextlib.AsyncExitStack() as stack:
             channels = {}
-            for path, port, role, name in (
-                ("direct", runner, Role.RUNNER, "bench"),
-                ("relay", relay_port, Role.COORDINATOR, "relay"),
-                ("coordinator", coordinator, Role.COORDINATOR, "coordinator"),
-            ):
+            for path, port, role, name, identity in ways:
                 channel = open_channel(f"127.0.0.1:{port}", identity=identity, server=certificates.id(role, name))
                 channels[path] = await stack.enter_async_context(channel)
-            mesh = Mesh(channels, {"relay": psutil.Process(relay.pid), "coordinator": psutil.Process(middle.pid)})
+            mesh = Mesh(channels, {name: psutil.Process(process.pid) for name, process in middles.items()})
             await until_ready(mesh, folder)
             yield mesh
 
@@ -184,7 +221,7 @@ async def running_mesh(folder: Path) -> AsyncIterator[Mesh]:
 async def until_ready(mesh: Mesh, folder: Path) -> None:
     """Returns once a generation went through each path; says what the processes said if none does in 30 seconds."""
     deadline = time.monotonic() + 30
-    for path in PATHS:
+    for path in mesh.paths:
         while True:
             try:
                 async for _ in generate(mesh, path, tokens=1, paced=False):
@@ -205,19 +242,27 @@ def logs_in(folder: Path) -> str:
 
 
 def prefix(path: str) -> str:
-    """The relay speaks as a coordinator, like whom it is measured against."""
-    return RUNNER if path == "direct" else COORDINATOR
+    """The relays speak as a coordinator, like whom they are measured against."""
+    return RUNNER if path in ("direct", "ticket") else COORDINATOR
 
 
 async def generate(mesh: Mesh, path: str, *, tokens: int, paced: bool) -> AsyncIterator[generation_pb2.GenerationEvent]:
     """The events of a generation."""
-    request = coordinator_pb2.GenerateRequest()
+    request: coordinator_pb2.GenerateRequest | runner_pb2.GenerateRequest = coordinator_pb2.GenerateRequest()
     request.spec.prompt = "how much does a hop cost?"
     request.spec.stop.max_tokens = tokens
     request.spec.priority = generation_pb2.PRIORITY_INTERACTIVE if paced else generation_pb2.PRIORITY_BATCH
+    if path == "ticket":
+        place = mesh.channels["grantor"].unary_unary(
+            f"{COORDINATOR}Place",
+            request_serializer=coordinator_pb2.PlaceRequest.SerializeToString,
+            response_deserializer=coordinator_pb2.PlaceResponse.FromString,
+        )
+        placed = await place(coordinator_pb2.PlaceRequest(spec=request.spec), timeout=10)
+        request = runner_pb2.GenerateRequest(spec=request.spec, ticket=placed.ticket)
     call = mesh.channels[path].unary_stream(
         f"{prefix(path)}Generate",
-        request_serializer=coordinator_pb2.GenerateRequest.SerializeToString,
+        request_serializer=type(request).SerializeToString,
         response_deserializer=coordinator_pb2.GenerateResponse.FromString,
     )(request, timeout=60)
     try:
@@ -291,15 +336,20 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def measure(rounds: int) -> None:
-    """Runs the rounds and prints the table."""
-    found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+Found = dict[tuple[str, str], list[list[float]]]
+Rates = dict[tuple[str, str], list[float]]
+
+
+async def measure(rounds: int) -> int:
+    """Runs the rounds and prints the tables; returns the exit code."""
+    found: Found = defaultdict(list)
+    rates: Rates = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="chorus-hop-") as folder:
         async with running_mesh(Path(folder)) as mesh:
+            paths = mesh.paths
             for number in range(rounds + 1):
-                for path in random.sample(PATHS, len(PATHS)):
-                    unary = await unary_latencies(mesh, path)
+                for path in random.sample(paths, len(paths)):
+                    unary = [] if path == "ticket" else await unary_latencies(mesh, path)
                     first, later = await message_latencies(mesh, path)
                     total, per_cpu = await capacity(mesh, path)
                     if number == 0:
@@ -312,12 +362,17 @@ async def measure(rounds: int) -> None:
                 if number:
                     print(f"\rround {number}/{rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    print_table(found, rates, rounds)
+    print_tables(found, rates, paths, rounds)
+    return judge(found)
 
 
-def print_table(
-    found: dict[tuple[str, str], list[list[float]]], rates: dict[tuple[str, str], list[float]], rounds: int
-) -> None:
+def added(found: Found, kind: str, path: str, share: float) -> list[float]:
+    """What a path adds to the direct one in each round, in milliseconds; empty where it wasn't measured."""
+    pairs = zip(found[kind, path], found[kind, "direct"], strict=True)
+    return [percentile(values, share) - percentile(base, share) for values, base in pairs if values]
+
+
+def print_tables(found: Found, rates: Rates, paths: list[str], rounds: int) -> None:
     """Latencies with what each path adds to the direct one, then rates; medians over the rounds."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
@@ -325,41 +380,59 @@ def print_table(
     )
     versions = f"grpcio {grpc.__version__}, Python {sys.version.split()[0]}"
     print(f"{rounds} interleaved rounds on {os.cpu_count()} cores of {cpu}; {versions}; loopback, mutual TLS 1.3\n")
-    print("| latency (ms) | direct p50 | p99 | relay adds p50 | p99 | coordinator adds p50 | p99 | ratio p50 | p99 |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    others = paths[1:]
+    print("| latency (ms) | direct p50 | p99 |" + "".join(f" {path} adds p50 | p99 |" for path in others))
+    print("|---|---|---|" + "---|---|" * len(others))
     for kind in ("unary", "first", "message"):
-        cells = []
-        for share in (0.50, 0.99):
-            direct = [percentile(values, share) for values in found[kind, "direct"]]
-            added = {
-                path: [percentile(values, share) - base for values, base in zip(found[kind, path], direct, strict=True)]
-                for path in ("relay", "coordinator")
-            }
-            relay, coordinator = (statistics.median(added[path]) for path in ("relay", "coordinator"))
-            cells.append((statistics.median(direct), relay, coordinator, coordinator / relay))
-        rows = [[f"{cell[column]:.2f}" for cell in cells] for column in range(4)]
-        print(f"| {kind} | " + " | ".join(value for row in rows for value in row) + " |")
-    print("\n| 16 streams at full speed | direct | relay | coordinator | coordinator / relay |")
-    print("|---|---|---|---|---|")
+        cells = [statistics.median(percentile(values, share) for values in found[kind, "direct"]) for share in SHARES]
+        shown = [f"{cell:.2f}" for cell in cells]
+        for path in others:
+            for share in SHARES:
+                values = added(found, kind, path, share)
+                shown.append(f"{statistics.median(values):.2f}" if values else "-")
+        print(f"| {kind} | " + " | ".join(shown) + " |")
+    print("\n| 16 streams at full speed |" + "".join(f" {path} |" for path in paths) + " coordinator / relay |")
+    print("|---|" + "---|" * (len(paths) + 1))
     for kind in ("messages/s", "messages/CPU s"):
-        direct, relay, coordinator = (statistics.median(rates[kind, path]) for path in PATHS)
+        middles = [statistics.median(rates[kind, path]) for path in paths]
         pairs = zip(rates[kind, "coordinator"], rates[kind, "relay"], strict=True)
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        shown = f"{direct:,.0f}" if direct else "-"
-        print(f"| {kind} | {shown} | {relay:,.0f} | {coordinator:,.0f} | {ratio:.2f} |")
+        print(f"| {kind} | " + " | ".join(f"{rate:,.0f}" if rate else "-" for rate in middles) + f" | {ratio:.2f} |")
+
+
+def judge(found: Found) -> int:
+    """Says whether the bars are met; returns the exit code."""
+    print()
+    good = True
+    for kind in ("message", "first"):
+        ours, theirs = (statistics.median(added(found, kind, path, 0.5)) for path in ("coordinator", "relay"))
+        met = ours <= HOP_BAR * theirs
+        good &= met
+        print(
+            f"{'met' if met else 'MISSED'}: the coordinator adds {ours:.2f} ms to a {kind}, a bare relay {theirs:.2f} "
+            f"ms: {ours / theirs:.2f} times (bar: {HOP_BAR})"
+        )
+    more = statistics.median(added(found, "message", "ticket", 0.5))
+    met = more <= NOTHING_MS
+    good &= met
+    print(
+        f"{'met' if met else 'MISSED'}: direct mode adds {more:.2f} ms to a message (bar: nothing, to {NOTHING_MS} ms)"
+    )
+    if ("message", "envoy") not in found:
+        print(f"not measured: Envoy, which isn't installed here ({envoy_hop.INSTALL})")
+    return 0 if good else 1
 
 
 def main() -> int:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (default: 10, some 3 minutes)")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (default: 10, some 4 minutes)")
     parser.add_argument("--quick", action="store_true", help="one round: does it run at all?")
     parser.add_argument("--serve-runner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_runner:
         return serve_runner()
-    asyncio.run(measure(1 if arguments.quick else arguments.rounds))
-    return 0
+    return asyncio.run(measure(1 if arguments.quick else arguments.rounds))
 
 
 if __name__ == "__main__":

