@@ -33,6 +33,8 @@ from chorus.testing.service import make_fake_engine
 sys.exit(run(ChorusConfig.model_validate(json.loads(sys.argv[1])), make_engine=make_fake_engine))
 """
 
+COORDINATOR = REGISTRY.replace("chorus.registry.main", "chorus.coordinator.main")
+
 
 class Child:
     """A process that logs JSON on standard error."""

@@ -23,6 +23,14 @@ _PHASES = {
     Phase.DOWNLOADING: "fetching the model",
     Phase.VERIFYING: "checking the model's file",
 }
+# Why a runner no longer answers, by the error's reason.
+_LOST = {
+    "UNAVAILABLE": "was lost",
+    "CANCELLED": "was lost",
+    "DRAINING": "is leaving the mesh",
+    "ENGINE_FAILED": "had trouble with its engine",
+    "OUT_OF_MEMORY": "ran out of memory",
+}
 # As the protos call them, so that what is piped from here and from grpcurl reads alike.
 _EVENTS: dict[type[ClientEvent], str] = {
     Queued: "queued",
@@ -128,6 +136,7 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
     try:
         async with generation:
             async for event in generation:
+                before = answer.runner_id
                 answer.take(event)
                 if isinstance(event, TokenDelta):
                     waiting.end()
@@ -136,7 +145,7 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
                         sys.stdout.flush()
                 elif isinstance(event, AttemptChanged):
                     waiting.end()
-                    err().print(f"\n[yellow]{event.runner_id} goes on: {event.reason}[/]")
+                    _say(going_on(event, before), wrap)
                 else:
                     waiting.hears(event)
     finally:
@@ -145,6 +154,28 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
             sys.stdout.write("\n")
         sys.stdout.flush()
     return answer
+
+
+def going_on(changed: AttemptChanged, before: str) -> str:
+    """One line for a person on who goes on with an answer, and why; `before` is the runner that had it."""
+    if changed.coordinator:
+        what = f"the coordinator was lost; the one at {changed.coordinator.rpartition('@')[2]} goes on"
+    elif changed.runner_id == before:
+        what = f"{before} {_LOST.get(changed.reason, 'broke off')}, and goes on itself"
+    else:
+        what = f"{before} {_LOST.get(changed.reason, 'broke off')}; {changed.runner_id} goes on"
+    from_text = ", from the text alone, so that a word may be repeated" if changed.from_text else ""
+    return f"{what} where it stopped{from_text} ({changed.gap_s:.1f} s without a word)"
+
+
+def _say(line: str, wrap: WordWrap | None) -> None:
+    """On a line of its own, below the text so far; where the text goes elsewhere, it is not touched."""
+    from rich.text import Text
+
+    if wrap is not None:
+        sys.stdout.write(wrap.break_line())
+        sys.stdout.flush()
+    err().print(Text(line, "dim"), soft_wrap=not err().is_terminal)
 
 
 async def stream_events(generation: Generation) -> Answer:

@@ -24,6 +24,11 @@ class WordWrap:
         """Returns what to write for the next piece."""
         return "".join(map(self._put, text))
 
+    def break_line(self) -> str:
+        """Returns what to write so that what comes next has a line of its own; the text goes on below."""
+        line, self._column, self._word = "\n" if self._column else "", 0, ""
+        return line
+
     def _put(self, character: str) -> str:
         if character == "\n":
             self._column, self._word = 0, ""

@@ -1,160 +1,265 @@
-"""The coordinators that a client knows: one is asked, and the next one where it cannot be reached."""
+"""The coordinators that a client knows: calls are spread over them, and go to another one where one fails."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import AsyncGenerator, Container, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from chorus.api.coordinator.v1 import coordinator_pb2_grpc
+from chorus.client.channel import CoordinatorChannel
 from chorus.config import Endpoint
-from chorus.core.errors import ChorusError, ConfigError, DeadlineExceededError, DrainingError, UnavailableError
-from chorus.core.identity import Role, SpiffeId
+from chorus.core.errors import (
+    CancelledError,
+    ChorusError,
+    ConfigError,
+    DeadlineExceededError,
+    DrainingError,
+    InternalError,
+    UnavailableError,
+)
+from chorus.core.resilience.peers import Peers
+from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry import context
-from chorus.transport import TlsIdentity, open_channel
+from chorus.transport import TlsIdentity
+from chorus.transport.guarding import StreamGuard
 from chorus.wire.errors import from_rpc_error
 
+COORDINATOR = "coordinator"
+"""In an error's metadata: the coordinator that is itself the trouble. Whatever else it says is the mesh's answer."""
+UNREACHED = "unreached"
+"""The same for one with which there was no connection, so that it knows nothing of the call."""
+
+Metadata = tuple[tuple[str, str], ...]
+
 _CLOSED = "this client is closed"
-
-
-@dataclass(slots=True)
-class _Coordinator:
-    """One of them, dialled when it is first asked."""
-
-    endpoint: Endpoint
-    channel: grpc.aio.Channel | None = None
-    stub: Any = None
+# A coordinator that lives says so itself where a runner is stuck; only its own silence counts.
+_PATIENCE = StreamPatience(stall_s=float("inf"))
+# One that shows no sign of life is left so much later where there is no other.
+_LAST_ONE_S = 7.5
 
 
 class Coordinators:
-    """Calls to whichever coordinator answers. The one that answered last is asked first."""
+    """Calls to coordinators. `rng` chooses the one that is asked first."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, identity: TlsIdentity | None, insecure_loopback: bool, timeout_s: float
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        identity: TlsIdentity | None,
+        insecure_loopback: bool,
+        timeout_s: float,
+        rng: random.Random | None = None,
     ) -> None:
         if not endpoints:
             raise ConfigError("a client needs the address of a coordinator (client.coordinators)")
-        self._coordinators = [_Coordinator(endpoint.named("coordinator")) for endpoint in endpoints]
-        self._identity = identity
-        self._insecure_loopback = insecure_loopback
+        rng = rng if rng is not None else random.Random()
+        self._peers = Peers(len(endpoints), rng.randrange(len(endpoints)))
+        self._coordinators = [
+            CoordinatorChannel(
+                place,
+                endpoint.named("coordinator"),
+                identity=identity,
+                insecure_loopback=insecure_loopback,
+                on_failed=lambda place: self._peers.failed(place, self.now),
+                on_recovered=self._peers.recovered,
+            )
+            for place, endpoint in enumerate(endpoints)
+        ]
         self._timeout_s = timeout_s
-        self._last_good = 0
         self._closed = False
+
+    @property
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def choose(self, without: Container[int] = ()) -> CoordinatorChannel | None:
+        """The one to ask next, at none of those places; None where nobody is left. Raises where all is closed."""
+        if self._closed:
+            raise UnavailableError(_CLOSED)
+        place = self._peers.choose(without)
+        return None if place is None else self._coordinators[place]
+
+    # --- calls to whoever answers -----------------------------------------------------------------------------------
 
     async def single(self, name: str, request: Any) -> Any:
         """The answer of a unary RPC. Raises ChorusErrors, UnavailableError where no coordinator can be reached."""
-        metadata = self._metadata()
-        problems: list[ChorusError] = []
-        for index in self._order():
+        metadata = metadata_now()
+        problems: dict[int, ChorusError] = {}
+        while (coordinator := self.choose(problems)) is not None:
             try:
-                answer = await self._method(index, name)(request, timeout=self._timeout_s, metadata=metadata)
-            except grpc.RpcError as error:
-                problems.append(self._error(index, error, self._timeout_s))
-                if not _may_try_next(problems[-1]):
-                    raise problems[-1] from error
-            except asyncio.CancelledError:
-                self._raise_if_closed()
-                raise
-            else:
-                self._last_good = index
-                return answer
-        raise self._nobody(problems)
+                return await self._single(coordinator, name, request, metadata)
+            except ChorusError as error:
+                if not lost(error):
+                    raise
+                problems[coordinator.place] = error
+        raise nobody(problems.values())
 
-    async def stream(self, name: str, request: Any, timeout_s: float | None) -> AsyncGenerator[Any]:
-        """The messages of a streaming RPC; the next coordinator is asked only while nothing has come.
+    async def stream(self, name: str, request: Any) -> AsyncGenerator[Any]:
+        """The messages of a streaming RPC without a deadline; the next one is asked only while nothing has come.
 
-        `timeout_s` None: no deadline. Closing it ends the call. Raises as `single`.
+        Closing it ends the call. Raises as `single`.
         """
-        metadata = self._metadata()
-        problems: list[ChorusError] = []
-        for index in self._order():
-            call = self._method(index, name)(request, timeout=timeout_s, metadata=metadata)
+        metadata = metadata_now()
+        problems: dict[int, ChorusError] = {}
+        while (coordinator := self.choose(problems)) is not None:
             begun = False
+            messages = self.messages(coordinator, name, request, timeout_s=None, metadata=metadata)
             try:
-                async for message in call:
-                    if not begun:
-                        begun, self._last_good = True, index
+                async for message in messages:
+                    begun = True
                     yield message
-            except grpc.RpcError as error:
-                problems.append(self._error(index, error, timeout_s))
-                if begun or not _may_try_next(problems[-1]):
-                    raise problems[-1] from error
-            except asyncio.CancelledError:
-                self._raise_if_closed()
-                raise
+            except ChorusError as error:
+                if begun or not lost(error):
+                    raise
+                problems[coordinator.place] = error
             else:
                 return
             finally:
-                call.cancel()
-        raise self._nobody(problems)
+                await messages.aclose()
+        raise nobody(problems.values())
+
+    # --- calls to one of them ---------------------------------------------------------------------------------------
+
+    async def messages(
+        self,
+        coordinator: CoordinatorChannel,
+        name: str,
+        request: Any,
+        *,
+        timeout_s: float | None,
+        metadata: Metadata,
+        given_s: float | None = None,
+    ) -> AsyncGenerator[Any]:
+        """The messages of one streaming call; closing it ends the call. `given_s` is what an error says of the time.
+
+        Raises ChorusErrors; those of which the coordinator itself is the trouble are `lost`.
+        """
+        call = coordinator.method(name)(request, timeout=timeout_s, metadata=metadata)
+        guard = self._guard(coordinator, call)
+        self._peers.began(coordinator.place)
+        try:
+            with guard:
+                async for message in call:
+                    guard.watch.heard(self.now, tokens=False)
+                    self._peers.answered(coordinator.place)
+                    yield message
+                    guard.watch.listening(self.now)
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise self._failure(coordinator, guard, error, given_s or timeout_s) from error
+        finally:
+            self._peers.ended(coordinator.place)
+            # Whatever ended it: an abandoned call would go on for nobody.
+            call.cancel()
 
     async def close(self) -> None:
         """Ends every call and closes every channel."""
         self._closed = True
-        for coordinator in self._coordinators:
-            if coordinator.channel is not None:
-                await coordinator.channel.close()
-                coordinator.channel = coordinator.stub = None
+        await asyncio.gather(*(coordinator.close() for coordinator in self._coordinators))
 
-    def _order(self) -> list[int]:
-        count = len(self._coordinators)
-        return [(self._last_good + offset) % count for offset in range(count)]
+    async def _single(self, coordinator: CoordinatorChannel, name: str, request: Any, metadata: Metadata) -> Any:
+        call = coordinator.method(name)(request, timeout=self._timeout_s, metadata=metadata)
+        guard = self._guard(coordinator, call)
+        self._peers.began(coordinator.place)
+        try:
+            with guard:
+                answer = await call
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise self._failure(coordinator, guard, error, self._timeout_s) from error
+        finally:
+            self._peers.ended(coordinator.place)
+            call.cancel()
+        self._peers.answered(coordinator.place)
+        return answer
 
-    def _method(self, index: int, name: str) -> Callable[..., Any]:
-        if self._closed:
-            raise UnavailableError(_CLOSED)
-        coordinator = self._coordinators[index]
-        if coordinator.channel is None:
-            server: SpiffeId | str = ""
-            if self._identity is not None:
-                domain = self._identity.spiffe_id.trust_domain
-                server = SpiffeId(domain, Role.COORDINATOR, coordinator.endpoint.name or "coordinator")
-            coordinator.channel = open_channel(
-                coordinator.endpoint.authority,
-                identity=self._identity,
-                server=server,
-                insecure_loopback=self._insecure_loopback,
-            )
-            coordinator.stub = coordinator_pb2_grpc.CoordinatorStub(coordinator.channel)
-        method: Callable[..., Any] = getattr(coordinator.stub, name)
-        return method
-
-    def _raise_if_closed(self) -> None:
-        """Where a call was cancelled because its channel was closed, its caller was not, and must not think so."""
-        task = asyncio.current_task()
-        if self._closed and (task is None or not task.cancelling()):
-            raise UnavailableError(_CLOSED) from None
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """The ids of the request that this call is part of, or of a new one."""
-        with context.bound(context.current() or context.new_context()):
-            return context.outgoing_metadata()
-
-    def _error(self, index: int, error: grpc.RpcError, timeout_s: float | None) -> ChorusError:
-        failure = from_rpc_error(error, peer=f"the coordinator {self._coordinators[index].endpoint}")
-        if isinstance(failure, DeadlineExceededError) and timeout_s is not None and "grpc_code" in failure.metadata:
-            return DeadlineExceededError(
-                f"it took longer than the {timeout_s:g} s that it was given; client.timeout_s gives it more",
-                metadata=failure.metadata,
-            )
-        return failure
-
-    def _nobody(self, problems: list[ChorusError]) -> ChorusError:
-        if len(problems) == 1 and isinstance(problems[0], DrainingError):
-            return problems[0]
-        told = "; ".join(dict.fromkeys(problem.message for problem in problems))
-        return UnavailableError(
-            f"no coordinator answers: {told}. Is the mesh up? `chorus up` starts one on this machine, "
-            "`chorus status` shows it"
+    def _guard(self, coordinator: CoordinatorChannel, call: Any) -> StreamGuard:
+        return StreamGuard(
+            coordinator,
+            call,
+            patience=_PATIENCE,
+            wait_s=_LAST_ONE_S,
+            goes_elsewhere=lambda _alive: self._peers.others(coordinator.place),
+            clock=lambda: self.now,
         )
 
+    def _failure(
+        self,
+        coordinator: CoordinatorChannel,
+        guard: StreamGuard,
+        error: grpc.RpcError | asyncio.CancelledError,
+        given_s: float | None,
+    ) -> BaseException:
+        """What to raise for it; notes where the coordinator is the trouble."""
+        if isinstance(error, asyncio.CancelledError) and guard.left is None:
+            # Where a call was cancelled because its channel was closed, its caller was not, and must not think so.
+            return UnavailableError(_CLOSED) if self._closed and not _is_being_cancelled() else error
+        if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+            return error
+        failure = guard.left or _of_coordinator(error, coordinator, given_s)
+        if guard.left is not None:
+            failure.metadata = {**failure.metadata, COORDINATOR: str(coordinator.endpoint)}
+        if lost(failure):
+            coordinator.suspect()
+        return failure
 
-def _may_try_next(error: ChorusError) -> bool:
-    """Whether the coordinator itself is the trouble; an error that it passes on is the mesh's answer."""
-    # Only gRPC's own word of a broken connection has the code in it.
-    unreachable = isinstance(error, UnavailableError) and "grpc_code" in error.metadata
-    return unreachable or (isinstance(error, DrainingError) and "runner_id" not in error.metadata)
+
+def lost(error: ChorusError) -> bool:
+    """Whether the coordinator itself is the trouble, so that another one may do better."""
+    return COORDINATOR in error.metadata
+
+
+def nobody(problems: Sequence[ChorusError] | Any) -> ChorusError:
+    """The error where each coordinator was asked in vain."""
+    problems = list(problems)
+    if len(problems) == 1 and isinstance(problems[0], DrainingError):
+        return problems[0]
+    told = "; ".join(dict.fromkeys(problem.message for problem in problems))
+    return UnavailableError(
+        f"no coordinator answers: {told}. Is the mesh up? `chorus up` starts one on this machine, "
+        "`chorus status` shows it"
+    )
+
+
+def metadata_now() -> Metadata:
+    """The ids of the request that a call is part of, or of a new one."""
+    with context.bound(context.current() or context.new_context()):
+        return context.outgoing_metadata()
+
+
+def too_late(given_s: float) -> DeadlineExceededError:
+    """The error where a request's time is over."""
+    return DeadlineExceededError(
+        f"it took longer than the {given_s:g} s that it was given; client.timeout_s gives it more"
+    )
+
+
+def _of_coordinator(error: Any, coordinator: CoordinatorChannel, given_s: float | None) -> ChorusError:
+    """A call's error. Without ErrorInfo it is the transport's word, and the coordinator's fault or the network's."""
+    failure = from_rpc_error(error, peer=coordinator.called)
+    by_transport = "grpc_code" in failure.metadata
+    if by_transport and isinstance(failure, DeadlineExceededError) and given_s is not None:
+        late = too_late(given_s)
+        late.metadata = failure.metadata
+        return late
+    if by_transport and isinstance(failure, CancelledError | InternalError):
+        failure = UnavailableError(
+            f"the call to {coordinator.called} was broken off ({failure.message})", metadata=failure.metadata
+        )
+    if (by_transport and isinstance(failure, UnavailableError)) or (
+        isinstance(failure, DrainingError) and "runner_id" not in failure.metadata
+    ):
+        facts = {COORDINATOR: str(coordinator.endpoint)}
+        if "failed to connect" in (error.details() or ""):
+            facts[UNREACHED] = "true"
+        failure.metadata = {**failure.metadata, **facts}
+    return failure
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

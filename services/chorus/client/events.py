@@ -131,7 +131,7 @@ class _Watch:
             request.after.CopyFrom(encode_cursor(self._cursor))
         elif self._since_s is not None:
             request.since.CopyFrom(encode_duration(self._since_s))
-        async with aclosing(self._asked.stream("WatchEvents", request, None)) as messages:
+        async with aclosing(self._asked.stream("WatchEvents", request)) as messages:
             while True:
                 async with asyncio.timeout(SILENCE_S):
                     message = await anext(messages, None)

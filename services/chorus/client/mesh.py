@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,33 +19,35 @@ from chorus.client.answers import (
     TokenCountAnswer,
     decode_registry,
 )
-from chorus.client.coordinators import Coordinators
+from chorus.client.carrying import Carrying
+from chorus.client.coordinators import Coordinators, metadata_now
 from chorus.client.events import EventNews, watch_all
+from chorus.client.generating import Generating
 from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
 from chorus.client.statistics import MeshStats, stats_of
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
-from chorus.core.errors import ChorusError, UnavailableError
 from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
-from chorus.core.generation import EmbeddingRequest, Finished, Requirements, RerankRequest
+from chorus.core.generation import EmbeddingRequest, GenerationRequest, Requirements, RerankRequest
+from chorus.core.resilience.retries import RetryBudget
 from chorus.transport import TlsIdentity
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
-from chorus.wire.events import ClientEvent, decode_event
+from chorus.wire.events import ClientEvent
 from chorus.wire.generation import encode_generation
 from chorus.wire.rerank import encode_rerank
 
 DEFAULT_TIMEOUT_S = 300.0
-_END_TIMEOUT_S = 1.0
 
 
 class MeshClient:
     """A client of one mesh, for one event loop; use it as `async with`, or call `aclose()`.
 
-    Every method raises ChorusErrors whose text says what to do. A coordinator that cannot be reached is passed over for
-    the next one, as long as nothing of an answer has come. `timeout_s` bounds each request, in seconds.
+    Every method raises ChorusErrors whose text says what to do. Requests are spread over the coordinators. One that is
+    lost, even in the middle of an answer, is replaced by another one, which goes on where the first one stopped.
+    `timeout_s` bounds each request, in seconds, whoever answers it.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class MeshClient:
             )
             for endpoint in coordinators
         ]
+        self._budget = RetryBudget()
 
     @classmethod
     def from_config(cls, config: ChorusConfig) -> MeshClient:
@@ -129,27 +132,22 @@ class MeshClient:
             requirements=requirements,
         )
         message = pb.GenerateRequest(spec=encode_generation(request), attempt=1)
-        return Generation(self._events(message, timeout_s or self._timeout_s))
+        return Generation(self._events(message, request, timeout_s or self._timeout_s))
 
     async def complete(self, asked: Asked, **options: Any) -> Completion:
         """Generates, and returns the whole; the options are those of `generate`."""
         return await self.generate(asked, **options).completion()
 
-    async def _events(self, message: pb.GenerateRequest, timeout_s: float) -> AsyncGenerator[ClientEvent]:
-        messages = self._coordinators.stream("Generate", message, timeout_s)
-        try:
-            async for response in messages:
-                event = decode_event(response.event)
-                if isinstance(event, Finished):
-                    # To its very end, or the coordinator would see a call that was cancelled.
-                    await _read_to_end(messages)
-                    yield event
-                    return
-                if event is not None:  # None: of a newer coordinator
-                    yield event
-        finally:
-            await messages.aclose()
-        raise UnavailableError("the coordinator's stream ended early, before the answer was complete; ask again")
+    async def _events(
+        self, message: pb.GenerateRequest, request: GenerationRequest, timeout_s: float
+    ) -> AsyncGenerator[ClientEvent]:
+        coordinators = self._coordinators
+        self._budget.earn(coordinators.now)
+        carrying = Carrying(message, request, lambda: coordinators.now)
+        generating = Generating(coordinators, carrying, self._budget, given_s=timeout_s, metadata=metadata_now())
+        async with aclosing(generating.events()) as events:
+            async for event in events:
+                yield event
 
     # --- other questions --------------------------------------------------------------------------------------------
 
@@ -197,7 +195,7 @@ class MeshClient:
 
         It ends with an error when the coordinator goes; watch again then, which starts with a snapshot.
         """
-        messages = self._coordinators.stream("WatchNodes", pb.WatchNodesRequest(without_load=without_load), None)
+        messages = self._coordinators.stream("WatchNodes", pb.WatchNodesRequest(without_load=without_load))
         try:
             async for message in messages:
                 yield decode_directory_event(message.event)
@@ -222,13 +220,3 @@ class MeshClient:
         """Where a generation would go now, and why not elsewhere. Nothing is run."""
         request = pb.ExplainPlacementRequest(spec=encode_generation(chat_request(asked, model=model)))
         return PlacementExplanation.decode(await self._coordinators.single("ExplainPlacement", request))
-
-
-async def _read_to_end(messages: AsyncIterator[Any]) -> None:
-    """Reads what comes after the answer, which is nothing; how the stream ends matters no more."""
-    try:
-        async with asyncio.timeout(_END_TIMEOUT_S):
-            async for _ in messages:
-                pass
-    except (ChorusError, TimeoutError):
-        return

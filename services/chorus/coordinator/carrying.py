@@ -20,6 +20,7 @@ from chorus.core.placement import Candidate, Needs
 from chorus.core.resilience.delivered import Delivered
 from chorus.telemetry.logs import get_logger
 from chorus.wire.resources import encode_duration
+from chorus.wire.whole import ask_to_go_on, check_counts, tell_whole
 
 _ATTEMPT_MAX = 2**32 - 1  # what the field holds; callers may begin there
 
@@ -89,13 +90,8 @@ class Carrying:
         spec = message.spec
         spec.model = candidate.model.artifact.name
         if self.begun:
-            spec.ClearField("prompt_logprobs")  # they were told before the first token
-            del spec.resume.choices[:]
-            for choice in self.delivered.choices():
-                spec.resume.choices.add(choice=choice.choice, token_ids=choice.token_ids, text=choice.text)
-            if self._seed is not None:
-                spec.sampling.seed = self._seed
-            spec.requirements.artifact_sha256 = candidate.model.artifact.sha256
+            sha256 = candidate.model.artifact.sha256
+            ask_to_go_on(spec, self.delivered, seed=self._seed, artifact_sha256=sha256)
         return message
 
     def broken(self, reason: str) -> Needs:
@@ -169,24 +165,12 @@ class Carrying:
     def finished(self, message: runner_pb2.GenerateResponse) -> bytes | None:
         """Finished for the whole answer. Raises EngineError where the runner has said less than it says it has."""
         delivered, finished = self.delivered, message.event.finished
-        counts = [delivered.token_count(outcome.choice, outcome.token_count) for outcome in finished.choices]
+        counts = check_counts(finished, delivered)
         if not self._why:
             delivered.prompt_tokens = finished.usage.prompt_token_count
             delivered.cached_tokens = finished.usage.cached_token_count
             return None
-        for outcome, count in zip(finished.choices, counts, strict=True):
-            outcome.token_count = count
-        usage, timings = finished.usage, finished.timings
-        usage.completion_token_count = sum(counts)
-        if delivered.prompt_tokens:  # else the engine tells it at the end alone
-            usage.prompt_token_count = delivered.prompt_tokens
-            usage.cached_token_count = delivered.cached_tokens
-        delivered.prompt_tokens = usage.prompt_token_count
-        if delivered.first_at is not None and delivered.last_at is not None:
-            decode_s = delivered.last_at - delivered.first_at
-            timings.time_to_first_token.CopyFrom(encode_duration(delivered.first_at - self._arrived))
-            timings.decode.CopyFrom(encode_duration(decode_s))
-            timings.tokens_per_second = (delivered.output_tokens - 1) / decode_s if decode_s > 0 else 0.0
+        tell_whole(finished, counts, delivered, arrived=self._arrived)
         return message.SerializeToString()
 
     # --- inside -----------------------------------------------------------------------------------------------------

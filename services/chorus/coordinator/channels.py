@@ -21,14 +21,12 @@ from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.fleet.records import Runner
 from chorus.telemetry.logs import get_logger
 from chorus.transport.channel import open_channel
+from chorus.transport.guarding import QUESTION_TIMEOUT_S, Question
 from chorus.transport.tls import TlsIdentity
 from chorus.wire.errors import from_rpc_error
 
 _SERVICE = "/chorus.api.runner.v1.ModelRunner"
-_PROBE_TIMEOUT_S = 2.0
 _PROBE_PAUSE_S = 0.25
-# Statuses that a call can end with though the runner's process said nothing.
-_NO_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _Connectivity = grpc.ChannelConnectivity
 
 _log = get_logger()
@@ -85,9 +83,14 @@ class RunnerChannel:
             f"{_SERVICE}/GetNode", request_serializer=runner_pb2.GetNodeRequest.SerializeToString
         )
         self._watching = asyncio.create_task(self._watch())
-        self._asking: asyncio.Task[bool] | None = None
+        self._question = Question(self._get_node, runner_pb2.GetNodeRequest())
         self._recovering: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def called(self) -> str:
+        """Who this leads to, in words."""
+        return f"the runner {self.runner_id}"
 
     @property
     def is_closed(self) -> bool:
@@ -131,9 +134,7 @@ class RunnerChannel:
 
     def ask(self) -> asyncio.Task[bool]:
         """Asks the runner whether it lives, once for all who ask meanwhile; the result is whether it said anything."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._answers())
-        return self._asking
+        return self._question.ask()
 
     def suspect(self) -> None:
         """A stream has found the runner silent: nobody is sent there until it answers.
@@ -160,10 +161,11 @@ class RunnerChannel:
 
     async def close(self) -> None:
         """Closes it now; calls on it end."""
-        tasks = {task for task in (self._watching, self._asking, self._recovering) if task is not None}
+        tasks = {task for task in (self._watching, self._recovering) if task is not None}
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self._question.close()
         if self._closing is not None:
             await asyncio.wait({self._closing})
         else:
@@ -194,13 +196,6 @@ class RunnerChannel:
                     await self._tell_why_lost()
             await self._channel.wait_for_state_change(state)
 
-    async def _answers(self) -> bool:
-        try:
-            await self._get_node(runner_pb2.GetNodeRequest(), timeout=_PROBE_TIMEOUT_S)
-        except grpc.RpcError as error:
-            return error.code() not in _NO_ANSWER
-        return True
-
     async def _recover(self) -> None:
         while True:
             if await asyncio.shield(self.ask()):
@@ -211,7 +206,7 @@ class RunnerChannel:
     async def _tell_why_lost(self) -> None:
         """A channel does not say why it cannot connect; a call that fails on it does."""
         try:
-            await self._get_node(runner_pb2.GetNodeRequest(), timeout=_PROBE_TIMEOUT_S)
+            await self._get_node(runner_pb2.GetNodeRequest(), timeout=QUESTION_TIMEOUT_S)
         except grpc.RpcError as error:
             failure: ChorusError = from_rpc_error(error, peer=f"the runner {self.runner_id}")
             self._problem = failure.message

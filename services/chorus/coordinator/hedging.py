@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 from google.protobuf.message import DecodeError
 
 from chorus.api.runner.v1 import runner_pb2
-from chorus.coordinator.guarding import StreamGuard
 from chorus.coordinator.placing import Placing, Running
 from chorus.core.errors import ChorusError, UnavailableError
 from chorus.core.generation import GenerationRequest
@@ -25,6 +24,7 @@ from chorus.core.resilience.delivered import Delivered
 from chorus.core.resilience.hedging import FirstTokenTimes, HedgeMode, may_be_hedged
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
+from chorus.transport.guarding import StreamGuard
 
 Called: TypeAlias = Any  # AbstractAsyncContextManager[tuple[AsyncIterator[bytes], StreamGuard]]
 Write: TypeAlias = Callable[[bytes], Awaitable[None]]

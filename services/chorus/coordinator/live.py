@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from chorus.core.fleet.directory import Directory, DirectoryChange, DirectoryMerger, RegistryView
 from chorus.core.fleet.events import DirectoryEvent
@@ -37,6 +38,12 @@ class LiveDirectory:
     def registries(self) -> tuple[RegistryView, ...]:
         """How we stand with each registry that has told us something."""
         return self._merger.registries()
+
+    async def told(self, timeout_s: float) -> None:
+        """Returns once some registry has told of the mesh, or after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.wait_until(lambda _: bool(self.registries()))
 
     def on_change(self, listener: Listener) -> None:
         """Has `listener` told of every change, when `directory` is the new one already. It must not raise."""

@@ -17,7 +17,6 @@ from chorus.coordinator.admission import Admission, Asking
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
 from chorus.coordinator.events import EventBoard, RequestReport
-from chorus.coordinator.guarding import StreamGuard
 from chorus.coordinator.hedging import Called, Hedging, Race
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
@@ -40,6 +39,7 @@ from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
+from chorus.transport.guarding import StreamGuard
 from chorus.transport.peer import current_caller
 from chorus.wire.embedding import decode_embedding
 from chorus.wire.errors import from_rpc_error
@@ -153,6 +153,7 @@ class Requests:
                     )
                     await _await_end(messages)
 
+            await self._knows_the_mesh(context)
             asking = Asking(
                 caller=_caller(),
                 priority=generation.priority,
@@ -193,6 +194,7 @@ class Requests:
             return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
 
         with _told(report):
+            await self._knows_the_mesh(context)
             async with self._admission.admitted(_short(Work.EMBED, asked.priority, context)):
                 report.admitted(asked.priority)
                 return await self._placing.attempt(needs, run)
@@ -211,6 +213,7 @@ class Requests:
             return await self._single(candidate, needs, lambda channel: channel.rerank, message, context)
 
         with _told(report):
+            await self._knows_the_mesh(context)
             async with self._admission.admitted(_short(Work.RERANK, asked.priority, context)):
                 report.admitted(asked.priority)
                 return await self._placing.attempt(needs, run)
@@ -228,9 +231,16 @@ class Requests:
             return await self._single(candidate, needs, lambda channel: channel.count_tokens, message, context)
 
         with _told(report):
+            await self._knows_the_mesh(context)
             async with self._admission.admitted(_short(Work.COUNT_TOKENS, Priority.INTERACTIVE, context)):
                 report.admitted()
                 return await self._placing.attempt(needs, run)
+
+    async def _knows_the_mesh(self, context: Context) -> None:
+        """Where this coordinator was started a moment ago, it knows of nobody yet, and must not say that nobody is."""
+        if not self._live.registries():
+            left_s = _time_left(context)
+            await self._live.told(self._connect_timeout_s if left_s is None else min(left_s, self._connect_timeout_s))
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 

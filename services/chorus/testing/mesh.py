@@ -154,6 +154,10 @@ class InProcessMesh:
         self.coordinators.append(service)
         return service
 
+    async def kill_coordinator(self, index: int = 0) -> None:
+        """Ends a coordinator as a kill would: its connections break, and nothing listens there any more."""
+        await self.coordinators[index]._server.stop(0)
+
     async def restart_coordinator(self, index: int = 0) -> CoordinatorService:
         """Ends a coordinator and starts another life of it at the same address; what it counts begins anew."""
         old = self.coordinators[index]

@@ -39,7 +39,10 @@ class StartedAt:
 
 @dataclass(frozen=True, slots=True)
 class AttemptChanged:
-    """Another runner took over; `gap_s` is how long nothing was delivered."""
+    """Another runner took over; `gap_s` is how long nothing was delivered.
+
+    `coordinator` is the address of the coordinator that goes on where the one before was lost; else it is empty.
+    """
 
     attempt: int
     node_id: str
@@ -47,6 +50,7 @@ class AttemptChanged:
     reason: str
     gap_s: float
     from_text: bool
+    coordinator: str = ""
 
 
 ClientEvent: TypeAlias = (

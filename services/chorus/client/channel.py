@@ -1,0 +1,106 @@
+"""The way to one coordinator: dialled when it is first needed, and asked whether it serves again after it failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chorus.api.coordinator.v1 import coordinator_pb2_grpc
+from chorus.config import Endpoint
+from chorus.core.identity import Role, SpiffeId
+from chorus.transport import TlsIdentity, open_channel
+from chorus.transport.guarding import QUESTION_TIMEOUT_S, Question
+
+_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+
+class CoordinatorChannel:
+    """One coordinator, at a place in the client's list; `on_failed` and `on_recovered` are called with that place."""
+
+    def __init__(
+        self,
+        place: int,
+        endpoint: Endpoint,
+        *,
+        identity: TlsIdentity | None,
+        insecure_loopback: bool,
+        on_failed: Callable[[int], None],
+        on_recovered: Callable[[int], None],
+    ) -> None:
+        self.place = place
+        self.endpoint = endpoint
+        self._identity = identity
+        self._insecure_loopback = insecure_loopback
+        self._on_failed = on_failed
+        self._on_recovered = on_recovered
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+        self._health: Any = None
+        self._question: Question | None = None
+        self._recovering: asyncio.Task[None] | None = None
+
+    @property
+    def called(self) -> str:
+        """Who this leads to, in words."""
+        return f"the coordinator {self.endpoint}"
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """An RPC of its service. Raises ConfigError where it can't be dialled."""
+        if self._channel is None:
+            self._open()
+        method: Callable[..., Any] = getattr(self._stub, name)
+        return method
+
+    def ask(self) -> asyncio.Task[bool]:
+        """Asks whether it lives, once for all who ask meanwhile; the result is whether it said anything."""
+        assert self._question is not None, "who asks has made a call"
+        return self._question.ask()
+
+    def suspect(self) -> None:
+        """It is silent, cannot be reached, breaks calls off, or stops: others come first until it serves again."""
+        self._on_failed(self.place)
+        if self._channel is not None and (self._recovering is None or self._recovering.done()):
+            self._recovering = asyncio.create_task(self._recover())
+
+    async def close(self) -> None:
+        """Ends its calls and closes it."""
+        if self._recovering is not None:
+            self._recovering.cancel()
+            await asyncio.wait({self._recovering})
+        if self._question is not None:
+            await self._question.close()
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    def _open(self) -> None:
+        server: SpiffeId | str = ""
+        if self._identity is not None:
+            domain = self._identity.spiffe_id.trust_domain
+            server = SpiffeId(domain, Role.COORDINATOR, self.endpoint.name or "coordinator")
+        self._channel = open_channel(
+            self.endpoint.authority,
+            identity=self._identity,
+            server=server,
+            insecure_loopback=self._insecure_loopback,
+        )
+        self._stub = coordinator_pb2_grpc.CoordinatorStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._question = Question(self._health.Check, health_pb2.HealthCheckRequest())
+
+    async def _recover(self) -> None:
+        pause_s = _PAUSE_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            try:
+                answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=QUESTION_TIMEOUT_S)
+            except grpc.RpcError:
+                continue
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return self._on_recovered(self.place)

@@ -1,0 +1,181 @@
+"""One generation at one coordinator after another, until its answer is whole.
+
+What is delivered is kept in `carrying.py`. When a coordinator is lost (its process killed, frozen, cut off, or told to
+stop), another one is asked to go on; where there is none, the same one is waited for, as `core/resilience/resuming.py`
+says. The mesh's own answer, an error of the request or of every runner, is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from chorus.client.carrying import Carrying
+from chorus.client.channel import CoordinatorChannel
+from chorus.client.coordinators import UNREACHED, Coordinators, Metadata, lost, nobody, too_late
+from chorus.core.errors import (
+    ChorusError,
+    EngineError,
+    NoCapableRunnerError,
+    OverloadedError,
+    RunnersUnavailableError,
+    UnavailableError,
+    UnknownModelError,
+)
+from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
+from chorus.core.resilience.retries import GiveUp, RetryBudget
+from chorus.wire.events import ClientEvent
+
+POLICY = ResumePolicy(fruitless=5)
+_END_TIMEOUT_S = 1.0
+# What a coordinator may say that was started a moment ago and knows few runners yet, or is full; half an answer is
+# worth asking again.
+_NOT_NOW = (RunnersUnavailableError, NoCapableRunnerError, UnknownModelError, OverloadedError)
+
+
+class Generating:
+    """One generation. `given_s` is its time in seconds; the metadata are those of all its attempts."""
+
+    def __init__(
+        self,
+        coordinators: Coordinators,
+        carrying: Carrying,
+        budget: RetryBudget,
+        *,
+        given_s: float,
+        metadata: Metadata,
+    ) -> None:
+        self._coordinators = coordinators
+        self._carrying = carrying
+        self._resuming = Resuming(POLICY, budget)
+        self._broken = False
+        self._given_s = given_s
+        self._deadline = coordinators.now + given_s
+        self._metadata = metadata
+        # Those that did not take it: not reached before anybody had it, or not now that it goes on.
+        self._passed: dict[int, ChorusError] = {}
+        self._failed: set[int] = set()
+
+    async def events(self) -> AsyncGenerator[ClientEvent]:
+        """The events of the answer. Raises ChorusErrors."""
+        while True:
+            coordinator = await self._next()
+            before = self._carrying.delivered.output_tokens
+            try:
+                async with aclosing(self._attempt(coordinator)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except ChorusError as error:
+                self._judge(error, coordinator, brought=self._carrying.delivered.output_tokens > before)
+
+    async def _attempt(self, coordinator: CoordinatorChannel) -> AsyncGenerator[ClientEvent]:
+        carrying = self._carrying
+        request = carrying.attempt(str(coordinator.endpoint))
+        messages = self._coordinators.messages(
+            coordinator,
+            "Generate",
+            request,
+            timeout_s=self._left_s(),
+            metadata=self._metadata,
+            given_s=self._given_s,
+        )
+        async with aclosing(messages):
+            async for message in messages:
+                events = carrying.take(message.event)
+                if carrying.finished:
+                    # To its very end, or the coordinator would see a call that was cancelled.
+                    await _read_to_end(messages)
+                for event in events:
+                    yield event
+                if carrying.finished:
+                    return
+        raise UnavailableError(f"the stream of {coordinator.called} ended early, before the answer was complete")
+
+    # --- who is next ------------------------------------------------------------------------------------------------
+
+    async def _next(self) -> CoordinatorChannel:
+        """Who is asked next; waits for somebody once the generation has broken off. Raises what it ends with."""
+        if not self._broken:
+            coordinator = self._coordinators.choose(self._passed)
+            if coordinator is None:
+                raise nobody(self._passed.values())
+            return coordinator
+        while True:
+            step = self._resuming.look(self._coordinators.now)
+            if isinstance(step, GiveUp):
+                raise step.error
+            if not isinstance(step, Hold):
+                without = self._passed.keys() | (set() if step.anybody else self._failed)
+                coordinator = self._coordinators.choose(without)
+                if coordinator is not None:
+                    return coordinator
+            pauses = [step.seconds, *(error.retry_after_s or 0.0 for error in self._passed.values())]
+            self._passed.clear()
+            await asyncio.sleep(min(max(pauses), POLICY.wait_s, self._left_s()))
+
+    def _judge(self, error: ChorusError, coordinator: CoordinatorChannel, *, brought: bool) -> None:
+        """Returns where somebody else may do better, else raises what the caller is told."""
+        carrying, place = self._carrying, coordinator.place
+        if lost(error) and UNREACHED in error.metadata and not brought:
+            return self._pass(place, error)
+        if self._broken and not brought and isinstance(error, _NOT_NOW):
+            return self._pass(place, error)
+        if not lost(error):
+            may_go_on = carrying.begun and isinstance(error, UnavailableError | EngineError)
+            if not may_go_on or carrying.delivered.obstacle:
+                raise self._final(error)
+        if brought or not self._broken:
+            self._failed.clear()
+        self._failed.add(place)
+        self._passed.clear()
+        if not lost(error) and self._coordinators.choose(self._failed) is None:
+            raise self._final(error)  # each of them has said so
+        self._broken = True
+        ended = self._resuming.broken(
+            _breaks(error),
+            str(coordinator.endpoint),
+            delivered=carrying.delivered.output_tokens,
+            obstacle=carrying.delivered.obstacle if carrying.begun else "",
+            now=self._coordinators.now,
+        )
+        if ended is not None:
+            raise ended.error from error
+        return carrying.broken(error.reason)
+
+    def _final(self, error: ChorusError) -> ChorusError:
+        """The error with how much the caller has got, where that is any."""
+        if self._carrying.begun:
+            error.metadata = {**error.metadata, "delivered_tokens": str(self._carrying.delivered.output_tokens)}
+        return error
+
+    def _pass(self, place: int, error: ChorusError) -> None:
+        self._passed[place] = error
+        if self._broken:
+            self._resuming.refused(error)
+
+    def _left_s(self) -> float:
+        left_s = self._deadline - self._coordinators.now
+        if left_s <= 0:
+            raise too_late(self._given_s)
+        return left_s
+
+
+def _breaks(error: ChorusError) -> ChorusError:
+    """As what breaks a stream off, whatever else it is: a coordinator that stops has not refused the request."""
+    return (
+        error
+        if isinstance(error, UnavailableError | EngineError)
+        else UnavailableError(error.message, metadata=error.metadata)
+    )
+
+
+async def _read_to_end(messages: AsyncGenerator[object]) -> None:
+    """Reads what comes after the answer, which is nothing; how the stream ends matters no more."""
+    try:
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            async for _ in messages:
+                pass
+    except (ChorusError, TimeoutError):
+        return
