@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Container, Sequence
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -213,7 +213,7 @@ def lost(error: ChorusError) -> bool:
     return COORDINATOR in error.metadata
 
 
-def nobody(problems: Sequence[ChorusError] | Any) -> ChorusError:
+def nobody(problems: Iterable[ChorusError]) -> ChorusError:
     """The error where each coordinator was asked in vain."""
     problems = list(problems)
     if len(problems) == 1 and isinstance(problems[0], DrainingError):
@@ -231,10 +231,12 @@ def metadata_now() -> Metadata:
         return context.outgoing_metadata()
 
 
-def too_late(given_s: float) -> DeadlineExceededError:
-    """The error where a request's time is over."""
+def too_late(given_s: float, why: str = "", *, metadata: Mapping[str, str] | None = None) -> DeadlineExceededError:
+    """The error where a request's time is over; `why` is what a coordinator says of it."""
+    because = f" ({why})" if why else ""
     return DeadlineExceededError(
-        f"it took longer than the {given_s:g} s that it was given; client.timeout_s gives it more"
+        f"it took longer than the {given_s:g} s that it was given{because}; client.timeout_s gives it more",
+        metadata=metadata,
     )
 
 
@@ -242,10 +244,8 @@ def _of_coordinator(error: Any, coordinator: CoordinatorChannel, given_s: float 
     """A call's error. Without ErrorInfo it is the transport's word, and the coordinator's fault or the network's."""
     failure = from_rpc_error(error, peer=coordinator.called)
     by_transport = "grpc_code" in failure.metadata
-    if by_transport and isinstance(failure, DeadlineExceededError) and given_s is not None:
-        late = too_late(given_s)
-        late.metadata = failure.metadata
-        return late
+    if isinstance(failure, DeadlineExceededError) and given_s is not None:
+        return too_late(given_s, "" if by_transport else failure.message, metadata=failure.metadata)
     if by_transport and isinstance(failure, CancelledError | InternalError):
         failure = UnavailableError(
             f"the call to {coordinator.called} was broken off ({failure.message})", metadata=failure.metadata
