@@ -2,11 +2,12 @@
 
     make bench ONLY=overload
 
-A registry, a coordinator and a runner with a real model, each a process of its own, over mutual TLS. First as many
+A registry, a coordinator and a runner with a real model, each a process of its own, over mutual TLS. At first as many
 callers as the runner has slots ask one request after the other, which is the peak. Then requests come at random, four
-times as many a second: half the peak's rate interactive, one and a half times it batch, twice it background, each class
-with a deadline of its own, from several callers. Goodput is the tokens of answers that were whole before their
-deadline; a runner is busy with the tokens that it decodes, whosever they are.
+times as many a second, and so in turns, since the machine's speed may change meanwhile. Of the four, half the peak's
+rate are interactive, one and a half times it batch, twice it background, each class with a deadline of its own, from
+several callers. Goodput is the tokens of answers that were whole before their deadline; a runner is busy with the
+tokens that it decodes, whosever they are.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _GROWTH_BAR_BYTES = 16 << 20
 
 @dataclass
 class Seen:
-    """What the requests of one class came to, once the run was warm."""
+    """What the requests of one class came to."""
 
     ended: Counter[str] = field(default_factory=Counter)
     tokens_in_time: int = 0
@@ -59,25 +60,43 @@ class Seen:
     whole_s: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Book:
+    """What happened in some stretches of time, warm ones alone. `decoded` are all tokens that came, whosever."""
+
+    seconds: float = 0.0
+    decoded: int = 0
+    classes: dict[Priority, Seen] = field(default_factory=lambda: {priority: Seen() for priority in Priority})
+
+    @property
+    def answered_per_s(self) -> float:
+        return sum(len(seen.whole_s) for seen in self.classes.values()) / self.seconds
+
+    @property
+    def decoded_per_s(self) -> float:
+        return self.decoded / self.seconds
+
+    @property
+    def goodput_per_s(self) -> float:
+        return sum(seen.tokens_in_time for seen in self.classes.values()) / self.seconds
+
+
 class Load:
-    """Requests, and what came of them. Only what ends after `begin` counts."""
+    """Requests, and what came of them, which is written into the book that is open when it happens."""
 
     def __init__(self, clients: list[MeshClient]) -> None:
         self._clients = clients
         self._draw = random.Random(7)
         self._number = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.begin()
+        self._book = Book()
 
-    def begin(self) -> None:
-        """Counts from now on."""
-        self.began = time.monotonic()
-        self.seen = {priority: Seen() for priority in Priority}
-        self.decoded = 0
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
+    async def measure(self, book: Book, seconds: float) -> None:
+        """Keeps that book for so long."""
+        began, self._book = time.monotonic(), book
+        await asyncio.sleep(seconds)
+        book.seconds += time.monotonic() - began
+        self._book = Book()
 
     async def one(self, priority: Priority) -> None:
         """Asks one request and waits for its end, whatever it is."""
@@ -97,48 +116,51 @@ class Load:
                 if isinstance(event, TokenDelta):
                     first = first or time.monotonic()
                     got += len(event.token_ids)
-                    self.decoded += len(event.token_ids)
+                    self._book.decoded += len(event.token_ids)
         except ChorusError as error:
             ended = error.reason
-        now, seen = time.monotonic(), self.seen[priority]
+        now, seen = time.monotonic(), self._book.classes[priority]
         seen.ended[ended] += 1
         if ended == "in time":
             seen.tokens_in_time += got
             seen.first_s.append(first - asked)
             seen.whole_s.append(now - asked)
 
-    async def closed(self, callers: int, seconds: float) -> None:
-        """So many callers, each with one interactive request after the other."""
+    async def closed(self, book: Book, callers: int, seconds: float) -> None:
+        """So many callers, each with one interactive request after the other; `book` is kept once that has settled."""
 
         async def ask() -> None:
             while True:
                 await self.one(Priority.INTERACTIVE)
 
-        tasks = [asyncio.create_task(ask()) for _ in range(callers)]
+        self._tasks |= {asyncio.create_task(ask()) for _ in range(callers)}
         await asyncio.sleep(_WARM_UP_S)
-        self.begin()
-        await asyncio.sleep(seconds)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.measure(book, seconds)
+        await self._give_up()
 
-    async def arriving(self, rates: dict[Priority, float], seconds: float) -> None:
-        """Requests of each class at random, so many a second."""
-        end = time.monotonic() + seconds
-        waits = {priority: time.monotonic() + self._draw.expovariate(rate) for priority, rate in rates.items() if rate}
-        while (at := min(waits.values())) < end:
+    async def arriving(self, book: Book, rates: dict[Priority, float], seconds: float) -> None:
+        """Requests of each class at random, so many a second; `book` is kept once that has settled."""
+        self._tasks |= {asyncio.create_task(self._arrive(priority, rate)) for priority, rate in rates.items()}
+        await asyncio.sleep(2 * _WARM_UP_S)
+        await self.measure(book, seconds)
+        await self._give_up()
+
+    async def _arrive(self, priority: Priority, rate: float) -> None:
+        at = time.monotonic()
+        while True:
+            at += self._draw.expovariate(rate)
             await asyncio.sleep(max(at - time.monotonic(), 0.0))
-            priority = min(waits, key=lambda one: waits[one])
-            waits[priority] += self._draw.expovariate(rates[priority])
             task = asyncio.create_task(self.one(priority))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def give_up(self) -> None:
+    async def _give_up(self) -> None:
         """Cancels what is still under way."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
 
 
 def started_mesh(processes: Processes, model: Path, threads: int) -> Mesh:
@@ -156,58 +178,49 @@ def started_mesh(processes: Processes, model: Path, threads: int) -> Mesh:
     return Mesh(processes, Shape(["runner"], clients=_CALLERS, runner=None, environ=environ))
 
 
-async def run(model: Path, seconds: float, threads: int) -> int:
+async def run(model: Path, seconds: float, rounds: int, threads: int) -> int:
     """Measures and prints; returns an exit status."""
     print(f"{machine()}; {model.name}, {threads} threads, {_SLOTS} slots.\n")
+    peak, over = Book(), Book()
     with tempfile.TemporaryDirectory(prefix="chorus-bench-") as folder, processes_in(Path(folder)) as processes:
         mesh = started_mesh(processes, model, threads)
         clients = [mesh.client(name) for name in _CALLERS]
+        sizes: list[dict[str, int]] = []
         try:
             say("starting a mesh")
             await mesh.until_all_serve()
             load = Load(clients)
-            say("the peak")
-            await load.closed(_SLOTS, seconds / 2)
-            peak = load.seen[Priority.INTERACTIVE]
-            peak_rate, peak_decoded = len(peak.whole_s) / load.seconds, load.decoded / load.seconds
-            peak_goodput = peak.tokens_in_time / load.seconds
-            say(f"{peak_rate:.1f} requests, {peak_decoded:.0f} tokens a second; now four times as many")
-            rates = {priority: share * peak_rate for priority, share in _OF_PEAK.items()}
-            await load.arriving(rates, 2 * _WARM_UP_S)
-            load.begin()
-            counted = {name: mesh.started[name] for name in ("coordinator", "runner")}
-            before = {name: process.resident_bytes() for name, process in counted.items()}
-            await load.arriving(rates, seconds)
-            goodput = sum(seen.tokens_in_time for seen in load.seen.values()) / load.seconds
-            busy = load.decoded / load.seconds
-            seen = load.seen
-            grown = {name: process.resident_bytes() - before[name] for name, process in counted.items()}
-            await load.give_up()
+            for number in range(1, rounds + 1):
+                say(f"round {number} of {rounds}: the peak")
+                await load.closed(peak, _SLOTS, seconds / 2)
+                rate = peak.answered_per_s
+                say(f"{rate:.1f} requests, {peak.decoded_per_s:.0f} tokens a second; now four times as many")
+                await load.arriving(over, {priority: share * rate for priority, share in _OF_PEAK.items()}, seconds)
+                sizes.append({name: mesh.started[name].resident_bytes() for name in ("coordinator", "runner")})
         finally:
             for client in clients:
                 await client.aclose()
-    return report(peak, seen, (goodput / peak_goodput, busy / peak_decoded), grown)
+    return report(peak, over, {name: sizes[-1][name] - size for name, size in sizes[0].items()})
 
 
-def report(peak: Seen, seen: dict[Priority, Seen], shares: tuple[float, float], grown: dict[str, int]) -> int:
+def report(peak: Book, over: Book, grown: dict[str, int]) -> int:
     """Prints what came of each class; returns an exit status."""
+    urgent, at_peak = over.classes[Priority.INTERACTIVE], peak.classes[Priority.INTERACTIVE]
     print("| class | ended | in time | TTFT p50 / p99 | whole p50 / p99 | the others |")
     print("|---|---|---|---|---|---|")
-    for name, found in [("at the peak", peak), *((priority.value, seen[priority]) for priority in Priority)]:
+    for name, found in [("at the peak", at_peak), *((one.value, seen) for one, seen in over.classes.items())]:
         others = ", ".join(f"{count} {reason}" for reason, count in sorted(found.ended.items()) if reason != "in time")
         times = " | ".join(
             f"{percentile(values, 0.5):.2f} / {percentile(values, 0.99):.2f} s" if values else "-"
             for values in (found.first_s, found.whole_s)
         )
         print(f"| {name} | {found.ended.total()} | {found.ended['in time']} | {times} | {others or '-'} |")
-    goodput, busy = shares
-    print(
-        f"\nMemory grew by {', '.join(f'{size / 2**20:+.1f} MiB ({process.name})' for process, size in grown.items())}."
-    )
-    urgent = seen[Priority.INTERACTIVE]
-    slower = percentile(urgent.whole_s, 0.99) / percentile(peak.whole_s, 0.99)
+    growth = ", ".join(f"{name} by {size / 2**20:+.1f} MiB" for name, size in grown.items())
+    print(f"\nFrom the first round to the last, memory grew: {growth}.")
+    goodput, busy = over.goodput_per_s / peak.goodput_per_s, over.decoded_per_s / peak.decoded_per_s
+    slower = percentile(urgent.whole_s, 0.99) / percentile(at_peak.whole_s, 0.99)
     in_time = urgent.ended["in time"] / max(urgent.ended.total(), 1)
-    least = seen[Priority.BACKGROUND].ended
+    least = over.classes[Priority.BACKGROUND].ended
     return verdict(
         [
             Bar(f"goodput {goodput:.2f} of the peak's, at least {_GOODPUT_BAR}", goodput >= _GOODPUT_BAR),
@@ -228,12 +241,15 @@ def report(peak: Seen, seen: dict[Priority, Seen], shares: tuple[float, float], 
 def main() -> int:
     """Reads the command line; returns an exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long it is overloaded (60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long a round is overloaded (60)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of peak and overload (3)")
     parser.add_argument("--model", type=Path, help="a GGUF file (SmolLM2, as its package carries it)")
     parser.add_argument("--threads", type=int, default=cores(), help="threads that decode (all cores)")
     arguments = parser.parse_args()
     try:
-        return asyncio.run(run(arguments.model or default_model(), arguments.seconds, arguments.threads))
+        return asyncio.run(
+            run(arguments.model or default_model(), arguments.seconds, arguments.rounds, arguments.threads)
+        )
     except BenchmarkError as error:
         print(f"overload: {error}", file=sys.stderr)
         return 1
