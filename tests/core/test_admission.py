@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from chorus.core.admission import AdmissionQueue, Ticket
-from chorus.core.admission.pace import Pace
+from chorus.core.admission.pace import Flow, Overrun, Pace
 from chorus.core.errors import OverloadedError
 from chorus.core.generation import Priority
 
@@ -404,3 +404,31 @@ def test_callers_that_are_served_are_forgotten() -> None:
         queue.turn(float(number))
         queue.ended(ticket, float(number), well=False)
     assert len(queue._queues[INTERACTIVE]._finish) <= 1025
+
+
+# --- how long a class waits and takes ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.01, 100.0), max_size=60), st.floats(0.01, 10.0))
+def test_slow_ones_are_allowed_for_and_never_without_bound(took: list[float], expected: float) -> None:
+    overrun = Overrun()
+    for seconds in took:
+        overrun.note(expected, seconds)
+        assert 1.0 <= overrun.factor <= 3.0
+    for _ in range(2000):
+        overrun.doubted()
+    assert overrun.factor < 1.05  # whoever is refused for it asks in vain for a while only
+
+
+def test_a_class_that_is_held_up_waits_longer_than_its_lane_would_say() -> None:
+    flow = Flow()
+    flow.queued(0.0)
+    assert flow.wait_s(3, 0.0) == 0.0  # nothing is known yet
+    for turn in range(1, 11):
+        flow.went(2.0 * turn, last=False)
+    assert flow.wait_s(3, 20.0) == pytest.approx(8.0)
+    assert flow.wait_s(3, 50.0) == pytest.approx(30.0)  # nobody has had a turn for so long
+    flow.went(52.0, last=True)
+    assert flow.wait_s(0, 52.0) == 0.0
+    flow.went(500.0, last=True)  # did not have to wait
+    assert flow.interval_s < 6.0

@@ -107,3 +107,11 @@ def test_interactive_requests_hardly_notice_the_rest(seed: int) -> None:
     assert over.good[Priority.BATCH] >= 0.6 * over.offered[Priority.BATCH]
     # Background gets what is left, which is less than it asks for.
     assert over.good[Priority.BACKGROUND] <= 0.2 * over.offered[Priority.BACKGROUND]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_requests_that_are_taken_on_are_in_time(seed: int) -> None:
+    """Interactive ones hold them up all the time; what could only be late is refused, and nothing begun is wasted."""
+    over = simulate(4.0, seed, {Priority.INTERACTIVE: 0.125, Priority.BATCH: 0.375, Priority.BACKGROUND: 0.5})
+    assert over.late.total() <= 0.05 * over.good[Priority.BATCH]
+    assert over.good.total() >= 0.95 * LENGTH_S * SLOTS / SERVICE_S

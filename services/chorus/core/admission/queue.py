@@ -13,7 +13,9 @@ whoever sent it, and where it could not change its mind about the runner. What c
   thousand requests waiting delays another one's first by no more than one request.
 - Each class's queue is bounded. Where it is full, the caller who has most waiting makes way for one who has fewer.
 - Who can't be done before the deadline, by the pace of requests that ended lately, is refused at once: on arrival, or
-  when its turn comes. A lane with nothing under way refuses nobody: its pace is out of date, and has to be measured.
+  when its turn comes. The wait is that of its class, which more urgent ones hold up; the time it takes is that of the
+  slow ones of its class, since an answer that comes too late is work for nobody. A lane with nothing under way refuses
+  nobody: its pace is out of date, and has to be measured.
 
 `now` is seconds on a clock that only goes forward; deadlines are on the same one.
 """
@@ -27,7 +29,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Protocol
 
-from chorus.core.admission.pace import Pace
+from chorus.core.admission.pace import Flow, Overrun, Pace
 from chorus.core.errors import OverloadedError
 from chorus.core.generation import Priority
 
@@ -42,6 +44,8 @@ RETRY_MIN_S = 0.1
 RETRY_MAX_S = 30.0
 # Callers remembered whose turn is not affected any more.
 _MAX_IDLE_CALLERS = 1024
+# Lanes and classes remembered in which nobody waits.
+_MAX_FLOWS = 1024
 
 
 class Capacity(Protocol):
@@ -172,6 +176,8 @@ class AdmissionQueue:
         self._running: dict[int, tuple[Ticket, float]] = {}
         self._running_of: Counter[str] = Counter()
         self._paces: dict[str, Pace] = {}
+        self._overruns: dict[tuple[str, Priority], Overrun] = {}
+        self._flows: dict[tuple[str, Priority], Flow] = {}
         self._evicted: list[tuple[Ticket, OverloadedError]] = []
         self._number = 0
 
@@ -204,12 +210,17 @@ class AdmissionQueue:
         pace = self._paces.get(lane)
         cost_s = pace.expected_s(most_tokens) if pace is not None else UNMEASURED_S
         wait_s = self.wait_seconds(priority, lane)
-        if self._is_hopeless(lane, now + wait_s, cost_s, deadline):
+        flow = self._flows.get((lane, priority))
+        if flow is not None:
+            wait_s = max(wait_s, flow.wait_s(queue.of_lane[lane], now))
+        if self._is_hopeless(priority, lane, now + wait_s, cost_s, deadline):
             raise self._too_late(wait_s, cost_s)
         if len(queue.tickets) >= self._max_queued and not self._has_room(lane, priority):
             self._make_way(queue, caller, priority, lane)
         self._number += 1
         ticket = Ticket(self._number, caller, priority, lane, cost_s, deadline, queue.next_tag(caller))
+        if not queue.of_lane[lane] and not self._has_room(lane, priority):
+            self._flow_of(lane, priority).queued(now)
         queue.add(ticket)
         return ticket
 
@@ -249,11 +260,13 @@ class AdmissionQueue:
                 ticket = queue.first(partial(self._has_room, priority=priority))
                 if ticket is None:
                     break
-                if self._is_hopeless(ticket.lane, now, ticket.cost_s, ticket.deadline):
+                if self._is_hopeless(priority, ticket.lane, now, ticket.cost_s, ticket.deadline):
                     queue.unsent(ticket)
                     turn.refused.append((ticket, self._too_late(0.0, ticket.cost_s)))
                     continue
                 queue.served(ticket)
+                if (flow := self._flows.get((ticket.lane, priority))) is not None:
+                    flow.went(now, last=not queue.of_lane[ticket.lane])
                 self._begin(ticket, now)
                 turn.admitted.append(ticket)
         return turn
@@ -273,7 +286,11 @@ class AdmissionQueue:
         took_s = max(0.0, now - began)
         self._queues[ticket.priority].settle(ticket, took_s)
         if well:
-            self._paces.setdefault(ticket.lane, Pace()).note(took_s, tokens)
+            pace = self._paces.setdefault(ticket.lane, Pace())
+            if pace.is_known:
+                overrun = self._overruns.setdefault((ticket.lane, ticket.priority), Overrun())
+                overrun.note(ticket.cost_s, took_s)
+            pace.note(took_s, tokens)
 
     def position(self, ticket: Ticket) -> int:
         """How many requests of its lane and class, or a more urgent class, come before one that waits."""
@@ -310,13 +327,23 @@ class AdmissionQueue:
             return False
         return priority is not Priority.BACKGROUND or self._capacity.has_quiet_node(lane)
 
-    def _is_hopeless(self, lane: str, start: float, cost_s: float, deadline: float | None) -> bool:
+    def _is_hopeless(self, priority: Priority, lane: str, start: float, cost_s: float, deadline: float | None) -> bool:
         pace = self._paces.get(lane)
         if deadline is None or pace is None or not pace.is_known or not self._running_of[lane]:
             return False
         slots = self._capacity.slots(lane)
-        crowded = self._running_of[lane] >= (self._limit if slots is None else min(slots, self._limit))
-        return start + (cost_s if crowded else HOPE * cost_s) > deadline
+        if self._running_of[lane] < (self._limit if slots is None else min(slots, self._limit)):
+            return start + HOPE * cost_s > deadline
+        overrun = self._overruns.get((lane, priority))
+        if overrun is None or start + overrun.factor * cost_s <= deadline:
+            return start + cost_s > deadline
+        overrun.doubted()
+        return True
+
+    def _flow_of(self, lane: str, priority: Priority) -> Flow:
+        if len(self._flows) >= _MAX_FLOWS:  # callers may make up names
+            self._flows = {key: flow for key, flow in self._flows.items() if self._queues[key[1]].of_lane[key[0]]}
+        return self._flows.setdefault((lane, priority), Flow())
 
     def _make_way(self, queue: _Waiting, caller: str, priority: Priority, lane: str) -> None:
         """Has somebody give up a place in a full queue, or raises OverloadedError."""
