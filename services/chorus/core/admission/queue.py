@@ -243,7 +243,7 @@ class AdmissionQueue:
         queue = self._queues[priority]
         pace = self._paces.get(lane)
         cost_s = pace.expected_s(most_tokens) if pace is not None else UNMEASURED_S
-        if deadline is not None and self._is_hopeless(lane, now, cost_s, deadline):
+        if deadline is not None and self._is_hopeless(priority, lane, now, cost_s, deadline):
             raise self._too_late(0.0, cost_s)
         self._number += 1
         ticket = Ticket(self._number, caller, priority, lane, cost_s, deadline, queue.next_tag(caller))
