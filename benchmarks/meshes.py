@@ -33,7 +33,8 @@ sys.exit(run(load_config(), make_engine=make_fake_engine))
 
 @dataclass(frozen=True)
 class Shape:
-    """Who is in a mesh. `environ` is for every process of it; `runner` a program, or None for `chorus runner`."""
+    """Who is in a mesh. `environ` is for every process, `own` for those of that name; `runner` is a program, None for
+    `chorus runner`."""
 
     runners: Sequence[str] = ("alpha", "beta", "gamma")
     registries: Sequence[str] = ("registry",)
@@ -41,6 +42,7 @@ class Shape:
     clients: Sequence[str] = ("bench",)
     runner: str | None = FAKE_RUNNER
     environ: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Mesh:
@@ -87,6 +89,7 @@ class Mesh:
             kind = "registry" if name in shape.registries else "coordinator"
             environ[f"CHORUS_{kind.upper()}__NAME"] = name
             environ[f"CHORUS_{kind.upper()}__LISTEN"] = f"127.0.0.1:{self._ports[name]}"
+        environ |= shape.own.get(name, {})
         argv = [sys.executable, "-m", "chorus.cli.main", kind]
         if kind == "runner" and shape.runner is not None:
             argv = [sys.executable, "-c", shape.runner]
@@ -96,6 +99,14 @@ class Mesh:
         """As `kill -9` does."""
         os.kill(self.started[name].pid, signal.SIGKILL)
         self._processes.end(self.started.pop(name))
+
+    def freeze(self, name: str) -> None:
+        """As a laptop does that goes to sleep: its connections stay open, and it says nothing."""
+        os.kill(self.started[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """It goes on where it stood."""
+        os.kill(self.started[name].pid, signal.SIGCONT)
 
     async def stop(self, name: str) -> None:
         """Asks it to end, as an operator does, and waits until it has."""
@@ -121,6 +132,24 @@ class Mesh:
                     if time.monotonic() > deadline:
                         raise BenchmarkError(f"the mesh is not whole within {_READY_S:.0f} s: {missing}")
                     await asyncio.sleep(0.1)
+
+    @property
+    def shape(self) -> Shape:
+        """Who is in it."""
+        return self._shape
+
+    @property
+    def folder(self) -> Path:
+        """Where certificates and logs are."""
+        return self._folder
+
+    def port(self, name: str) -> int:
+        """Where a registry or a coordinator listens."""
+        return self._ports[name]
+
+    def server_name(self, name: str) -> str:
+        """The pinned DNS name of a coordinator."""
+        return self._certificates.id(Role.COORDINATOR, name).dns_name
 
     async def _missing(self, client: MeshClient) -> str | None:
         try:

@@ -92,6 +92,10 @@ class Started:
                 return int(line.split()[1]) * 1024
         return 0
 
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        self._process.kill()
+
     def end(self) -> None:
         """Ends it, politely at first. May be called twice."""
         if self._process.poll() is None:

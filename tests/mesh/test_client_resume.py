@@ -28,11 +28,11 @@ from chorus.core.generation import (
 )
 from chorus.core.identity import Role
 from chorus.core.resilience.resuming import ResumePolicy
+from chorus.testing.blackhole import Blackhole
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FAKE_FEATURES, FakeEngine, FakeModel
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-from tests.mesh.blackhole import Blackhole
 
 LONG_S = 40.0
 

@@ -38,11 +38,11 @@ from chorus.core.fleet.records import EngineKind
 from chorus.core.generation import GenerationRequest, Requirements, TextPrompt, TokenDelta
 from chorus.core.identity import Role
 from chorus.core.placement import Work
+from chorus.testing.blackhole import Blackhole
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-from tests.mesh.blackhole import Blackhole
 from tests.mesh.test_direct import Direct, read, spec
 
 REQUESTS = frozenset(kind for kind in EventKind if kind.startswith("request_"))

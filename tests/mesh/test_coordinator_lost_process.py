@@ -16,12 +16,12 @@ from chorus.core.fleet.directory import Directory
 from chorus.core.fleet.records import RunnerState
 from chorus.core.generation import Finished, GenerationRequest, TextPrompt, TokenDelta
 from chorus.core.identity import Role
+from chorus.testing.blackhole import Blackhole
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 from chorus.testing.service import TOKENS_PER_SECOND_ENV
-from tests.mesh.blackhole import Blackhole
 from tests.mesh.child import RUNNER, Child, child, configured
 from tests.mesh.conftest import TRUST_DOMAIN
 

@@ -1,4 +1,4 @@
-"""A way to a server that can be cut without anybody being told: packets vanish, connections stay open."""
+"""A way to a server here that can be cut without anybody being told: packets vanish, connections stay open."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Blackhole:
         self._open.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -35,6 +36,8 @@ class Blackhole:
         for writer in self._writers:
             writer.close()
         await self._server.wait_closed()
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     def shut(self) -> None:
         """Nothing passes any more."""
@@ -50,6 +53,10 @@ class Blackhole:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.leads_to)
         except OSError:  # nobody is there any more
