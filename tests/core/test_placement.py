@@ -130,6 +130,20 @@ def test_a_roster_leaves_nobody_out_as_directories_change(
         )
 
 
+@given(fleet.needs, st.lists(fleet.directories(), min_size=1, max_size=4), st.data())
+def test_a_roster_that_follows_changes_has_the_pools_of_a_new_one(
+    needs: Needs, directories: list[Directory], data: st.DataObject
+) -> None:
+    roster, before = Roster(), Directory()
+    for directory in directories:
+        if data.draw(st.booleans()):  # else it finds out by itself
+            roster.follow(directory.changes_since(before), directory)
+        before = directory
+        if data.draw(st.booleans()):
+            assert roster.pool(needs, directory) == Roster().pool(needs, directory)
+            assert roster.resolve(Needs(), directory) == Roster().resolve(Needs(), directory)
+
+
 def test_a_roster_keeps_its_pools_while_only_load_changes() -> None:
     roster = Roster()
     needs = Needs(model="alpha")

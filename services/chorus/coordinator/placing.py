@@ -400,6 +400,7 @@ class Placing:
 
     def _follow(self, change: DirectoryChange) -> None:
         now = self._live.now
+        self._roster.follow(change, self._live.directory)
         for record in change.removed:
             self._in_flight.left(record.runner.runner_id)
             self._failures.forget(record.runner.runner_id)

@@ -24,7 +24,7 @@ from chorus.telemetry.logs import get_logger
 from chorus.transport.channel import open_channel
 from chorus.transport.resolve import resolve
 from chorus.transport.tls import TlsIdentity
-from chorus.wire.directory import decode_directory_event
+from chorus.wire.directory import DirectoryDecoder
 from chorus.wire.errors import from_rpc_error
 
 SILENCE_S = 3.0
@@ -58,13 +58,16 @@ class RegistryWatch:
         identity: TlsIdentity | None,
         insecure_loopback: bool,
         silence_s: float = SILENCE_S,
+        decoder: DirectoryDecoder | None = None,
     ) -> None:
+        """`decoder` may be shared with the watches of other registries, which tell of the same runners."""
         self.key = str(endpoint)
         self._endpoint = endpoint
         self._directory = directory
         self._identity = identity
         self._insecure_loopback = insecure_loopback
         self._silence_s = silence_s
+        self._decoder = decoder if decoder is not None else DirectoryDecoder()
         self._connected = False
         self._synced = False
         self._problem = "not asked yet"
@@ -110,7 +113,7 @@ class RegistryWatch:
                     message = await anext(messages, None)
                 if message is None:
                     return UnavailableError("it ended the watch")
-                event = decode_directory_event(message.event)
+                event = self._decoder.decode(message.event)
                 self._directory.apply(self.key, event)
                 self._heard(synced=event.synced)
         except TimeoutError:
@@ -148,6 +151,7 @@ class Registries:
         insecure_loopback: bool,
     ) -> None:
         self._endpoints = tuple(endpoints)
+        self._decoder = DirectoryDecoder()
         self._directory = directory
         self._identity = identity
         self._insecure_loopback = insecure_loopback
@@ -200,6 +204,7 @@ class Registries:
                 directory=self._directory,
                 identity=self._identity,
                 insecure_loopback=self._insecure_loopback,
+                decoder=self._decoder,
             )
             self._watches[address] = (watch, group.create_task(watch.run()))
         for address in self._watches.keys() - wanted:

@@ -19,7 +19,7 @@ from chorus.core.events.stats import Report
 from chorus.core.fleet.listing import list_nodes
 from chorus.core.placement import Needs, trace_of
 from chorus.transport.peer import current_caller
-from chorus.wire.directory import decode_filter, encode_directory_event
+from chorus.wire.directory import DirectoryEncoder, decode_filter
 from chorus.wire.generation import decode_generation
 from chorus.wire.mesh_events import decode_cursor, decode_event_filter, encode_told
 from chorus.wire.resources import decode_duration
@@ -50,6 +50,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._watching = watching
         self._events = events
         self._report = report
+        self._encoder = DirectoryEncoder()
 
     # Those that pass a runner's bytes on are of other types than the generated base class thinks.
 
@@ -93,7 +94,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
     async def WatchNodes(self, request: pb.WatchNodesRequest, context: Any) -> AsyncIterator[pb.WatchNodesResponse]:
         """Streams the directory."""
         async for event in self._watching.events(without_load=request.without_load):
-            yield pb.WatchNodesResponse(event=encode_directory_event(event))
+            yield pb.WatchNodesResponse(event=self._encoder.encode(event))
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.WatchEventsResponse]:
         """Streams what happens."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from chorus.core.errors import DrainingError
 from chorus.core.fleet.events import DirectoryEvent, Removal, RemovalReason
-from chorus.core.fleet.leases import LeaseTable
+from chorus.core.fleet.leases import LeaseTable, Watcher
 from chorus.core.fleet.records import Load, RunnerRecord, RunnerState
 from chorus.telemetry.lease_metrics import LeaseMetrics
 from chorus.telemetry.logs import get_logger
@@ -36,8 +36,8 @@ class LeaseBoard:
         self._flush_interval_s = flush_interval_s
         self._clock = clock
         self._metrics = metrics
-        self._changed = asyncio.Event()  # replaced at every change: whoever has the old one is woken
-        self._closed = False
+        self._changed = asyncio.Event()  # cleared by whoever is about to wait, having looked
+        self._closing = asyncio.Event()
         self._nodes: dict[str, str] = {}  # of each runner, for the log
 
     @property
@@ -95,37 +95,46 @@ class LeaseBoard:
         """
         watcher = self.table.watch(without_load=without_load)
         try:
-            while not self._closed:
+            while not self._closing.is_set():
                 yield watcher.take(self.now)
                 told_at = self.now
-                await self._wait(lambda: watcher.pending, BOOKMARK_INTERVAL_S)
-                # The first change goes out at once; those that follow closely are gathered.
-                await self._wait(lambda: False, told_at + self._flush_interval_s - self.now)
+                await self._news(watcher, BOOKMARK_INTERVAL_S)
+                # The first change goes out at once; those that follow closely are gathered, and wake nobody.
+                await self._pause(told_at + self._flush_interval_s - self.now)
         finally:
             self.table.unwatch(watcher)
         raise DrainingError("this registry is stopping; watch another one, or this one again")
 
     def close(self) -> None:
         """Ends every watch."""
-        self._closed = True
+        self._closing.set()
         self._wake()
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    async def _wait(self, is_due: Callable[[], bool], timeout_s: float) -> None:
-        """Returns once `is_due`, or the board has closed, or after `timeout_s`."""
-        if timeout_s <= 0:
-            return
+    async def _news(self, watcher: Watcher, timeout_s: float) -> None:
+        """Returns once there is something to tell, or the board has closed, or after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not (self._closed or is_due()):
+                while not (self._closing.is_set() or watcher.pending):
+                    # Whoever waits already is woken by the next change all the same.
+                    self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             return
 
+    async def _pause(self, seconds: float) -> None:
+        """Returns after that time, or once the board has closed."""
+        if seconds <= 0:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+
     def _heard(self, runner_id: str, *, changed: bool) -> None:
-        state = self.table.leased_record(runner_id, self.now).record.state
-        self._metrics.heard(runner_id, state, self.now)
+        self._metrics.heard(runner_id, self.table.state_of(runner_id), self.now)
         if changed:
             self._wake()
 
@@ -142,4 +151,3 @@ class LeaseBoard:
 
     def _wake(self) -> None:
         self._changed.set()
-        self._changed = asyncio.Event()

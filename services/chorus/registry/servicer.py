@@ -15,7 +15,7 @@ from chorus.core.fleet.records import Runner
 from chorus.core.identity import Role
 from chorus.registry.board import LeaseBoard
 from chorus.transport import current_caller
-from chorus.wire.directory import decode_filter, encode_directory_event, encode_node_entry
+from chorus.wire.directory import DirectoryEncoder, decode_filter, encode_node_entry
 from chorus.wire.resources import decode_load, decode_runner_record, decode_runner_state, encode_duration
 
 
@@ -28,6 +28,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             "ttl": encode_duration(board.table.ttl_s),
             "heartbeat_interval": encode_duration(heartbeat_interval_s),
         }
+        # The same for everybody, a thousand times a second.
+        self._heard = pb.HeartbeatResponse(**self._terms).SerializeToString()
+        self._encoder = DirectoryEncoder()
 
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
         """Takes a runner into the directory."""
@@ -37,7 +40,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self._board.register(record)
         return pb.RegisterResponse(epoch=self._board.table.epoch, **self._terms)
 
-    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> bytes:  # type: ignore[override]
         """Renews a lease."""
         _check_own(request.runner_id)
         state = decode_runner_state(request.state)
@@ -45,7 +48,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             raise InvalidRequestError("state", "must be starting, ready or draining")
         load = decode_load(request.load)
         self._board.heartbeat(request.runner_id, request.incarnation, request.sequence, state, load)
-        return pb.HeartbeatResponse(**self._terms)
+        return self._heard
 
     async def Deregister(self, request: pb.DeregisterRequest, context: Any) -> pb.DeregisterResponse:
         """Ends a lease."""
@@ -82,7 +85,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         """Watches the directory."""
         async with aclosing(self._board.watch(without_load=request.without_load)) as events:
             async for event in events:
-                yield pb.WatchNodesResponse(event=encode_directory_event(event))
+                yield pb.WatchNodesResponse(event=self._encoder.encode(event))
 
 
 def _check_own(runner_id: str) -> None:

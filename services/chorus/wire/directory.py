@@ -16,16 +16,21 @@ from chorus.core.fleet.events import (
     SnapshotEvent,
 )
 from chorus.core.fleet.listing import NodeEntry, NodeFilter
+from chorus.core.fleet.records import Runner, RunnerRecord
 from chorus.wire.resources import (
     RUNNER_STATES,
     TIERS,
     decode_duration,
     decode_features,
     decode_node,
+    decode_runner,
     decode_runner_record,
     decode_runner_state,
     decode_tier,
+    encode_duration,
     encode_features,
+    encode_gpu,
+    encode_load,
     encode_node,
     encode_runner_record,
 )
@@ -43,41 +48,129 @@ def encode_leased(leased: LeasedRecord) -> resources_pb2.RunnerRecord:
     )
 
 
-def decode_leased(message: resources_pb2.RunnerRecord) -> LeasedRecord:
-    """A runner with its lease. Raises `InvalidRequestError` as `decode_runner_record`."""
+def decode_leased(message: resources_pb2.RunnerRecord, runner: Runner | None = None) -> LeasedRecord:
+    """A runner with its lease; `runner` where that was decoded before. Raises as `decode_runner_record`."""
     expires_in = decode_duration(message.lease_expires_in) if message.HasField("lease_expires_in") else None
-    return LeasedRecord(decode_runner_record(message), decode_duration(message.lease_age), expires_in)
+    return LeasedRecord(decode_runner_record(message, runner), decode_duration(message.lease_age), expires_in)
+
+
+class DirectoryEncoder:
+    """Encodes the events of watches, for any number of watchers.
+
+    Of a thousand heartbeats a second nearly all change nothing but the load, and every watcher is told the same. So
+    what a runner last looked like is kept as a message, and only what differs is encoded anew.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[RunnerRecord, resources_pb2.RunnerRecord]] = {}
+
+    def encode(self, event: DirectoryEvent) -> pb.DirectoryEvent:
+        """One event of a watched directory."""
+        message = pb.DirectoryEvent(epoch=event.epoch, revision=event.revision, synced=event.synced)
+        match event:
+            case SnapshotEvent():
+                message.snapshot.SetInParent()
+                # Who went while nobody watched was told to nobody.
+                there = {leased.record.runner.runner_id for leased in event.runners}
+                self._kept = {name: known for name, known in self._kept.items() if name in there}
+                for leased in event.runners:
+                    self._encode(leased, message.snapshot.runners.add())
+            case DeltaEvent():
+                message.delta.SetInParent()
+                for leased in event.upserts:
+                    self._encode(leased, message.delta.upserts.add())
+                for removal in event.removals:
+                    self._kept.pop(removal.runner_id, None)
+                    message.delta.removals.append(_encode_removal(removal))
+            case BookmarkEvent():
+                message.bookmark.SetInParent()
+        return message
+
+    def _encode(self, leased: LeasedRecord, message: resources_pb2.RunnerRecord) -> None:
+        record = leased.record
+        runner_id = record.runner.runner_id
+        known = self._kept.get(runner_id)
+        if known is None or not _differs_in_load_alone(known[0], record):
+            known = self._kept[runner_id] = (record, encode_runner_record(record))
+        elif known[0] is not record:
+            _encode_load_anew(record, known[1])
+            known = self._kept[runner_id] = (record, known[1])
+        message.CopyFrom(known[1])
+        message.lease_age.CopyFrom(encode_duration(leased.lease_age_s))
+        if leased.lease_expires_in_s is not None:
+            message.lease_expires_in.CopyFrom(encode_duration(leased.lease_expires_in_s))
+
+
+def _differs_in_load_alone(older: RunnerRecord, newer: RunnerRecord) -> bool:
+    """Whether one came from the other by heartbeats, which leave the objects of what they don't change as they are."""
+    old, new = older.node, newer.node
+    return older is newer or (
+        older.runner is newer.runner
+        and old.cpu is new.cpu
+        and old.labels is new.labels
+        and (old.node_id, old.hostname, old.os) == (new.node_id, new.hostname, new.os)
+        and old.memory_total_bytes == new.memory_total_bytes
+    )
+
+
+def _encode_load_anew(record: RunnerRecord, message: resources_pb2.RunnerRecord) -> None:
+    """Puts into a runner's message what a heartbeat may have changed."""
+    message.state, message.sequence = RUNNER_STATES[record.state], record.sequence
+    message.load.CopyFrom(encode_load(record.load))
+    node = message.node
+    node.memory_available_bytes = record.node.memory_available_bytes
+    del node.gpus[:]
+    if record.node.gpus is record.load.gpus:
+        node.gpus.extend(message.load.gpus)
+    else:
+        node.gpus.extend(encode_gpu(gpu) for gpu in record.node.gpus)
 
 
 def encode_directory_event(event: DirectoryEvent) -> pb.DirectoryEvent:
-    """One event of a watched directory."""
-    message = pb.DirectoryEvent(epoch=event.epoch, revision=event.revision, synced=event.synced)
-    match event:
-        case SnapshotEvent():
-            message.snapshot.SetInParent()
-            message.snapshot.runners.extend(encode_leased(leased) for leased in event.runners)
-        case DeltaEvent():
-            message.delta.SetInParent()
-            message.delta.upserts.extend(encode_leased(leased) for leased in event.upserts)
-            message.delta.removals.extend(_encode_removal(removal) for removal in event.removals)
-        case BookmarkEvent():
-            message.bookmark.SetInParent()
-    return message
+    """One event of a watched directory, when there is no other."""
+    return DirectoryEncoder().encode(event)
+
+
+class DirectoryDecoder:
+    """Decodes the events of watches of any number of registries.
+
+    A runner that is told again as it was, but for its load, is the same object as before: it is not decoded anew, and
+    whoever compares two directories need not look into it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[bytes, Runner]] = {}
+
+    def decode(self, message: pb.DirectoryEvent) -> DirectoryEvent:
+        """One event of a watched directory; one of a newer version counts as a bookmark."""
+        epoch, revision, synced = message.epoch, message.revision, message.synced
+        match message.WhichOneof("event"):
+            case "snapshot":
+                runners = tuple(self._leased(record) for record in message.snapshot.runners)
+                return SnapshotEvent(epoch, revision, synced, runners)
+            case "delta":
+                upserts = tuple(self._leased(record) for record in message.delta.upserts)
+                removals = tuple(_decode_removal(removal) for removal in message.delta.removals)
+                for removal in removals:
+                    self._kept.pop(removal.runner_id, None)
+                return DeltaEvent(epoch, revision, synced, upserts, removals)
+            case _:
+                return BookmarkEvent(epoch, revision, synced)
+
+    def _leased(self, message: resources_pb2.RunnerRecord) -> LeasedRecord:
+        return decode_leased(message, self._runner(message.runner))
+
+    def _runner(self, message: resources_pb2.Runner) -> Runner:
+        raw = message.SerializeToString(deterministic=True)
+        known = self._kept.get(message.runner_id)
+        if known is None or known[0] != raw:
+            known = self._kept[message.runner_id] = (raw, decode_runner(message))
+        return known[1]
 
 
 def decode_directory_event(message: pb.DirectoryEvent) -> DirectoryEvent:
-    """One event of a watched directory; one of a newer version counts as a bookmark."""
-    epoch, revision, synced = message.epoch, message.revision, message.synced
-    match message.WhichOneof("event"):
-        case "snapshot":
-            runners = tuple(decode_leased(record) for record in message.snapshot.runners)
-            return SnapshotEvent(epoch, revision, synced, runners)
-        case "delta":
-            upserts = tuple(decode_leased(record) for record in message.delta.upserts)
-            removals = tuple(_decode_removal(removal) for removal in message.delta.removals)
-            return DeltaEvent(epoch, revision, synced, upserts, removals)
-        case _:
-            return BookmarkEvent(epoch, revision, synced)
+    """One event of a watched directory, when there is no other."""
+    return DirectoryDecoder().decode(message)
 
 
 def _encode_removal(removal: Removal) -> pb.Removal:

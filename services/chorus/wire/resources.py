@@ -380,9 +380,13 @@ def encode_runner_record(
     )
 
 
-def decode_runner_record(message: pb.RunnerRecord) -> RunnerRecord:
-    """A runner as a registry holds it. Node ids of runner and node must agree, and the state must be known."""
-    runner, node = decode_runner(message.runner), decode_node(message.node)
+def decode_runner_record(message: pb.RunnerRecord, runner: Runner | None = None) -> RunnerRecord:
+    """A runner as a registry holds it. Node ids of runner and node must agree, and the state must be known.
+
+    `runner` is what its part says, where that was decoded before.
+    """
+    runner = runner if runner is not None else decode_runner(message.runner)
+    node = decode_node(message.node)
     if runner.node_id != node.node_id:
         raise InvalidRequestError("record.runner.node_id", f"is {runner.node_id!r}, but the node is {node.node_id!r}")
     state = decode_runner_state(message.state)

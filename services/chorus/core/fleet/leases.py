@@ -168,7 +168,7 @@ class LeaseTable:
             memory_available_bytes=load.memory_available_bytes or old.node.memory_available_bytes,
             gpus=load.gpus or old.node.gpus,
         )
-        self._renew(runner_id, replace(old, node=node, state=state, load=load, sequence=sequence), now)
+        self._renew(runner_id, RunnerRecord(old.runner, node, state, load, sequence), now)
         self._changed(runner_id, of_load_only=state is old.state)
         return True
 
@@ -204,6 +204,10 @@ class LeaseTable:
         """The incarnation that holds a runner's lease, or None where nobody does."""
         lease = self._leases.get(runner_id)
         return None if lease is None else lease.record.runner.incarnation
+
+    def state_of(self, runner_id: str) -> RunnerState:
+        """What a live runner says of itself. Raises KeyError where there is no lease."""
+        return self._leases[runner_id].record.state
 
     def leased_record(self, runner_id: str, now: float) -> LeasedRecord:
         """One live runner with its lease. Raises UnknownLeaseError where there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from chorus.core.fleet.directory import Directory, DirectoryEntry
+from chorus.core.fleet.directory import Directory, DirectoryChange, DirectoryEntry
 from chorus.core.placement.fit import may_fit
 from chorus.core.placement.models import default_model
 from chorus.core.placement.needs import Needs, Work
@@ -48,14 +48,20 @@ class Roster:
             self._pools[kind] = pool
         return pool
 
-    def _follow(self, directory: Directory) -> None:
-        """Forgets everything once the directory has changed in more than load."""
-        if directory is self._directory:
-            return
-        if _differ(self._directory, directory):
+    def follow(self, change: DirectoryChange, directory: Directory) -> None:
+        """The directory is this one now, by that change of the one before. Whoever tells of each change spares the next
+        request the search for all of them."""
+        if change.removed or any(
+            _is_new(self._directory.get(entry.record.runner.runner_id), entry) for entry in change.upserts
+        ):
             self._pools.clear()
             self._defaults.clear()
         self._directory = directory
+
+    def _follow(self, directory: Directory) -> None:
+        """Forgets everything once the directory has changed in more than load."""
+        if directory is not self._directory:
+            self.follow(directory.changes_since(self._directory), directory)
 
 
 def _kind(needs: Needs) -> Hashable:
@@ -76,16 +82,11 @@ def _kind(needs: Needs) -> Hashable:
     )
 
 
-def _differ(older: Directory, newer: Directory) -> bool:
-    """Whether anything but load and reachability changed."""
-    change = newer.changes_since(older)
-    if change.removed:
-        return True
-    return any(_is_new(older.get(entry.record.runner.runner_id), entry) for entry in change.upserts)
-
-
 def _is_new(before: DirectoryEntry | None, after: DirectoryEntry) -> bool:
+    """Whether anything but load and reachability changed."""
     if before is None:
         return True
     old, new = before.record, after.record
-    return old.runner != new.runner or old.state is not new.state or old.node.labels != new.node.labels
+    # What a registry tells again unchanged is the same object (wire/directory.py), so that this need not look into it.
+    changed = old.runner is not new.runner and old.runner != new.runner
+    return changed or old.state is not new.state or old.node.labels != new.node.labels
