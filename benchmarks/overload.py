@@ -195,9 +195,7 @@ async def run(model: Path, seconds: float, rounds: int, threads: int) -> int:
                 say(f"round {number} of {rounds}: the peak")
                 await load.closed(peak, _SLOTS, seconds / 2)
                 rate = peak.answered_per_s
-                say(
-                    f"{rate:.1f} requests, {peak.decoded_per_s:.0f} tokens a second; now at random, then four times as many"
-                )
+                say(f"{rate:.1f} requests, {peak.decoded_per_s:.0f} tokens a second; now by chance, then four times it")
                 for book, shares in ((full, _FULL), (over, _FOURFOLD)):
                     await load.arriving(book, {one: share * rate for one, share in shares.items()}, seconds)
                 sizes.append({name: mesh.started[name].resident_bytes() for name in ("coordinator", "runner")})
@@ -233,7 +231,7 @@ def report(peak: Book, full: Book, over: Book, grown: dict[str, int]) -> int:
             Bar(f"goodput {goodput:.2f} of the peak's, at least {_GOODPUT_BAR}", goodput >= _GOODPUT_BAR),
             Bar(f"decoding {busy:.2f} of the peak's tokens, at least {_BUSY_BAR}", busy >= _BUSY_BAR),
             Bar(
-                f"interactive: {in_time:.1%} in time (at least 99%), p99 {slower:.2f}x that before (at most {_SLOWER}x)",
+                f"interactive: {in_time:.1%} in time (at least 99%), p99 {slower:.2f}x as before (at most {_SLOWER}x)",
                 in_time >= 0.99 and slower <= _SLOWER,
             ),
             Bar(
