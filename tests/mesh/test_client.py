@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -232,3 +232,33 @@ async def test_the_same_without_an_event_loop(certificates: MeshCertificates, tm
         told = await asyncio.to_thread(_use_without_a_loop, mesh.client_config(tmp_path))
     node, runner = "node-of-runner-1", "runner-1"
     assert told == ["hello", "fake-1b", "bit by bit", StartedAt.__name__, runner, "5", node, runner]
+
+
+@pytest.mark.parametrize("call", [lambda client: client.complete("tell me"), lambda client: client.count_tokens("hi")])
+async def test_a_moment_without_any_coordinator_is_survived(
+    certificates: MeshCertificates, call: Callable[[MeshClient], Awaitable[object]]
+) -> None:
+    """As when they are restarted one after the other, the last before the connection to the first is back."""
+    async with InProcessMesh(runners=[FakeEngine()], coordinators=2, certificates=certificates) as mesh:
+        client = mesh.client()
+        await call(client)
+        await mesh.kill_coordinator(0)
+        await mesh.kill_coordinator(1)
+        asking = asyncio.ensure_future(call(client))
+        await mesh.restart_coordinator(0)
+        await mesh.until(lambda directory: bool(directory.entries))
+        assert await asking
+
+
+async def test_a_client_that_never_had_an_answer_does_not_wait_for_one(certificates: MeshCertificates) -> None:
+    async with InProcessMesh(runners=[FakeEngine()], coordinators=2, certificates=certificates) as mesh:
+        client, known = mesh.client(), mesh.client()
+        await known.count_tokens("hi")
+        await mesh.kill_coordinator(0)
+        await mesh.kill_coordinator(1)
+        waiting = asyncio.ensure_future(known.count_tokens("hi"))
+        with pytest.raises(UnavailableError, match="no coordinator answers"):
+            await client.count_tokens("hi")
+        assert not waiting.done()
+        with pytest.raises(UnavailableError, match="no coordinator answers"):
+            await waiting

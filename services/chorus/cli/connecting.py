@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-# gRPC's core tells of failed handshakes on standard error by itself, beside our own message; before it is imported it
-# can be asked not to. The services of a mesh must hear it, so `local.process` does not pass this on to them.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
+import chorus.cli.quiet  # noqa: F401
 from chorus.client import MeshClient
 from chorus.local.connect import client_config
 from chorus.local.home import MeshHome

@@ -41,6 +41,8 @@ _CLOSED = "this client is closed"
 _PATIENCE = StreamPatience(stall_s=float("inf"))
 # One that shows no sign of life is left so much later where there is no other.
 _LAST_ONE_S = 7.5
+# Where all of them are restarted one after the other, the last may go before the connection to the first is back.
+_ALL_GONE_S, _LOOK_S = 5.0, 0.1
 
 
 class Coordinators:
@@ -71,6 +73,7 @@ class Coordinators:
             for place, endpoint in enumerate(endpoints)
         ]
         self._timeout_s = timeout_s
+        self._has_answered = False
         self._closed = False
 
     @property
@@ -85,20 +88,36 @@ class Coordinators:
         place = self._peers.choose(without)
         return None if place is None else self._coordinators[place]
 
+    async def wait(self, since: float) -> bool:
+        """Waits a moment for one of them to be back; False where it has gone on since `since` for too long.
+
+        Nobody is waited for where none has ever answered: then the address is wrong, or the mesh is not up.
+        """
+        if not self._has_answered or self.now - since > _ALL_GONE_S:
+            return False
+        await asyncio.sleep(_LOOK_S)
+        return True
+
     # --- calls to whoever answers -----------------------------------------------------------------------------------
 
     async def single(self, name: str, request: Any) -> Any:
         """The answer of a unary RPC. Raises ChorusErrors, UnavailableError where no coordinator can be reached."""
         metadata = metadata_now()
         problems: dict[int, ChorusError] = {}
-        while (coordinator := self.choose(problems)) is not None:
-            try:
-                return await self._single(coordinator, name, request, metadata)
-            except ChorusError as error:
-                if not lost(error):
-                    raise
-                problems[coordinator.place] = error
-        raise nobody(problems.values())
+        nobody_since: float | None = None
+        while True:
+            while (coordinator := self.choose(problems)) is not None:
+                try:
+                    return await self._single(coordinator, name, request, metadata)
+                except ChorusError as error:
+                    if not lost(error):
+                        raise
+                    problems[coordinator.place] = error
+            if nobody_since is None:
+                nobody_since = self.now
+            if not await self.wait(nobody_since):
+                raise nobody(problems.values())
+            problems.clear()
 
     async def stream(self, name: str, request: Any) -> AsyncGenerator[Any]:
         """The messages of a streaming RPC without a deadline; the next one is asked only while nothing has come.
@@ -147,7 +166,7 @@ class Coordinators:
             with guard:
                 async for message in call:
                     guard.watch.heard(self.now, tokens=False)
-                    self._peers.answered(coordinator.place)
+                    self._answered(coordinator)
                     yield message
                     guard.watch.listening(self.now)
         except (grpc.RpcError, asyncio.CancelledError) as error:
@@ -174,8 +193,12 @@ class Coordinators:
         finally:
             self._peers.ended(coordinator.place)
             call.cancel()
-        self._peers.answered(coordinator.place)
+        self._answered(coordinator)
         return answer
+
+    def _answered(self, coordinator: CoordinatorChannel) -> None:
+        self._has_answered = True
+        self._peers.answered(coordinator.place)
 
     def _guard(self, coordinator: CoordinatorChannel, call: Any) -> StreamGuard:
         return StreamGuard(

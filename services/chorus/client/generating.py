@@ -55,6 +55,7 @@ class Generating:
         self._metadata = metadata
         # Those that did not take it: not reached before anybody had it, or not now that it goes on.
         self._passed: dict[int, ChorusError] = {}
+        self._nobody_since: float | None = None  # when all of them had been asked in vain before anybody took it
         self._failed: set[int] = set()
 
     async def events(self) -> AsyncGenerator[ClientEvent]:
@@ -97,11 +98,15 @@ class Generating:
 
     async def _next(self) -> CoordinatorChannel:
         """Who is asked next; waits for somebody once the generation has broken off. Raises what it ends with."""
-        if not self._broken:
+        while not self._broken:
             coordinator = self._coordinators.choose(self._passed)
-            if coordinator is None:
+            if coordinator is not None:
+                return coordinator
+            if self._nobody_since is None:
+                self._nobody_since = self._coordinators.now
+            if not await self._coordinators.wait(self._nobody_since):
                 raise nobody(self._passed.values())
-            return coordinator
+            self._passed.clear()
         while True:
             step = self._resuming.look(self._coordinators.now)
             if isinstance(step, GiveUp):
