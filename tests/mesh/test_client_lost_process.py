@@ -60,7 +60,9 @@ async def coordinators(certificates: MeshCertificates, tmp_path: Path) -> AsyncI
             processes[endpoints[-1]] = process
         client = await stack.enter_async_context(
             MeshClient(
-                [Endpoint.parse(text) for text in endpoints], identity=certificates.identity(Role.CLIENT, "client-1")
+                [Endpoint.parse(text) for text in endpoints],
+                identity=certificates.identity(Role.CLIENT, "client-1"),
+                direct="never",
             )
         )
         yield Coordinators(mesh, processes, endpoints, client)

@@ -24,6 +24,8 @@ class Carrying:
         self._message = message
         self._clock = clock
         self._arrived = self._silent_since = clock()
+        self.priority = request.priority
+        self.hedged = message.allow_hedging
         self._seed_given = request.sampling.seed is not None
         self._attempt = max(1, message.attempt)
         self._began_on: StartedAt | None = None  # the attempt with the first token
@@ -60,6 +62,10 @@ class Carrying:
         seed = None if self._seed_given or self.delivered.from_text else about.seed
         ask_to_go_on(spec, self.delivered, seed=seed, artifact_sha256=about.artifact_sha256)
         return message
+
+    def return_ticket(self, ticket_id: str) -> None:
+        """A ticket was granted for it in vain: whoever granted it is told so with the next attempt."""
+        self._message.unused_ticket_id = ticket_id
 
     def broken(self, reason: str) -> None:
         """The attempt ended for this reason before the answer was whole."""

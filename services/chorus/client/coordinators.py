@@ -108,7 +108,7 @@ class Coordinators:
         while True:
             while (coordinator := self.choose(problems)) is not None:
                 try:
-                    return await self._single(coordinator, name, request, metadata)
+                    return await self.ask(coordinator, name, request, metadata=metadata, timeout_s=self._timeout_s)
                 except ChorusError as error:
                     if not lost(error):
                         raise
@@ -176,25 +176,28 @@ class Coordinators:
             # Whatever ended it: an abandoned call would go on for nobody.
             call.cancel()
 
-    async def close(self) -> None:
-        """Ends every call and closes every channel."""
-        self._closed = True
-        await asyncio.gather(*(coordinator.close() for coordinator in self._coordinators))
-
-    async def _single(self, coordinator: CoordinatorChannel, name: str, request: Any, metadata: Metadata) -> Any:
-        call = coordinator.method(name)(request, timeout=self._timeout_s, metadata=metadata)
+    async def ask(
+        self, coordinator: CoordinatorChannel, name: str, request: Any, *, metadata: Metadata, timeout_s: float
+    ) -> Any:
+        """The answer of one unary call. Raises as `messages`."""
+        call = coordinator.method(name)(request, timeout=timeout_s, metadata=metadata)
         guard = self._guard(coordinator, call)
         self._peers.began(coordinator.place)
         try:
             with guard:
                 answer = await call
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            raise self._failure(coordinator, guard, error, self._timeout_s) from error
+            raise self._failure(coordinator, guard, error, timeout_s) from error
         finally:
             self._peers.ended(coordinator.place)
             call.cancel()
         self._answered(coordinator)
         return answer
+
+    async def close(self) -> None:
+        """Ends every call and closes every channel."""
+        self._closed = True
+        await asyncio.gather(*(coordinator.close() for coordinator in self._coordinators))
 
     def _answered(self, coordinator: CoordinatorChannel) -> None:
         self._has_answered = True

@@ -14,17 +14,19 @@ from contextlib import aclosing
 from chorus.client.carrying import Carrying
 from chorus.client.channel import CoordinatorChannel
 from chorus.client.coordinators import UNREACHED, Coordinators, Metadata, lost, nobody, too_late
+from chorus.client.direct import Direct, Placed, Relayed
 from chorus.core.errors import (
     ChorusError,
     EngineError,
     NoCapableRunnerError,
     OverloadedError,
     RunnersUnavailableError,
+    TicketError,
     UnavailableError,
     UnknownModelError,
 )
 from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
-from chorus.core.resilience.retries import GiveUp, RetryBudget
+from chorus.core.resilience.retries import GiveUp, RetryBudget, may_go_better_elsewhere
 from chorus.wire.events import ClientEvent
 
 POLICY = ResumePolicy(fruitless=5)
@@ -43,11 +45,13 @@ class Generating:
         carrying: Carrying,
         budget: RetryBudget,
         *,
+        direct: Direct,
         given_s: float,
         metadata: Metadata,
     ) -> None:
         self._coordinators = coordinators
         self._carrying = carrying
+        self._direct = direct
         self._resuming = Resuming(POLICY, budget)
         self._broken = False
         self._given_s = given_s
@@ -57,9 +61,16 @@ class Generating:
         self._passed: dict[int, ChorusError] = {}
         self._nobody_since: float | None = None  # when all of them had been asked in vain before anybody took it
         self._failed: set[int] = set()
+        self._preferred: CoordinatorChannel | None = None
 
     async def events(self) -> AsyncGenerator[ClientEvent]:
         """The events of the answer. Raises ChorusErrors."""
+        if self._direct.is_next() and not self._carrying.hedged:
+            async with aclosing(self._directly()) as events:
+                async for event in events:
+                    yield event
+            if self._carrying.finished:
+                return
         while True:
             coordinator = await self._next()
             before = self._carrying.delivered.output_tokens
@@ -94,10 +105,66 @@ class Generating:
                     return
         raise UnavailableError(f"the stream of {coordinator.called} ended early, before the answer was complete")
 
+    # --- direct mode ------------------------------------------------------------------------------------------------
+
+    async def _directly(self) -> AsyncGenerator[ClientEvent]:
+        """The events of the first attempt, from the runner itself; where it ends early, the relay is to go on."""
+        carrying, direct = self._carrying, self._direct
+        message = carrying.attempt("")
+        placed = await direct.place(message, metadata=self._metadata, left_s=self._left_s())
+        if isinstance(placed, Relayed):
+            self._relay_by(placed.coordinator, placed.ticket_id)
+            return
+        messages = direct.messages(
+            placed, carrying, metadata=self._metadata, timeout_s=self._left_s(), given_s=self._given_s
+        )
+        try:
+            async with aclosing(messages):
+                async for response in messages:
+                    events = carrying.take(response.event)
+                    if carrying.finished:
+                        await _read_to_end(messages)
+                    for event in events:
+                        yield event
+                    if carrying.finished:
+                        return
+            raise UnavailableError(f"the stream of {placed.channel.called} ended early, before the answer was complete")
+        except ChorusError as error:
+            self._judge_runner(error, placed)
+
+    def _judge_runner(self, error: ChorusError, placed: Placed) -> None:
+        """Returns where the relay may do better, else raises what the caller is told."""
+        carrying = self._carrying
+        if isinstance(error, TicketError):
+            self._direct.refused(error)
+        elif not may_go_better_elsewhere(error) or (carrying.begun and carrying.delivered.obstacle):
+            raise self._final(error)
+        if carrying.begun:
+            self._broken = True
+            ended = self._resuming.broken(
+                error,
+                placed.channel.runner_id,
+                delivered=carrying.delivered.output_tokens,
+                obstacle="",
+                now=self._coordinators.now,
+            )
+            if ended is not None:
+                raise ended.error from error
+        carrying.broken(error.reason)
+        self._relay_by(placed.coordinator, placed.ticket_id)
+
+    def _relay_by(self, coordinator: CoordinatorChannel | None, ticket_id: str) -> None:
+        self._preferred = coordinator
+        if ticket_id:
+            self._carrying.return_ticket(ticket_id)
+
     # --- who is next ------------------------------------------------------------------------------------------------
 
     async def _next(self) -> CoordinatorChannel:
         """Who is asked next; waits for somebody once the generation has broken off. Raises what it ends with."""
+        preferred, self._preferred = self._preferred, None
+        if preferred is not None and not self._broken:
+            return preferred
         while not self._broken:
             coordinator = self._coordinators.choose(self._passed)
             if coordinator is not None:

@@ -21,6 +21,7 @@ from chorus.client.answers import (
 )
 from chorus.client.carrying import Carrying
 from chorus.client.coordinators import Coordinators, metadata_now
+from chorus.client.direct import Direct, DirectMode
 from chorus.client.events import EventNews, watch_all
 from chorus.client.generating import Generating
 from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
@@ -57,12 +58,18 @@ class MeshClient:
         identity: TlsIdentity | None,
         insecure_loopback: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        direct: DirectMode = "auto",
     ) -> None:
-        """`identity` None is for a mesh without TLS on this machine, and needs `insecure_loopback`."""
+        """`identity` None is for a mesh without TLS on this machine, and needs `insecure_loopback`.
+
+        `direct`: whether answers are streamed from runners themselves, with no hop between. `auto`: from the second
+        generation on, and relayed where a runner can't be reached from here; `never`; or `always`.
+        """
         self._timeout_s = timeout_s
         self._coordinators = Coordinators(
             coordinators, identity=identity, insecure_loopback=insecure_loopback, timeout_s=timeout_s
         )
+        self._direct = Direct(direct, self._coordinators, identity=identity)
         # For what only each of them knows of itself; nothing is dialled before it is asked for.
         self._each = [
             (
@@ -83,13 +90,21 @@ class MeshClient:
             identity=identity,
             insecure_loopback=mesh.insecure_loopback,
             timeout_s=settings.timeout_s,
+            direct=settings.direct,
         )
 
     @classmethod
-    def connect(cls, *coordinators: str, certificates: Path | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> MeshClient:
+    def connect(
+        cls,
+        *coordinators: str,
+        certificates: Path | str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        direct: DirectMode = "auto",
+    ) -> MeshClient:
         """A client of coordinators given as `[NAME@]HOST:PORT`, showing the certificate in that folder."""
         identity = TlsIdentity.load(Path(certificates).expanduser())
-        return cls([Endpoint.parse(text) for text in coordinators], identity=identity, timeout_s=timeout_s)
+        endpoints = [Endpoint.parse(text) for text in coordinators]
+        return cls(endpoints, identity=identity, timeout_s=timeout_s, direct=direct)
 
     async def __aenter__(self) -> Self:
         return self
@@ -101,6 +116,7 @@ class MeshClient:
 
     async def aclose(self) -> None:
         """Ends what goes on and closes the connections."""
+        await self._direct.close()
         await self._coordinators.close()
         for _, coordinator in self._each:
             await coordinator.close()
@@ -118,9 +134,13 @@ class MeshClient:
         seed: int | None = None,
         adapter: str = "",
         requirements: Requirements | None = None,
+        allow_hedging: bool = False,
         timeout_s: float | None = None,
     ) -> Generation:
-        """Generates, event by event; nothing is sent before the first one is asked for. See `chat_request`."""
+        """Generates, event by event; nothing is sent before the first one is asked for. See `chat_request`.
+
+        `allow_hedging`: a second runner may be asked where the first one is late; such a generation is relayed.
+        """
         request = chat_request(
             asked,
             model=model,
@@ -131,7 +151,7 @@ class MeshClient:
             adapter=adapter,
             requirements=requirements,
         )
-        message = pb.GenerateRequest(spec=encode_generation(request), attempt=1)
+        message = pb.GenerateRequest(spec=encode_generation(request), attempt=1, allow_hedging=allow_hedging)
         return Generation(self._events(message, request, timeout_s or self._timeout_s))
 
     async def complete(self, asked: Asked, **options: Any) -> Completion:
@@ -144,7 +164,9 @@ class MeshClient:
         coordinators = self._coordinators
         self._budget.earn(coordinators.now)
         carrying = Carrying(message, request, lambda: coordinators.now)
-        generating = Generating(coordinators, carrying, self._budget, given_s=timeout_s, metadata=metadata_now())
+        generating = Generating(
+            coordinators, carrying, self._budget, direct=self._direct, given_s=timeout_s, metadata=metadata_now()
+        )
         async with aclosing(generating.events()) as events:
             async for event in events:
                 yield event

@@ -550,6 +550,11 @@ class ClientSettings(Section):
         default="client-cli", description="Folder under mesh.certs_dir whose certificate and key the client shows."
     )
     timeout_s: float = Field(default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up.")
+    direct: Literal["auto", "never", "always"] = Field(
+        default="auto",
+        description="Whether answers come from runners themselves, with no hop between: auto (from a client's second "
+        "generation on, and relayed where a runner can't be reached), never or always.",
+    )
 
 
 class ChorusConfig(BaseModel):

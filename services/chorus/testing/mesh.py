@@ -17,6 +17,7 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry
 
 from chorus.client import MeshClient
+from chorus.client.direct import DirectMode
 from chorus.config import ChorusConfig, Endpoint
 from chorus.coordinator.service import CoordinatorService
 from chorus.core.fleet.directory import Directory
@@ -177,8 +178,12 @@ class InProcessMesh:
         name: str = "client-1",
         timeout_s: float = 30.0,
         coordinators: Sequence[int] | None = None,
+        direct: DirectMode = "never",
     ) -> MeshClient:
-        """A client of every coordinator, or of some by index, closed with the mesh."""
+        """A client of every coordinator, or of some by index, closed with the mesh.
+
+        It goes through coordinators unless told otherwise: a test that looks at what they do sees every request.
+        """
         endpoints = self.coordinator_endpoints()
         if coordinators is not None:
             endpoints = [endpoints[index] for index in coordinators]
@@ -186,6 +191,7 @@ class InProcessMesh:
             [Endpoint.parse(text) for text in endpoints],
             identity=self.certificates.identity(role, name),
             timeout_s=timeout_s,
+            direct=direct,
         )
         self._stack.push_async_callback(client.aclose)
         return client
