@@ -13,11 +13,11 @@ from chorus.client import AttemptChanged, StartedAt, SyncMeshClient
 from chorus.config import ChorusConfig
 from chorus.core.errors import DeadlineExceededError, EngineError, UnavailableError, UnknownModelError
 from chorus.core.generation import Finished, GenerationRequest, Queued, TextPrompt, TokenDelta
+from chorus.testing.blackhole import Blackhole
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-from tests.mesh.blackhole import Blackhole
 
 
 @pytest.fixture(autouse=True)
