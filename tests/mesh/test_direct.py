@@ -369,6 +369,19 @@ async def test_a_runner_that_dies_closes_its_tickets(certificates: MeshCertifica
         assert books.closed("unused") == 1
 
 
+async def test_a_runner_that_leaves_tells_of_the_end_itself(certificates: MeshCertificates) -> None:
+    """It gives its lease back before its engine ends what still runs; that is no failure of its own."""
+    pace = ManualPace()
+    async with InProcessMesh(runners=[FakeEngine(pace=pace)], certificates=certificates) as mesh, Direct(mesh) as kim:
+        books = Books(mesh)
+        reading = asyncio.create_task(refusal(kim.generate(await kim.place(spec()), spec())))
+        await pace.waiting(1)
+        await mesh.runners[0].stop(0.0)
+        assert isinstance(await reading, errors.DrainingError)
+        await books.until(lambda: books.kept == (0, 0, 0))
+        assert (books.closed("ended"), books.attempts("DRAINING")) == (1, 1)
+
+
 async def test_one_that_is_relayed_instead_gives_its_place_back(certificates: MeshCertificates) -> None:
     async with (
         InProcessMesh(runners=1, certificates=certificates, coordinator={"max_requests": 1}) as mesh,

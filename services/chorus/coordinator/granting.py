@@ -243,15 +243,28 @@ class Granting:
             self._sweep_later()
 
     def _follow(self, change: DirectoryChange) -> None:
-        lives = {(record.runner.runner_id, record.runner.incarnation) for record in change.removed}
+        for record in change.removed:
+            life = (record.runner.runner_id, record.runner.incarnation)
+            watch = self._watches.get(life)
+            if watch is not None and watch.up:
+                watch.last = (
+                    True  # it has more to say: a lease may lapse by mistake, and who leaves ends its streams last
+                )
+            else:
+                self._gone(life)
         for entry in change.upserts:
             runner = entry.record.runner
-            lives |= {life for life in self._watches if life[0] == runner.runner_id and life[1] != runner.incarnation}
-        for life in lives:
-            watch = self._watches.pop(life, None)
-            if watch is not None:
-                watch.task.cancel()
-            self._settle(self._grants.gone(life))
+            for life in [life for life in self._watches if life[0] == runner.runner_id]:
+                if life[1] == runner.incarnation:
+                    self._watches[life].last = False
+                else:
+                    self._gone(life)
+
+    def _gone(self, life: RunnerLife) -> None:
+        watch = self._watches.pop(life, None)
+        if watch is not None and watch.task is not asyncio.current_task():
+            watch.task.cancel()
+        self._settle(self._grants.gone(life))
 
     # --- what runners tell ------------------------------------------------------------------------------------------
 
@@ -284,6 +297,8 @@ class Granting:
                 watch.problem = error.message
             watch.up = False
             watch.tried.set()
+            if watch.last:
+                return self._gone(life)
             self._grants.unheard(life, self._live.now)
             await asyncio.sleep(pause_s)
 
@@ -305,11 +320,14 @@ class Granting:
 
 
 class _Watch:
-    """One runner's word: `up` while it can be heard; `tried` once that was found out, the first time."""
+    """One runner's word: `up` while it can be heard; `tried` once that was found out, the first time.
+
+    `last`: the runner has left the directory, and is listened to for as long as it talks.
+    """
 
     task: asyncio.Task[None]
 
     def __init__(self) -> None:
-        self.up = False
+        self.up = self.last = False
         self.tried = asyncio.Event()
         self.problem = ""
