@@ -13,7 +13,7 @@ from pathlib import Path
 
 from meshes import Mesh, Shape
 from oracle import ask
-from processes import Processes, free_port, processes_in, say
+from processes import Processes, Started, free_port, processes_in, say
 from text_server import WORDS
 
 from chorus.client import AttemptChanged, MeshClient, StartedAt
@@ -47,9 +47,9 @@ class _Servers:
         self._processes.end(started)
         self._started[runner] = self._start(runner)
 
-    def _start(self, runner: str):  # type: ignore[no-untyped-def]
+    def _start(self, runner: str) -> Started:
         argv = [sys.executable, _SERVER, str(self._ports[runner])]
-        return self._processes.start(f"server-of-{runner}", argv)
+        return self._processes.start(f"server-of-{runner}", argv, watches_parent=True)
 
 
 async def remote_killed(times: int, draw: random.Random) -> Counter[str]:

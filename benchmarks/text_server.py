@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
+import threading
 
 WORDS = 60
 _PER_SECOND = 10
@@ -62,9 +64,15 @@ def _tell(writer: asyncio.StreamWriter, event: object) -> None:
 
 
 async def main() -> None:
-    """Serves until it is killed."""
+    """Serves until it is killed, or whoever started it has ended."""
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     async with await asyncio.start_server(_serve, "127.0.0.1", int(sys.argv[1])) as server:
         await server.serve_forever()
+
+
+def _end_with_starter() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from chorus.core import errors
 from chorus.core.errors import ChorusError
 from chorus.core.resilience.retries import (
+    LOST,
     Attempts,
     GiveUp,
     RetryBudget,
@@ -142,3 +143,17 @@ def test_a_clock_that_stands_still_or_goes_back_earns_nothing() -> None:
     assert budget.spend(10.0)
     assert not budget.spend(10.0)
     assert not budget.spend(3.0)
+
+
+def test_who_had_a_runner_that_was_lost_waits_a_while_and_who_had_none_does_not() -> None:
+    nobody = errors.RunnersUnavailableError("nobody can be asked now")
+    attempts = Attempts(3, RetryBudget())
+    assert not attempts.may_wait(nobody, 100.0, 10.0)
+    attempts.begin("r1")
+    attempts.failed(errors.UnavailableError("its own word"), delivered=False, now=100.0)
+    assert not attempts.may_wait(nobody, 100.0, 10.0)
+    attempts.failed(errors.UnavailableError("gone", metadata={LOST: "true"}), delivered=False, now=101.0)
+    assert not attempts.may_wait(errors.UnknownModelError("no such model"), 101.0, 10.0)
+    assert attempts.may_wait(nobody, 110.9, 10.0)
+    assert attempts.tried == set()
+    assert not attempts.may_wait(nobody, 111.0, 10.0)

@@ -15,6 +15,7 @@ import pytest
 from chorus.client import AttemptChanged, ClientEvent, Generation, MeshClient, StartedAt, SyncMeshClient, generating
 from chorus.config import ChorusConfig, Endpoint
 from chorus.core.errors import ChorusError, DeadlineExceededError, EngineError, UnavailableError
+from chorus.core.fleet.directory import Directory
 from chorus.core.fleet.records import Feature
 from chorus.core.generation import (
     DeliveredChoice,
@@ -351,6 +352,37 @@ async def test_without_token_ids_it_goes_on_from_text_if_the_caller_allows_it(
     (changed,) = changes(events)
     assert changed.from_text
     assert [delta.index for delta in deltas(events)] == list(range(len(deltas(events))))
+
+
+# --- just started, just lost ----------------------------------------------------------------------------------------
+
+
+async def test_a_coordinator_and_a_registry_that_were_just_started_do_not_say_that_nobody_is_there(
+    certificates: MeshCertificates,
+) -> None:
+    async with mesh_of(certificates, FakeEngine(), coordinators=1) as mesh:
+        await mesh.kill_coordinator()
+        await mesh.restart_registry()
+        await mesh.restart_coordinator()
+        assert (await mesh.client().complete(raw("echo:hello"))).text == "hello"
+
+
+async def test_a_request_whose_only_runner_is_lost_before_its_first_token_waits_for_another(
+    certificates: MeshCertificates,
+) -> None:
+    pace = ManualPace()
+    async with mesh_of(certificates, FakeEngine(pace=pace), coordinators=1) as mesh:
+        answer = asyncio.create_task(mesh.client().complete(raw("echo:hello")))
+        await pace.waiting(1)
+        await mesh.kill_runner()
+        await mesh.until(lambda directory: not is_reachable(directory, "runner-1"))
+        await mesh.add_runner()
+        assert (await answer).runner_id == "runner-2"
+
+
+def is_reachable(directory: Directory, runner_id: str) -> bool:
+    entry = directory.get(runner_id)
+    return entry is not None and entry.reachable
 
 
 # --- many ------------------------------------------------------------------------------------------------------------

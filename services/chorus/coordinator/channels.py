@@ -19,6 +19,7 @@ from chorus.api.runner.v1 import runner_pb2
 from chorus.core.errors import ChorusError, UnavailableError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.fleet.records import Runner
+from chorus.core.resilience.retries import LOST
 from chorus.telemetry.logs import get_logger
 from chorus.transport.channel import open_channel
 from chorus.transport.guarding import QUESTION_TIMEOUT_S, Question
@@ -109,9 +110,9 @@ class RunnerChannel:
                     await self._ready.wait()
             except TimeoutError:
                 why = self._problem or f"there was no connection to the runner {self.runner_id} within {timeout_s:g} s"
-                raise UnavailableError(why) from None
+                raise UnavailableError(why, metadata={LOST: "true"}) from None
         if self._left_unconnected:
-            raise UnavailableError(f"the runner {self.runner_id} has left the mesh")
+            raise UnavailableError(f"the runner {self.runner_id} has left the mesh", metadata={LOST: "true"})
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -39,11 +39,16 @@ class LiveDirectory:
         """How we stand with each registry that has told us something."""
         return self._merger.registries()
 
-    async def told(self, timeout_s: float) -> None:
-        """Returns once some registry has told of the mesh, or after `timeout_s`."""
+    @property
+    def told(self) -> bool:
+        """Whether who is absent may be called so: somebody is there, or a registry is sure that nobody is."""
+        return bool(self._seen.entries) or self._seen.synced
+
+    async def wait_told(self, timeout_s: float) -> None:
+        """Returns once it is `told`, or after `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self.wait_until(lambda _: bool(self.registries()))
+                await self.wait_until(lambda _: self.told)
 
     def on_change(self, listener: Listener) -> None:
         """Has `listener` told of every change, when `directory` is the new one already. It must not raise."""

@@ -41,6 +41,8 @@ from chorus.telemetry.metrics import GenerationMetrics
 
 T = TypeVar("T")
 
+# How long a request that waits for a runner waits at once.
+_LOOK_S = 0.25
 # Callers may make up names of models.
 _MAX_LANES = 512
 # Terms of a cost that make a runner no help to a request that is late already.
@@ -225,6 +227,9 @@ class Placing:
                 else:
                     candidate = self._place(needs, trace, attempts.tried)
             except ChorusError as refused:
+                if not going_on and attempts.may_wait(refused, self._live.now, self._resume.wait_s):
+                    await self._a_moment()
+                    continue
                 told = refused if going_on else attempts.refused(refused)
                 raise _with_facts(told, last, attempts.count) from None
             last = candidate
@@ -269,6 +274,12 @@ class Placing:
             else:
                 self.settle(running, None)
                 return result
+
+    async def _a_moment(self) -> None:
+        """Until the directory changes, or loads may have."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await self._live.wait_newer(self._live.directory)
 
     def reserve(self, needs: Needs, trace: PromptTrace) -> Running:
         """Chooses a runner for an attempt that its caller makes itself, and counts on it; `settle` must follow.

@@ -35,6 +35,7 @@ from chorus.core.generation import Priority
 from chorus.core.placement import Candidate, Needs, Work, trace_of
 from chorus.core.resilience.delivered import Delivered
 from chorus.core.resilience.resuming import Resuming
+from chorus.core.resilience.retries import LOST
 from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
@@ -237,10 +238,10 @@ class Requests:
                 return await self._placing.attempt(needs, run)
 
     async def _knows_the_mesh(self, context: Context) -> None:
-        """Where this coordinator was started a moment ago, it knows of nobody yet, and must not say that nobody is."""
-        if not self._live.registries():
-            left_s = _time_left(context)
-            await self._live.told(self._connect_timeout_s if left_s is None else min(left_s, self._connect_timeout_s))
+        """A coordinator or a registry that was just started knows of nobody, and must not say that nobody is."""
+        if not self._live.told:
+            wait_s, left_s = self._connect_timeout_s, _time_left(context)
+            await self._live.wait_told(wait_s if left_s is None else min(left_s, wait_s))
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 
@@ -448,12 +449,20 @@ def _of_runner(error: grpc.RpcError, candidate: Candidate) -> ChorusError:
         return DeadlineExceededError(f"the request's deadline passed while the runner {candidate.runner_id} had it")
     if isinstance(failure, InternalError) and "grpc_code" in failure.metadata:
         # Without ErrorInfo it is the transport's word, as when a proxy resets a stream, and no defect of the runner.
-        return UnavailableError(f"the call to the runner {candidate.runner_id} was broken off: {failure.message}")
-    return failure
+        failure = UnavailableError(f"the call to the runner {candidate.runner_id} was broken off: {failure.message}")
+    elif not (isinstance(failure, UnavailableError) and "grpc_code" in failure.metadata):
+        return failure
+    return _lost(failure)
 
 
-def _broken_off(candidate: Candidate) -> UnavailableError:
-    return UnavailableError(f"the call to the runner {candidate.runner_id} was broken off")
+def _broken_off(candidate: Candidate) -> ChorusError:
+    return _lost(UnavailableError(f"the call to the runner {candidate.runner_id} was broken off"))
+
+
+def _lost(error: ChorusError) -> ChorusError:
+    """The same, as the word of nobody: the runner itself did not say it."""
+    error.metadata = {**error.metadata, LOST: "true"}
+    return error
 
 
 def _is_being_cancelled() -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import grpc
 
 from chorus.core.errors import UnavailableError
+from chorus.core.resilience.retries import LOST
 from chorus.core.resilience.stream_silence import Look, Sight, StreamPatience, StreamWatch
 
 QUESTION_TIMEOUT_S = 2.0
@@ -126,7 +127,8 @@ class StreamGuard:
         return None
 
     def _leave(self, look: Look, what: str) -> None:
-        self.left = UnavailableError(f"{self._peer.called} {what} for {look.quiet_s:.1f} s")
+        told = f"{self._peer.called} {what} for {look.quiet_s:.1f} s"
+        self.left = UnavailableError(told, metadata={LOST: "true"})
         self._call.cancel()
 
     def _answered(self, asked: asyncio.Task[bool]) -> None:

@@ -24,6 +24,9 @@ from chorus.core.errors import (
     UnknownModelError,
 )
 
+LOST = "runner_lost"
+"""In an error's metadata: the runner itself said nothing; its process, or the way to it, is gone."""
+
 # What may go better on another runner, and how much each tells a caller who has to be told one of several.
 # Waiting for a place will help; a prompt that is too long everywhere will not get shorter.
 _TELLING: dict[type[ChorusError], int] = {
@@ -111,6 +114,8 @@ class Attempts:
     budget: RetryBudget
     tried: set[str] = field(default_factory=set)
     errors: list[ChorusError] = field(default_factory=list)
+    lost_at: float | None = None
+    """When a runner was lost that had the request, if one was."""
     count: int = 0
     """Attempts begun so far."""
 
@@ -125,9 +130,22 @@ class Attempts:
         if delivered or not may_go_better_elsewhere(error):
             return GiveUp(error)
         self.errors.append(error)
+        if LOST in error.metadata:
+            self.lost_at = now
         if self.count >= self.max_attempts or not self.budget.spend(now):
             return GiveUp(most_telling(self.errors))
         return TryAgain(context_needed(error))
+
+    def may_wait(self, refusal: ChorusError, now: float, wait_s: float) -> bool:
+        """Whether somebody is waited for, though nobody can be asked now; all may be tried anew then.
+
+        Only where a runner was lost with the request, less than `wait_s` ago: it was taken on, and the runner may be
+        back in a moment. Who is refused from the beginning is told at once.
+        """
+        if self.lost_at is None or now >= self.lost_at + wait_s or not isinstance(refusal, RunnersUnavailableError):
+            return False
+        self.tried.clear()
+        return True
 
     def refused(self, refusal: ChorusError) -> ChorusError:
         """The error for the caller where nobody is left to try: the placement's own, or one of the attempts before."""
