@@ -53,8 +53,8 @@ class Overrun:
 
     @property
     def factor(self) -> float:
-        """Seconds expected, times this, are enough for nearly all; at least 1."""
-        return min(max(self.mean + 2.0 * self.deviation, 1.0), _MOST_OVERRUN)
+        """Seconds expected, times this, are enough for most; at least 1."""
+        return min(max(self.mean + self.deviation, 1.0), _MOST_OVERRUN)
 
     def note(self, expected_s: float, took_s: float) -> None:
         """A request ended well that had been expected to take so long."""
