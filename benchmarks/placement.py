@@ -110,8 +110,8 @@ class _Coordinator:
             penalties=self.failures.penalties(1.0),
             shared=self.affinity.shared(self.trace),
         )
-        pool = self.roster.pool(self.needs, directory)
-        return place(self.needs, directory, rng=self.rng, situation=situation, pool=pool).runner_id
+        pool, warm = self.roster.pool(self.needs, directory), self.roster.warm(self.needs, directory)
+        return place(self.needs, directory, rng=self.rng, situation=situation, pool=pool, warm=warm).runner_id
 
 
 def main() -> int:

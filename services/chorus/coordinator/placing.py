@@ -376,6 +376,7 @@ class Placing:
             rng=self._rng,
             situation=self._situation(trace, tried),
             pool=self._roster.pool(needs, directory),
+            warm=self._roster.warm(needs, directory),
         )
 
     def _begin(self, candidate: Candidate, trace: PromptTrace) -> Trial:

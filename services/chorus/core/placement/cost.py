@@ -54,7 +54,7 @@ def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situatio
     runner_id = record.runner.runner_id
     load = load_of(record, status)
     slots, busy = slots_of(status, load), demand_of(load, runner_id, situation)
-    engine = _engine_of(record, status)
+    engine = engine_of(record, status)
     rate = _rate(record, status, load, engine)
     terms: list[tuple[str, float]] = []
     typical_s = service_s = SHORT_WORK_S
@@ -79,7 +79,7 @@ def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situatio
     if status.state is not ModelState.LOADED:
         terms.append(("load", load_seconds(status)))
     gpus = record.load.gpus or record.node.gpus
-    if gpus and engine is not None and _is_on_gpu(engine):
+    if gpus and engine is not None and is_on_gpu(engine):
         heat_s = service_s * max(map(_slowdown, gpus))
         if heat_s:
             terms.append(("heat", heat_s))
@@ -116,14 +116,14 @@ def guessed_rate(record: RunnerRecord, status: ModelStatus, engine: EngineInfo |
     if size <= 0 or engine is None or engine.kind is not EngineKind.LOCAL:
         return UNKNOWN_TOKENS_PER_S
     fits_gpu = any(gpu.usable and gpu.memory_total_bytes > size for gpu in record.node.gpus)
-    on_gpu = fits_gpu and _is_on_gpu(engine)
+    on_gpu = fits_gpu and is_on_gpu(engine)
     return min(GUESSED_TOKENS_PER_S_MAX, (GPU_BYTES_PER_S if on_gpu else CPU_BYTES_PER_S) / size)
 
 
 def wait_seconds(record: RunnerRecord, status: ModelStatus, situation: Situation) -> float:
     """How long until a full runner likely has a place: one request's service time over its slots."""
     load = load_of(record, status)
-    service_s = NOMINAL_TOKENS / _rate(record, status, load, _engine_of(record, status))
+    service_s = NOMINAL_TOKENS / _rate(record, status, load, engine_of(record, status))
     return service_s / slots_of(status, load) + situation.penalties.get(record.runner.runner_id, 0.0)
 
 
@@ -167,11 +167,13 @@ def _slowdown(gpu: Gpu) -> float:
     return HOT_SLOWDOWN * min(1.0, (gpu.temperature_celsius - HOT_CELSIUS) / (HOTTEST_CELSIUS - HOT_CELSIUS))
 
 
-def _is_on_gpu(engine: EngineInfo) -> bool:
+def is_on_gpu(engine: EngineInfo) -> bool:
+    """Whether an engine computes on graphics devices."""
     return any(backend != "cpu" for backend in engine.backends)
 
 
-def _engine_of(record: RunnerRecord, status: ModelStatus) -> EngineInfo | None:
+def engine_of(record: RunnerRecord, status: ModelStatus) -> EngineInfo | None:
+    """The engine that has a model; None where the runner does not describe it."""
     for engine in record.runner.engines:
         if engine.name == status.engine:
             return engine

@@ -130,6 +130,14 @@ def may_fit(needs: Needs, record: RunnerRecord) -> bool:
     )
 
 
+def has_loaded(needs: Needs, record: RunnerRecord) -> bool:
+    """Whether a runner has a model in memory with which it passes those checks."""
+    return any(
+        status.state is ModelState.LOADED and _miss_of_model(needs, record, status, context=False) is None
+        for status in record.runner.models
+    )
+
+
 def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, context: bool = True) -> Miss | None:
     """What a model itself lacks."""
     artifact = status.artifact

@@ -19,10 +19,12 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import ModelStatus
-from chorus.core.placement.cost import Terms, cost_terms, total
+from chorus.core.placement.cost import LOAD_FIXED_S, Terms, cost_terms, total
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation, fit
+from chorus.core.placement.homes import home_key, is_cold
 from chorus.core.placement.needs import Needs
 from chorus.core.placement.refusal import refusal
+from chorus.core.placement.roster import warm_of
 
 T = TypeVar("T")
 
@@ -101,15 +103,21 @@ def place(
     rng: Rng,
     situation: Situation = NOTHING_MORE,
     pool: Sequence[str] | None = None,
+    warm: Sequence[str] | None = None,
 ) -> Candidate:
     """The runner that serves the request. The same arguments and the same state of `rng` give the same one.
 
-    `pool`: sorted ids of the runners to choose from, as a Roster gives it; without it, all of the directory's.
+    `pool`: sorted ids of the runners to choose from, as a Roster gives it; without it, all of the directory's. `warm`:
+    those of them that need not load a model first.
+
+    Where nobody has the model in memory, or whoever has it is so slow or busy that loading it once more may be sooner,
+    the one runner that is the model's home (`homes.py`) is considered, and no other one that would have to load it.
 
     Raises what `refusal` says where nobody fits: UnknownModelError, UnsupportedFeatureError, NoCapableRunnerError,
     PromptTooLongError, RunnersUnavailableError or OverloadedError.
     """
-    ids = sorted(directory.entries) if pool is None else pool
+    everybody = sorted(directory.entries) if pool is None else pool
+    ids = warm_of(needs, directory, everybody) if warm is None else warm
     found: list[_Found] = []
     if len(ids) > CONSIDERED:
         count = CONSIDERED if len(ids) <= MANY else CONSIDERED_OF_MANY
@@ -120,11 +128,15 @@ def place(
     if len(found) < 2:
         # Hardly anybody by chance, or few enough: go through all of them, in an order of chance.
         found = _find(needs, directory, rng.sample(ids, len(ids)), situation)
+    if len(ids) < len(everybody) and all(one[0] >= LOAD_FIXED_S for one in found):
+        found += _home(needs, directory, everybody, situation)
     if not found:
         seen = survey(needs, directory, situation=situation)
         if not seen.candidates:
             raise refusal(needs, directory, [(other.entry, other.miss) for other in seen.rejected], situation)
-        found = [(one.cost, one.entry, one.model, one.terms) for one in seen.candidates[:CONSIDERED]]
+        found = _with_one_home([(one.cost, one.entry, one.model, one.terms) for one in seen.candidates], situation)[
+            :CONSIDERED
+        ]
     cost, entry, model, terms = _better_of_two(found, rng)
     return Candidate(entry, model, cost, terms)
 
@@ -149,7 +161,34 @@ def _survey(needs: Needs, directory: Directory, situation: Situation) -> Survey:
             cost, _, model, terms = _cheapest(needs, entry, found, situation)
             candidates.append(Candidate(entry, model, cost, terms))
     candidates.sort(key=lambda candidate: candidate.cost)
+    if candidates and is_cold(candidates[0].model):
+        # Nobody has it at a lower cost: it goes to its home, whichever would load it fastest.
+        cold = [candidate for candidate in candidates if is_cold(candidate.model)]
+        home = max(cold, key=lambda candidate: home_key(candidate.entry, candidate.model, situation))
+        candidates.sort(key=lambda candidate: candidate is not home)
     return Survey(tuple(candidates), tuple(rejected))
+
+
+def _home(needs: Needs, directory: Directory, ids: Sequence[str], situation: Situation) -> list[_Found]:
+    """The home of the request's model among runners that would have to load it; empty where nobody could."""
+    cold: list[_Found] = []
+    for runner_id in ids:
+        entry = directory.get(runner_id)
+        if entry is None:
+            continue
+        found = fit(needs, entry, situation)
+        if not isinstance(found, Miss) and all(map(is_cold, found)):
+            cold.append(_cheapest(needs, entry, found, situation))
+    return _with_one_home(cold, situation)
+
+
+def _with_one_home(found: list[_Found], situation: Situation) -> list[_Found]:
+    """The same with but one of those that would have to load a model."""
+    cold = [one for one in found if is_cold(one[2])]
+    if len(cold) < 2:
+        return found
+    home = max(cold, key=lambda one: home_key(one[1], one[2], situation))
+    return [one for one in found if one is home or not is_cold(one[2])]
 
 
 def _some(ids: Sequence[str], count: int, rng: Rng) -> list[str]:

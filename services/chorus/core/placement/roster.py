@@ -6,10 +6,10 @@ worked out once, and kept until a runner comes, goes or changes; only the load i
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from chorus.core.fleet.directory import Directory, DirectoryChange, DirectoryEntry
-from chorus.core.placement.fit import may_fit
+from chorus.core.placement.fit import has_loaded, may_fit
 from chorus.core.placement.models import default_model
 from chorus.core.placement.needs import Needs, Work
 
@@ -23,6 +23,7 @@ class Roster:
     def __init__(self) -> None:
         self._directory = Directory()
         self._pools: dict[Hashable, tuple[str, ...]] = {}
+        self._warm: dict[Hashable, tuple[str, ...]] = {}
         self._defaults: dict[tuple[Work, str | None], str] = {}
 
     def resolve(self, needs: Needs, directory: Directory, configured: str | None = None) -> Needs:
@@ -43,10 +44,21 @@ class Roster:
         if pool is None:
             if len(self._pools) >= MAX_KINDS:
                 self._pools.clear()
+                self._warm.clear()
             entries = directory.entries
             pool = tuple(sorted(runner_id for runner_id, entry in entries.items() if may_fit(needs, entry.record)))
             self._pools[kind] = pool
         return pool
+
+    def warm(self, needs: Needs, directory: Directory) -> tuple[str, ...]:
+        """Those of the pool, by id, that need not load a model first."""
+        pool = self.pool(needs, directory)
+        kind = _kind(needs)
+        warm = self._warm.get(kind)
+        if warm is None:
+            warm = warm_of(needs, directory, pool)
+            self._warm[kind] = warm if len(warm) < len(pool) else pool
+        return warm
 
     def follow(self, change: DirectoryChange, directory: Directory) -> None:
         """The directory is this one now, by that change of the one before. Whoever tells of each change spares the next
@@ -55,6 +67,7 @@ class Roster:
             _is_new(self._directory.get(entry.record.runner.runner_id), entry) for entry in change.upserts
         ):
             self._pools.clear()
+            self._warm.clear()
             self._defaults.clear()
         self._directory = directory
 
@@ -62,6 +75,12 @@ class Roster:
         """Forgets everything once the directory has changed in more than load."""
         if directory is not self._directory:
             self.follow(directory.changes_since(self._directory), directory)
+
+
+def warm_of(needs: Needs, directory: Directory, pool: Sequence[str]) -> tuple[str, ...]:
+    """Those of the pool that have a model for the request in memory."""
+    entries = directory.entries
+    return tuple(name for name in pool if name in entries and has_loaded(needs, entries[name].record))
 
 
 def _kind(needs: Needs) -> Hashable:
