@@ -134,14 +134,16 @@ def test_a_roster_leaves_nobody_out_as_directories_change(
 def test_a_roster_that_follows_changes_has_the_pools_of_a_new_one(
     needs: Needs, directories: list[Directory], data: st.DataObject
 ) -> None:
-    roster, before = Roster(), Directory()
+    roster, known = Roster(), Directory()
     for directory in directories:
-        if data.draw(st.booleans()):  # else it finds out by itself
-            roster.follow(directory.changes_since(before), directory)
-        before = directory
         if data.draw(st.booleans()):
+            roster.follow(directory.changes_since(known), directory)
+            known = directory
+        if data.draw(st.booleans()):  # it finds out by itself where it was not told
             assert roster.pool(needs, directory) == Roster().pool(needs, directory)
+            assert roster.warm(needs, directory) == Roster().warm(needs, directory)
             assert roster.resolve(Needs(), directory) == Roster().resolve(Needs(), directory)
+            known = directory
 
 
 def test_a_roster_keeps_its_pools_while_only_load_changes() -> None:
