@@ -61,8 +61,10 @@ class Roster:
         return warm
 
     def follow(self, change: DirectoryChange, directory: Directory) -> None:
-        """The directory is this one now, by that change of the last one that was told here or asked about. Whoever tells
-        of each change spares the next request the search for all of them."""
+        """The directory is this one now, by that change of the last one that was told here or asked about.
+
+        Whoever tells of each change spares the next request the search for all of them.
+        """
         if change.removed or any(
             _is_new(self._directory.get(entry.record.runner.runner_id), entry) for entry in change.upserts
         ):
