@@ -154,11 +154,12 @@ async def run(chosen: argparse.Namespace) -> int:
     kinds = {kind: times[kind] for kind in chosen.faults}
     draw = random.Random(chosen.seed)
     why = "" if chosen.no_node else node_missing()
+    if chosen.model:
+        print(f"{machine()}; 3 runners with a real model.")
+        return verdict(await check_forced(chosen.kills or (10 if chosen.quick else 40), draw))
     print(f"{machine()}; 3 runners, {chosen.streams} streams of the Python client, {chosen.node_streams} of Node.js.")
     if why:
         print(f"\n!!! NO NODE.JS CLIENT IN THIS RUN: {why}")
-    if chosen.model:
-        return verdict(await check_forced(chosen.kills or (10 if chosen.quick else 40), draw))
     bars: list[Bar] = [Bar(f"a Node.js client took part ({why})", False)] if why else []
     in_mesh = {kind: count for kind, count in kinds.items() if kind != "remote"}
     if in_mesh:
