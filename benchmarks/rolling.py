@@ -25,12 +25,12 @@ from pathlib import Path
 
 from figures import Bar, percentile, verdict
 from meshes import Mesh, Shape
+from oracle import ask, right_ids
 from processes import BenchmarkError, machine, processes_in, say
 
 from chorus.client import AttemptChanged, MeshClient
 from chorus.core.errors import ChorusError
-from chorus.core.generation import GenerationRequest, TextPrompt, TokenDelta
-from chorus.testing.engine_fake import FakeEngine
+from chorus.core.generation import TokenDelta
 from chorus.testing.service import TOKENS_PER_SECOND_ENV
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -73,16 +73,10 @@ class Load:
                 self.wrong["hung"] += 1
 
     async def _stream(self, text: str) -> None:
-        request = GenerationRequest("", TextPrompt(text))
-        right = [
-            token
-            async for event in FakeEngine().generate(request)
-            if isinstance(event, TokenDelta)
-            for token in event.token_ids
-        ]
+        right = await right_ids(text)
         got: list[int] = []
         last = 0.0
-        async for event in self._client.generate(request):
+        async for event in self._client.generate(ask(text)):
             if isinstance(event, AttemptChanged):
                 self.done["carried over"] += 1
             elif isinstance(event, TokenDelta):
