@@ -249,7 +249,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long a round is overloaded (60)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of peak and overload (3)")
     parser.add_argument("--model", type=Path, help="a GGUF file (SmolLM2, as its package carries it)")
-    parser.add_argument("--threads", type=int, default=cores(), help="threads that decode (all cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=max(cores() - 1, 1),
+        help="threads that decode (all cores but one, which is for the callers: they are other machines in a mesh)",
+    )
     arguments = parser.parse_args()
     try:
         return asyncio.run(
