@@ -26,7 +26,7 @@ from chorus.core.resilience.peers import Peers
 from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry import context
 from chorus.transport import TlsIdentity
-from chorus.transport.guarding import StreamGuard
+from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.wire.errors import from_rpc_error
 
 COORDINATOR = "coordinator"
@@ -223,8 +223,8 @@ class Coordinators:
         """What to raise for it; notes where the coordinator is the trouble."""
         if isinstance(error, asyncio.CancelledError) and guard.left is None:
             # Where a call was cancelled because its channel was closed, its caller was not, and must not think so.
-            return UnavailableError(_CLOSED) if self._closed and not _is_being_cancelled() else error
-        if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+            return UnavailableError(_CLOSED) if self._closed and not is_being_cancelled() else error
+        if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
             return error
         failure = guard.left or _of_coordinator(error, coordinator, given_s)
         if guard.left is not None:
@@ -284,8 +284,3 @@ def _of_coordinator(error: Any, coordinator: CoordinatorChannel, given_s: float 
             facts[UNREACHED] = "true"
         failure.metadata = {**failure.metadata, **facts}
     return failure
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -33,11 +33,10 @@ from chorus.core.errors import (
     TicketError,
     UnavailableError,
 )
-from chorus.core.generation import Priority
-from chorus.core.resilience.stream_silence import StreamPatience
+from chorus.core.resilience.stream_silence import patience_with
 from chorus.telemetry.logs import get_logger
 from chorus.transport import TlsIdentity
-from chorus.transport.guarding import StreamGuard
+from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.wire.errors import from_rpc_error
 
 DirectMode: TypeAlias = Literal["auto", "never", "always"]
@@ -48,9 +47,6 @@ CONNECT_TIMEOUT_S = 1.0
 REST_S, LONGEST_REST_S = 60.0, 600.0
 # Without a free place, the relay's queue is where to wait.
 FULL_REST_S = 1.0
-# As a coordinator looks after its streams: one that others may be put before stands still at times.
-_PATIENCE = StreamPatience()
-_MORE_PATIENCE = StreamPatience(stall_s=60.0)
 
 _log = get_logger()
 
@@ -129,7 +125,7 @@ class Direct:
         guard = StreamGuard(
             channel,
             call,
-            patience=_PATIENCE if carrying.priority is Priority.INTERACTIVE else _MORE_PATIENCE,
+            patience=patience_with(carrying.priority),
             wait_s=0.0,
             goes_elsewhere=lambda _alive: not (carrying.begun and carrying.delivered.obstacle),
             clock=lambda: self._coordinators.now,
@@ -142,7 +138,7 @@ class Direct:
                     yield message
                     guard.watch.listening(self._coordinators.now)
         except (grpc.RpcError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and (guard.left is None or _is_being_cancelled()):
+            if isinstance(error, asyncio.CancelledError) and (guard.left is None or is_being_cancelled()):
                 raise
             raise guard.left or _of_runner(error, channel, given_s) from error
         finally:
@@ -174,8 +170,3 @@ def _of_runner(error: Any, channel: RunnerChannel, given_s: float) -> ChorusErro
     if isinstance(failure, CancelledError | InternalError):
         return UnavailableError(f"the call to {channel.called} was broken off ({failure.message})")
     return failure
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

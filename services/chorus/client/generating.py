@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from chorus.client.carrying import Carrying
 from chorus.client.channel import CoordinatorChannel
@@ -83,8 +84,7 @@ class Generating:
                 self._judge(error, coordinator, brought=self._carrying.delivered.output_tokens > before)
 
     async def _attempt(self, coordinator: CoordinatorChannel) -> AsyncGenerator[ClientEvent]:
-        carrying = self._carrying
-        request = carrying.attempt(str(coordinator.endpoint))
+        request = self._carrying.attempt(str(coordinator.endpoint))
         messages = self._coordinators.messages(
             coordinator,
             "Generate",
@@ -93,17 +93,24 @@ class Generating:
             metadata=self._metadata,
             given_s=self._given_s,
         )
+        async with aclosing(self._read(messages, coordinator.called)) as events:
+            async for event in events:
+                yield event
+
+    async def _read(self, messages: AsyncGenerator[Any], called: str) -> AsyncGenerator[ClientEvent]:
+        """The events of an attempt's messages, to the end of the answer. Raises UnavailableError where that misses."""
+        carrying = self._carrying
         async with aclosing(messages):
             async for message in messages:
                 events = carrying.take(message.event)
                 if carrying.finished:
-                    # To its very end, or the coordinator would see a call that was cancelled.
+                    # To its very end, or the other side would see a call that was cancelled.
                     await _read_to_end(messages)
                 for event in events:
                     yield event
                 if carrying.finished:
                     return
-        raise UnavailableError(f"the stream of {coordinator.called} ended early, before the answer was complete")
+        raise UnavailableError(f"the stream of {called} ended early, before the answer was complete")
 
     # --- direct mode ------------------------------------------------------------------------------------------------
 
@@ -119,16 +126,9 @@ class Generating:
             placed, carrying, metadata=self._metadata, timeout_s=self._left_s(), given_s=self._given_s
         )
         try:
-            async with aclosing(messages):
-                async for response in messages:
-                    events = carrying.take(response.event)
-                    if carrying.finished:
-                        await _read_to_end(messages)
-                    for event in events:
-                        yield event
-                    if carrying.finished:
-                        return
-            raise UnavailableError(f"the stream of {placed.channel.called} ended early, before the answer was complete")
+            async with aclosing(self._read(messages, placed.channel.called)) as events:
+                async for event in events:
+                    yield event
         except ChorusError as error:
             self._judge_runner(error, placed)
 

@@ -36,11 +36,11 @@ from chorus.core.placement import Candidate, Needs, Work, trace_of
 from chorus.core.resilience.delivered import Delivered
 from chorus.core.resilience.resuming import Resuming
 from chorus.core.resilience.retries import LOST
-from chorus.core.resilience.stream_silence import StreamPatience
+from chorus.core.resilience.stream_silence import PATIENCE, StreamPatience, patience_with
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
-from chorus.transport.guarding import StreamGuard
+from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.transport.peer import current_caller
 from chorus.wire.embedding import decode_embedding
 from chorus.wire.errors import from_rpc_error
@@ -57,9 +57,6 @@ _DEADLINE_MARGIN_S = 0.05
 # cancelled call, but not for long.
 _END_TIMEOUT_S = 1.0
 _LOGGED_NAME = 100
-# A stream that others may be put before stands still at times, and that is no fault of its runner's.
-_PATIENCE = StreamPatience()
-_MORE_PATIENCE = StreamPatience(stall_s=60.0)
 
 _log = get_logger()
 
@@ -114,7 +111,7 @@ class Requests:
 
             needs = carrying.needs
             trace = trace_of(generation, needs.likely_prompt_tokens)
-            patience = _PATIENCE if generation.priority is Priority.INTERACTIVE else _MORE_PATIENCE
+            patience = patience_with(generation.priority)
             hedged = self._hedging.may_be(generation, allowed=request.allow_hedging)
 
             def asks(running: Running) -> runner_pb2.GenerateRequest:
@@ -274,7 +271,7 @@ class Requests:
             except grpc.RpcError as error:
                 raise guard.left or _of_runner(error, candidate) from error
             except asyncio.CancelledError:
-                if _is_being_cancelled():
+                if is_being_cancelled():
                     raise
                 raise guard.left or _broken_off(candidate) from None
             finally:
@@ -301,7 +298,7 @@ class Requests:
             except grpc.RpcError as error:
                 raise guard.left or _of_runner(error, candidate) from error
             except asyncio.CancelledError:
-                if _is_being_cancelled():
+                if is_being_cancelled():
                     raise
                 raise guard.left or _broken_off(candidate) from None
             finally:
@@ -321,7 +318,7 @@ class Requests:
         channel: RunnerChannel,
         call: Any,
         goes_elsewhere: Callable[[bool], bool],
-        patience: StreamPatience = _PATIENCE,
+        patience: StreamPatience = PATIENCE,
     ) -> StreamGuard:
         return StreamGuard(
             channel,
@@ -463,8 +460,3 @@ def _lost(error: ChorusError) -> ChorusError:
     """The same, as the word of nobody: the runner itself did not say it."""
     error.metadata = {**error.metadata, LOST: "true"}
     return error
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

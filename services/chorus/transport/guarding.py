@@ -138,3 +138,9 @@ class StreamGuard:
             self.watch.answered(self._clock())
         else:
             self.watch.unanswered()
+
+
+def is_being_cancelled() -> bool:
+    """Whether the task that asks was told to end, where a CancelledError may as well be that of a call of its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

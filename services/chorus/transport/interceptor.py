@@ -30,6 +30,7 @@ from chorus.core.errors import (
 from chorus.core.identity import AccessTable, SpiffeId, authorize
 from chorus.telemetry import context as request_context
 from chorus.telemetry.logs import get_logger
+from chorus.transport.guarding import is_being_cancelled
 from chorus.transport.peer import authenticate, set_caller
 from chorus.wire.errors import to_status
 
@@ -134,7 +135,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 code = _how_cancelled(context)
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError:
-                if _is_being_cancelled():
+                if is_being_cancelled():
                     code = _how_cancelled(context)
                     raise
                 failure: ChorusError = self._internal(method, ids.request_id)
@@ -257,11 +258,6 @@ def _only_leaf(error: Exception) -> ChorusError | None:
     while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
         leaf = leaf.exceptions[0]
     return leaf if isinstance(leaf, ChorusError) else None
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _how_cancelled(context: Context) -> grpc.StatusCode:

@@ -207,8 +207,7 @@ class AdmissionQueue:
         or its class's queue is full and nobody has more waiting than its caller.
         """
         queue = self._queues[priority]
-        pace = self._paces.get(lane)
-        cost_s = pace.expected_s(most_tokens) if pace is not None else UNMEASURED_S
+        cost_s = self._cost_s(lane, most_tokens)
         wait_s = self.wait_seconds(priority, lane)
         flow = self._flows.get((lane, priority))
         if flow is not None:
@@ -241,8 +240,7 @@ class AdmissionQueue:
         if self.waiting or self._evicted or not self._has_room(lane, priority):
             return None
         queue = self._queues[priority]
-        pace = self._paces.get(lane)
-        cost_s = pace.expected_s(most_tokens) if pace is not None else UNMEASURED_S
+        cost_s = self._cost_s(lane, most_tokens)
         if deadline is not None and self._is_hopeless(priority, lane, now, cost_s, deadline):
             raise self._too_late(0.0, cost_s)
         self._number += 1
@@ -316,6 +314,10 @@ class AdmissionQueue:
     def _begin(self, ticket: Ticket, now: float) -> None:
         self._running[ticket.number] = (ticket, now)
         self._running_of[ticket.lane] += 1
+
+    def _cost_s(self, lane: str, most_tokens: int) -> float:
+        pace = self._paces.get(lane)
+        return pace.expected_s(most_tokens) if pace is not None else UNMEASURED_S
 
     def _has_room(self, lane: str, priority: Priority) -> bool:
         if len(self._running) >= self._limit:

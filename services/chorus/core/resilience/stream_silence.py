@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from chorus.core.errors import ConfigError
+from chorus.core.generation import Priority
 
 # How fast a longer gap than usual is forgotten; a longer one counts at once.
 _FADING = 0.1
@@ -40,6 +41,15 @@ class StreamPatience:
         times = (self.ask_after_s, self.stall_factor, self.stall_s, self.late_s)
         if not self.ask_after_s < self.silent_s or min(times) <= 0 or self.gaps_at_least < 1:
             raise ConfigError(f"no stream can be watched like this: {self}")
+
+
+PATIENCE = StreamPatience()
+_MORE_PATIENCE = StreamPatience(stall_s=60.0)
+
+
+def patience_with(priority: Priority) -> StreamPatience:
+    """A stream that others may be put before stands still at times, and that is no fault of its runner's."""
+    return PATIENCE if priority is Priority.INTERACTIVE else _MORE_PATIENCE
 
 
 class Sight(StrEnum):
