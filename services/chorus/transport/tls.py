@@ -141,15 +141,22 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
 
 
 def check_chain(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> None:
-    """Raises CertificateError unless each certificate of `chain` signed the one before it, an authority the last."""
-    for lower, upper in itertools.pairwise(chain):
+    """Raises CertificateError unless each certificate of `chain` signed the one before it, an authority the last.
+
+    Who signs must be allowed to: a leaf's key makes signatures as good as any other's.
+    """
+    for below, (lower, upper) in enumerate(itertools.pairwise(chain)):
         if not _signed(lower, upper):
             raise CertificateError(f"{CERTIFICATE_FILE}: the certificates in it do not follow from each other")
-    if not any(_signed(chain[-1], authority) for authority in authorities):
+        _check_may_sign(upper, between=below)
+    signers = [authority for authority in authorities if _signed(chain[-1], authority)]
+    if not signers:
         raise CertificateError(
             f"{CERTIFICATE_FILE} was not signed by the authority in {CA_FILE}; "
             "copy all three files from one `chorus certs issue`"
         )
+    for signer in signers:
+        _check_may_sign(signer, between=len(chain) - 1)
 
 
 def date_problem(certificate: x509.Certificate, now: datetime) -> str | None:
@@ -165,6 +172,23 @@ def date_problem(certificate: x509.Certificate, now: datetime) -> str | None:
             f"{now:%Y-%m-%d %H:%M} UTC; set the clock"
         )
     return None
+
+
+def _check_may_sign(signer: x509.Certificate, *, between: int) -> None:
+    """Raises CertificateError unless `signer` is an authority, over `between` others down to the leaf (RFC 5280)."""
+    try:
+        basic = signer.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = signer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        allowed = False
+    else:
+        deep_enough = basic.path_length is None or basic.path_length >= between
+        allowed = basic.ca and deep_enough and usage.key_cert_sign
+    if not allowed:
+        raise CertificateError(
+            f"{CERTIFICATE_FILE} was signed by {signer.subject.rfc4514_string()}, which may sign no certificates; "
+            "somebody may have used the key of another service to make it"
+        )
 
 
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
