@@ -1,0 +1,1 @@
+"""How several generations become one answer."""

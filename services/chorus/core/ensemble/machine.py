@@ -1,0 +1,286 @@
+"""An ensemble under way: a fold of what happens to its parts into what is to be done. Sans I/O.
+
+Events come in (a part was placed, has answered, has failed; time passes), actions go out (ask this, cancel that, this
+one's text is the answer). Steps are those of a strategy (`steps.py`). `now` is seconds on a clock that only goes
+forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from chorus.core.ensemble.records import Answer, MemberOutcome, MemberState, Verdict
+from chorus.core.ensemble.steps import Ask, Final, Round, Steps, Task
+from chorus.core.ensemble.verdict import judged
+from chorus.core.ensemble.waves import Room, Waves
+from chorus.core.errors import ChorusError, UnavailableError
+
+# --- what happens ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlaced:
+    """A runner has begun with a part, or goes on with it."""
+
+    part_id: str
+    node_id: str
+    runner_id: str
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartAnswered:
+    """A part has its whole answer."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class PartFailed:
+    """A part has ended without one. `begun`: some of its text was streamed as the answer."""
+
+    part_id: str
+    error: ChorusError
+    begun: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """Nothing happened, until `look_at`."""
+
+
+PartEvent: TypeAlias = PartPlaced | PartAnswered | PartFailed | TimePassed
+
+# --- what is to be done ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskPart:
+    """Make this generation; `as_answer`: stream it as the answer, all but its end."""
+
+    ask: Ask
+    as_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPart:
+    """Nobody waits for this part any more."""
+
+    part_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Tell the caller that part's text as the answer, then the verdict, then the end."""
+
+    part_id: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude:
+    """The answer was streamed: tell the verdict, then its end."""
+
+    part_id: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """There is no answer."""
+
+    error: ChorusError
+
+
+Action: TypeAlias = AskPart | CancelPart | Give | Conclude | Fail
+
+# --- the fold -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Part:
+    ask: Ask
+    asked_at: float
+    ended_at: float | None = None
+    node_id: str = ""
+    runner_id: str = ""
+    model: str = ""
+    answer: Answer | None = None
+    error: ChorusError | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """The step under way."""
+
+    waves: Waves
+    quorum: int
+    deadline: float | None
+    step: Round | Final
+    running: set[str] = field(default_factory=set)
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Ensemble:
+    """One ensemble. `begin` comes first, then `take` for every event, until one of the actions ends it (`over`)."""
+
+    def __init__(self, task: Task, steps: Steps, room: Room | None = None) -> None:
+        self._task = task
+        self._steps = steps
+        self._room = room if room is not None else Room()
+        self._parts: dict[str, _Part] = {}
+        self._step: _Running | None = None
+        self._began_at = 0.0
+        self.over = False
+
+    @property
+    def look_at(self) -> float | None:
+        """When TimePassed is due, where nothing happens before."""
+        return self._step.deadline if self._step is not None else None
+
+    def begin(self, now: float) -> list[Action]:
+        """The first actions."""
+        self._began_at = now
+        return self._go_on(None, now)
+
+    def take(self, event: PartEvent, now: float) -> list[Action]:
+        """What follows from an event. What is told of parts that are not waited for changes nothing."""
+        step = self._step
+        if self.over or step is None:
+            return []
+        if isinstance(event, TimePassed):
+            return self._look(step, now)
+        part_id = event.answer.part_id if isinstance(event, PartAnswered) else event.part_id
+        part = self._parts.get(part_id)
+        if part is None or part_id not in step.running:
+            return []
+        if isinstance(event, PartPlaced):
+            part.node_id, part.runner_id, part.model = event.node_id, event.runner_id, event.model or part.model
+            return []
+        step.running.discard(part_id)
+        step.waves.ended(part.ask)
+        part.ended_at = now
+        if isinstance(event, PartAnswered):
+            part.answer = self._measured(event.answer)
+            step.answers.append(part.answer)
+        else:
+            part.error = event.error
+            if event.begun:
+                return self._end([Fail(event.error)])
+        return self._look(step, now)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _look(self, step: _Running, now: float) -> list[Action]:
+        """Whether the step under way has ended, and what comes next."""
+        if not self._has_ended(step, now):
+            return self._ask_next(step, now)
+        cancels: list[Action] = [CancelPart(part_id) for part_id in sorted(step.running)]
+        for part_id in step.running:
+            self._parts[part_id].ended_at = now
+        for ask in step.waves.waiting:  # it is late, too: it would have been asked, had others been quicker
+            self._parts[ask.part_id] = _Part(ask, now, now)
+        return cancels + self._go_on(tuple(step.answers), now)
+
+    def _has_ended(self, step: _Running, now: float) -> bool:
+        if not step.running and not step.waves.waiting:
+            return True
+        if not step.answers:  # the deadline ends the wait for others, never that for the only answer
+            if step.deadline is not None and now >= step.deadline:
+                step.quorum, step.deadline = 1, None
+            return False
+        if step.deadline is not None and now >= step.deadline:
+            return True
+        if step.quorum and len(step.answers) >= step.quorum:
+            return True
+        enough = step.step.enough if isinstance(step.step, Round) else None
+        return enough is not None and enough(step.answers)
+
+    def _ask_next(self, step: _Running, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for ask in step.waves.next():
+            self._parts[ask.part_id] = _Part(ask, now)
+            step.running.add(ask.part_id)
+            actions.append(AskPart(ask, as_answer=isinstance(step.step, Final)))
+        return actions
+
+    def _go_on(self, sent: tuple[Answer, ...] | None, now: float) -> list[Action]:
+        try:
+            step = next(self._steps) if sent is None else self._steps.send(sent)
+        except StopIteration as end:
+            return self._conclude(end.value, now)
+        asks = step.asks if isinstance(step, Round) else (step.ask,)
+        assert not any(ask.part_id in self._parts for ask in asks), "parts have ids of their own"
+        deadline = None if isinstance(step, Final) or self._task.deadline_s is None else now + self._task.deadline_s
+        quorum = step.quorum if isinstance(step, Round) else 0
+        self._step = _Running(Waves(asks, self._room), quorum, deadline, step)
+        return self._look(self._step, now)
+
+    def _conclude(self, answer: Answer | None, now: float) -> list[Action]:
+        if answer is None:
+            return self._end([Fail(self._failure())])
+        was_streamed = self._step is not None and isinstance(self._step.step, Final) and answer in self._step.answers
+        members = [part.ask.member for part in self._parts.values() if part.ask.member is not None]
+        verdict = judged(
+            self._task,
+            answer,
+            self._outcomes(now),
+            self._answers(),
+            elapsed_s=now - self._began_at,
+            fallback_count=max((member.depth for member in members), default=0),
+        )
+        verb = Conclude if was_streamed else Give
+        return self._end([verb(answer.part_id, verdict)])
+
+    def _end(self, actions: list[Action]) -> list[Action]:
+        self.over = True
+        self._steps.close()
+        return actions
+
+    def _failure(self) -> ChorusError:
+        """Why nobody has answered: the first failure, which the others are most likely alike."""
+        errors = [part.error for part in self._parts.values() if part.error is not None]
+        if not errors:
+            return UnavailableError("no member of the ensemble has answered; ask again")
+        error = errors[0]
+        error.metadata = {**error.metadata, "members_failed": str(len(errors))}
+        return error
+
+    def _measured(self, answer: Answer) -> Answer:
+        return replace(answer, confidence=self._task.measures.confidence_of(answer.logprobs))
+
+    def _answers(self) -> Mapping[str, Answer]:
+        """The members' answers, by member id."""
+        return {
+            part.ask.member.member_id: part.answer
+            for part in self._parts.values()
+            if part.ask.member is not None and part.answer is not None
+        }
+
+    def _outcomes(self, now: float) -> list[MemberOutcome]:
+        """How each member has fared, those that were never asked at the end."""
+        outcomes = [self._outcome(part, now) for part in self._parts.values() if part.ask.member is not None]
+        known = {outcome.member_id for outcome in outcomes}
+        skipped = [member for member in self._task.members if member.member_id not in known]
+        return outcomes + [MemberOutcome(member.member_id, MemberState.SKIPPED, member.model) for member in skipped]
+
+    def _outcome(self, part: _Part, now: float) -> MemberOutcome:
+        assert part.ask.member is not None, "of members alone"
+        state = MemberState.LATE
+        if part.answer is not None:
+            state = MemberState.ANSWERED
+        elif part.error is not None:
+            state = MemberState.FAILED
+        return MemberOutcome(
+            part.ask.member.member_id,
+            state,
+            part.model or part.ask.member.model,
+            node_id=part.node_id,
+            runner_id=part.runner_id,
+            confidence=part.answer.confidence if part.answer is not None else 0.0,
+            reason=part.error.reason if part.error is not None else "",
+            took_s=(part.ended_at if part.ended_at is not None else now) - part.asked_at,
+            tokens=part.answer.tokens if part.answer is not None else 0,
+        )

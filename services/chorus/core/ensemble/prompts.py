@@ -1,0 +1,110 @@
+"""The prompts of an ensemble's parts, made from the caller's own request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from chorus.core.ensemble.records import Member
+from chorus.core.errors import InvalidRequestError
+from chorus.core.generation import (
+    Conversation,
+    GenerationRequest,
+    Message,
+    MessageRole,
+    Prompt,
+    Sampling,
+    StopConditions,
+    TextPart,
+    TextPrompt,
+    ToolChoice,
+)
+
+# Of a question that is sampled several times: without any chance all samples would be the same.
+SAMPLED_TEMPERATURE = 0.8
+
+
+def question_of(prompt: Prompt) -> str:
+    """The text of a prompt, as one shows it to somebody else; empty where it is token ids alone."""
+    match prompt:
+        case TextPrompt(text):
+            return text
+        case Conversation(messages):
+            if len(messages) == 1:
+                return _text_of(messages[0])
+            return "\n\n".join(f"{message.role}: {_text_of(message)}" for message in messages)
+        case _:
+            return ""
+
+
+def member_request(request: GenerationRequest, member: Member, *, with_logprobs: bool) -> GenerationRequest:
+    """What a member is asked: the caller's request, to its model, after its instructions."""
+    sampling = request.sampling
+    temperature = sampling.temperature if member.temperature is None else member.temperature
+    if member.draw and not temperature:
+        temperature = SAMPLED_TEMPERATURE
+    seed = None if sampling.seed is None else sampling.seed + member.draw
+    return replace(
+        request,
+        model=member.model,
+        prompt=_instructed(request.prompt, member.instructions),
+        sampling=replace(sampling, temperature=temperature, seed=seed),
+        logprobs=0 if request.logprobs is None and with_logprobs else request.logprobs,
+    )
+
+
+def side_request(request: GenerationRequest, model: str, task: str, *, most_tokens: int | None) -> GenerationRequest:
+    """What a judge or a reviewer is asked: the task as a single turn, without the caller's tools and forms, in the
+    likeliest words. `most_tokens` None: as the caller allowed an answer."""
+    return replace(
+        request,
+        model=model,
+        prompt=Conversation((Message(MessageRole.USER, (TextPart(task),)),)),
+        tools=(),
+        tool_choice=ToolChoice.AUTO,
+        sampling=Sampling(temperature=0.0),
+        stop=StopConditions(max_tokens=most_tokens if most_tokens is not None else request.stop.max_tokens),
+        constraint=None,
+        logprobs=None,
+        prompt_logprobs=None,
+        adapter="",
+    )
+
+
+def composing_request(request: GenerationRequest, model: str, task: str) -> GenerationRequest:
+    """What an aggregator is asked: its text is the answer, so that the caller's wishes for it hold."""
+    return replace(
+        request,
+        model=model,
+        prompt=Conversation((Message(MessageRole.USER, (TextPart(task),)),)),
+        tools=(),
+        tool_choice=ToolChoice.AUTO,
+        prompt_logprobs=None,
+        adapter="",
+    )
+
+
+def shown(texts: Sequence[str], title: str) -> str:
+    """Texts one below the other, numbered and anonymous."""
+    return "\n\n".join(f"{title} {number}:\n{text.strip()}" for number, text in enumerate(texts, start=1))
+
+
+def _instructed(prompt: Prompt, instructions: str) -> Prompt:
+    if not instructions:
+        return prompt
+    match prompt:
+        case Conversation(messages):
+            first = messages[0]
+            if first.role is MessageRole.SYSTEM:  # many templates know one such turn alone, and only in front
+                turn = replace(first, parts=(TextPart(f"{instructions}\n\n"), *first.parts))
+                return replace(prompt, messages=(turn, *messages[1:]))
+            turn = Message(MessageRole.SYSTEM, (TextPart(instructions),))
+            return replace(prompt, messages=(turn, *messages))
+        case TextPrompt(text):
+            return TextPrompt(f"{instructions}\n\n{text}")
+        case _:
+            raise InvalidRequestError("token_ids", "leave no room for a member's instructions; send text")
+
+
+def _text_of(message: Message) -> str:
+    return "".join(part.text for part in message.parts if isinstance(part, TextPart))

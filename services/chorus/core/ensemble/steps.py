@@ -1,0 +1,120 @@
+"""What a strategy is: steps that it wants done, one after the other, and the answer that it ends with.
+
+A strategy is a generator. It yields a Round (several generations, of which it gets the answers) or a Final (one whose
+text is streamed to the caller as the answer), is sent what came of it, and returns the answer. It knows nothing of
+time, waves, deadlines and failures: `machine.py` folds events into what it is sent.
+
+    def vote(task: Task) -> Steps:
+        answers = yield from drafts(task)
+        return best_agreed(task, answers)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from chorus.core.ensemble.answers import SameAnswer, Similarity, clusters, same_answer, similarity
+from chorus.core.ensemble.confidence import confidence_of, confidence_of_all
+from chorus.core.ensemble.prompts import member_request
+from chorus.core.ensemble.records import Answer, Complexity, Member, Strategy
+from chorus.core.generation import GenerationRequest
+
+DEFAULT_THRESHOLD = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What answers are judged by."""
+
+    same_answer: SameAnswer = same_answer
+    similarity: Similarity = similarity
+    confidence_of: Callable[[Sequence[float] | None], float] = confidence_of
+    confidence_of_all: Callable[[float, Sequence[float], int], float] = confidence_of_all
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an ensemble is to do. `simpler` are the sets of members to fall back to where none of one can answer.
+
+    `quorum` 0: all are waited for, `deadline_s` seconds in each round. `with_logprobs` names the models that tell
+    log-probabilities. `facets` are the sides that members take, in their order, where they have no instructions.
+    """
+
+    request: GenerationRequest
+    strategy: Strategy
+    members: tuple[Member, ...]
+    aggregator_model: str
+    simpler: tuple[tuple[Member, ...], ...] = ()
+    quorum: int = 0
+    deadline_s: float | None = None
+    threshold: float = DEFAULT_THRESHOLD
+    round_count: int = 1
+    complexity: Complexity | None = None
+    with_logprobs: frozenset[str] = frozenset()
+    measures: Measures = field(default_factory=Measures)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One generation to be made; `member` is whose part in the verdict it is, None for a judge's or a reviewer's."""
+
+    part_id: str
+    request: GenerationRequest
+    member: Member | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Generations beside each other. It ends when all have ended, `quorum` (0: all) have answered, `enough` says so of
+    the answers so far, or the deadline comes; at that, somebody who has not answered yet is waited for where nobody
+    has."""
+
+    asks: tuple[Ask, ...]
+    quorum: int = 0
+    enough: Callable[[Sequence[Answer]], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """One generation whose text is the answer, streamed as it comes; of it nothing can be taken back."""
+
+    ask: Ask
+
+
+Gathered: TypeAlias = tuple[Answer, ...]  # in the order in which they came
+Steps: TypeAlias = Generator[Round | Final, Gathered, Answer | None]
+StrategySteps: TypeAlias = Callable[[Task], Steps]
+
+
+def ask_member(task: Task, member: Member, part_id: str = "") -> Ask:
+    """The caller's own question to a member."""
+    with_logprobs = member.model in task.with_logprobs
+    return Ask(part_id or member.member_id, member_request(task.request, member, with_logprobs=with_logprobs), member)
+
+
+def drafts(
+    task: Task, *, quorum: int | None = None, enough: Callable[[Sequence[Answer]], bool] | None = None
+) -> Generator[Round | Final, Gathered, Gathered]:
+    """The members' answers; where none of them could answer, those of the next simpler set."""
+    wanted = task.quorum if quorum is None else quorum
+    for depth, members in enumerate((task.members, *task.simpler)):
+        answers = yield Round(tuple(ask_member(task, at_depth(member, depth)) for member in members), wanted, enough)
+        if answers:
+            return answers
+    return ()
+
+
+def at_depth(member: Member, depth: int) -> Member:
+    """A member of one of the simpler sets, told apart from the one of the same name in another."""
+    return replace(member, member_id=f"{member.member_id}.{depth}", depth=depth) if depth else member
+
+
+def best_agreed(task: Task, answers: Sequence[Answer]) -> Answer | None:
+    """Of those that most agree on the one with the highest confidence; of equal parties the more confident one."""
+    if not answers:
+        return None
+    parties = clusters([answer.text for answer in answers], task.measures.same_answer)
+    winners = max(parties, key=lambda party: (len(party), sum(answers[index].confidence for index in party)))
+    return max((answers[index] for index in winners), key=lambda answer: answer.confidence)

@@ -1,0 +1,154 @@
+"""Ensembles as folds: whatever order their members end in, the answer is theirs and the verdict tells what happened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chorus.core.ensemble.answers import clusters, normalise, same_answer, similarity
+from chorus.core.ensemble.confidence import UNKNOWN, confidence_of, confidence_of_all
+from chorus.core.ensemble.machine import Conclude, Fail, Give
+from chorus.core.ensemble.race import race
+from chorus.core.ensemble.records import Member, MemberState, Strategy
+from chorus.core.ensemble.route import route
+from chorus.core.ensemble.strategies import STRATEGIES
+from chorus.core.ensemble.vote import vote
+from chorus.core.ensemble.waves import Room
+from tests.core.ensemble_world import World, task_of
+
+MODELS = ("m1", "m2", "m3")
+SAYINGS = ("Paris", "paris.", "Lyon", "Nice", None)
+members = st.lists(st.sampled_from(MODELS), min_size=1, max_size=7).map(
+    lambda models: [Member(f"a{number}", model) for number, model in enumerate(models)]
+)
+rooms = st.builds(
+    Room,
+    slots=st.dictionaries(st.sampled_from(MODELS), st.integers(1, 3)),
+    loaded=st.frozensets(st.sampled_from(MODELS)),
+    models_at_once=st.integers(0, 2),
+)
+
+
+@settings(max_examples=150)
+@given(st.data(), members, rooms, st.integers(0, 4), st.sampled_from([Strategy.RACE, Strategy.VOTE]))
+def test_the_verdict_tells_what_happened(
+    data: st.DataObject, asked: list[Member], room: Room, quorum: int, strategy: Strategy
+) -> None:
+    says = {member.member_id: data.draw(st.sampled_from(SAYINGS)) for member in asked}
+    task = task_of(strategy, asked, quorum=quorum, deadline_s=30.0)
+    world = World(task, STRATEGIES[strategy], lambda ask: says[ask.part_id], room)
+    while world.final is None:
+        if data.draw(st.integers(0, 4)) == 4:
+            world.passes(data.draw(st.sampled_from([1.0, 20.0])))
+        else:
+            world.ends(data.draw(st.sampled_from(sorted(world.running))))
+    if isinstance(world.final, Fail):
+        assert not world.answered
+        assert world.final.error.reason == "UNAVAILABLE"
+        return
+    verdict = world.final.verdict
+    fared = {outcome.member_id: outcome.state for outcome in verdict.members}
+    assert fared == {
+        member.member_id: MemberState.ANSWERED
+        if member.member_id in world.answered
+        else MemberState.FAILED
+        if member.member_id in world.failed
+        else MemberState.LATE
+        for member in asked
+    }
+    said = {name: normalise(answer.text) for name, answer in world.answered.items()}
+    assert verdict.agreement == pytest.approx(Counter(said.values())[normalise(world.given)] / len(said))
+    for outcome in verdict.members:
+        own = said.get(outcome.member_id)
+        assert set(outcome.agrees_with) == {name for name, text in said.items() if text == own} - {outcome.member_id}
+    assert 0 <= verdict.coherence <= 1
+    assert verdict.answered_by == world.final.part_id
+    if strategy is Strategy.VOTE:
+        assert Counter(said.values())[normalise(world.given)] == max(Counter(said.values()).values())
+        if quorum and len(said) + len(world.failed) < len(asked) and world.now < 130.0:
+            assert len(said) == quorum
+
+
+def test_a_race_ends_with_the_first_good_answer_and_cancels_the_others() -> None:
+    world = World(
+        task_of(Strategy.RACE, [Member(name, name) for name in "abc"]),
+        race,
+        lambda ask: " " * (ask.part_id == "a") or "x",
+    )
+    world.ends("a")
+    assert world.final is None
+    world.ends("b")
+    assert isinstance(world.final, Give)
+    assert world.final.part_id == "b"
+    assert world.cancelled == {"c"}
+
+
+def test_routing_goes_to_the_next_one_and_streams_it() -> None:
+    says = {"a": None, "b": "here"}
+    world = World(task_of(Strategy.ROUTE, [Member("a", "m1"), Member("b", "m2")]), route, lambda ask: says[ask.part_id])
+    assert isinstance(world.run(), Conclude)
+    assert world.given == "here"
+
+
+def test_nobody_answers_so_the_simpler_set_is_asked() -> None:
+    task = task_of(Strategy.VOTE, [Member("a", "m1")], simpler=((Member("a", "m2"), Member("b", "m2")),))
+    world = World(task, vote, lambda ask: None if ask.request.model == "m1" else "yes")
+    final = world.run()
+    assert isinstance(final, Give)
+    assert final.verdict.fallback_count == 1
+    assert [(outcome.member_id, outcome.state) for outcome in final.verdict.members] == [
+        ("a", MemberState.FAILED),
+        ("a.1", MemberState.ANSWERED),
+        ("b.1", MemberState.ANSWERED),
+    ]
+
+
+def test_the_deadline_does_not_end_the_wait_for_the_only_answer() -> None:
+    world = World(task_of(Strategy.VOTE, [Member(name, name) for name in "ab"], deadline_s=30.0), vote, lambda _: "x")
+    world.passes(31.0)
+    assert world.final is None
+    world.ends("b")
+    assert isinstance(world.final, Give)
+    assert world.final.verdict.count(MemberState.LATE) == 1
+
+
+# --- answers and confidence -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("Paris", " paris.", True),
+        ("The answer is 1,234.", "1234", True),
+        ("-3", "3", False),
+        ("1.5", "15", False),
+        ("yes", "no", False),
+        ("", "", False),
+    ],
+)
+def test_answers_are_the_same_but_for_their_form(first: str, second: str, same: bool) -> None:
+    assert same_answer(first, second) is same
+
+
+@given(st.lists(st.text(max_size=8), max_size=6))
+def test_every_answer_is_in_one_cluster(texts: list[str]) -> None:
+    found = clusters(texts, same_answer)
+    assert sorted(index for cluster in found for index in cluster) == list(range(len(texts)))
+    assert all(len(one) >= len(other) for one, other in pairwise(found))
+    for one, other in [(one, other) for one in texts for other in texts]:
+        assert 0 <= similarity(one, other) <= 1
+        assert similarity(one, other) == similarity(other, one)
+        assert not same_answer(one, other) or similarity(one, other) == 1
+
+
+@given(st.lists(st.floats(-30, 0), max_size=5), st.floats(0, 1), st.integers(0, 12))
+def test_confidence_is_a_share(logprobs: list[float], agreement: float, answered: int) -> None:
+    alone = confidence_of(logprobs)
+    assert 0 <= alone <= 1
+    assert logprobs or alone == UNKNOWN
+    assert 0 <= confidence_of_all(agreement, [alone], answered) <= 1
+    assert confidence_of_all(1.0, [alone], 1) == alone
