@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from chorus.cli.answering import going_on
+from chorus.cli.answering import going_on, standing_in
 from chorus.cli.wrapping import WordWrap
-from chorus.client import AttemptChanged
+from chorus.client import AttemptChanged, Substitution
 
 
 def changed(runner_id: str = "runner-2", reason: str = "UNAVAILABLE", **more: object) -> AttemptChanged:
@@ -44,6 +44,13 @@ def changed(runner_id: str = "runner-2", reason: str = "UNAVAILABLE", **more: ob
 )
 def test_it_reads_like_a_sentence(change: AttemptChanged, line: str) -> None:
     assert going_on(change, "runner-1") == line
+
+
+def test_who_stands_in_is_named_with_the_reason() -> None:
+    assert standing_in(Substitution("qwen", "llama", "UNKNOWN_MODEL")) == (
+        "llama answers in place of qwen: no runner has it"
+    )
+    assert standing_in(Substitution("qwen", "llama", "NEWER")).endswith("in place of qwen: its runners fail")
 
 
 def test_the_line_does_not_run_into_the_text() -> None:

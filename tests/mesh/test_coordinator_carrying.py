@@ -17,8 +17,8 @@ from chorus.core.errors import EngineError, UnavailableError
 from chorus.core.events import EventLog
 from chorus.core.fleet.directory import DirectoryEntry
 from chorus.core.fleet.records import Cpu, Load, Node, Runner, RunnerRecord, RunnerState
-from chorus.core.generation import GenerationRequest, TextPrompt
-from chorus.core.placement import Candidate
+from chorus.core.generation import Fallback, GenerationRequest, TextPrompt
+from chorus.core.placement import Candidate, FallingBack, Needs
 from chorus.core.resilience.stream_silence import StreamPatience, StreamWatch
 from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 from chorus.testing.engine_fake import FakeEngine
@@ -60,6 +60,8 @@ async def carried(lengths: list[int], script: list[Behaviour]) -> tuple[Caller, 
     carrying = Carrying(
         encode_generation(request),
         request,
+        needs=Needs.of_generation(request),
+        falling_back=FallingBack(Fallback(), request),
         first_attempt=1,
         allow_external=False,
         arrived=caller.clock(),

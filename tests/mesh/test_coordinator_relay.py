@@ -62,6 +62,9 @@ class Attempt:
     def started(self, message: runner_pb2.GenerateResponse) -> None:
         assert message.event.HasField("started")
 
+    def substituted(self) -> bytes | None:
+        return None
+
     def taken_over(self) -> bytes | None:
         return self.told[0]
 

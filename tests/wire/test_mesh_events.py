@@ -31,6 +31,7 @@ details = st.one_of(
     st.builds(core.AttemptResumed, uint32, text, seconds, uint32),
     st.builds(core.RequestAdmitted, queue_s=seconds),
     st.builds(core.RequestRefused, reason=text, message=text, retry_after_s=st.none() | seconds, queue_s=seconds),
+    st.builds(core.RequestSubstituted, text, text),
     st.builds(
         core.RequestFinished,
         reason=text,

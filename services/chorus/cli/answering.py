@@ -12,7 +12,7 @@ import chorus.cli.quiet  # noqa: F401
 from chorus.cli.output import console, err, print_json
 from chorus.cli.wrapping import WordWrap
 from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
-from chorus.core.generation import Finished, Phase, Progress, PromptScored, Queued, TokenDelta
+from chorus.core.generation import Finished, Phase, Progress, PromptScored, Queued, Substitution, TokenDelta
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -32,10 +32,20 @@ _LOST = {
     "ENGINE_FAILED": "had trouble with its engine",
     "OUT_OF_MEMORY": "ran out of memory",
 }
+# Why no runner serves a model, by the error's reason.
+_NOT_SERVED = {
+    "UNKNOWN_MODEL": "no runner has it",
+    "RUNNERS_UNAVAILABLE": "no runner that has it can be asked now",
+    "NO_CAPABLE_RUNNER": "no runner can serve this with it",
+    "UNSUPPORTED_FEATURE": "it can't do what this needs",
+    "PROMPT_TOO_LONG": "its context is too short for this",
+    "OUT_OF_MEMORY": "it can't be loaded now",
+}
 # As the protos call them, so that what is piped from here and from grpcurl reads alike.
 _EVENTS: dict[type[ClientEvent], str] = {
     Queued: "queued",
     Progress: "progress",
+    Substitution: "substitution",
     StartedAt: "started",
     PromptScored: "prompt_scored",
     TokenDelta: "delta",
@@ -53,6 +63,7 @@ class Answer:
 
     text: list[str] = field(default_factory=list)
     started: StartedAt | None = None
+    substitution: Substitution | None = None
     changes: list[AttemptChanged] = field(default_factory=list)
     finished: Finished | None = None
     asked_at: float = field(default_factory=time.monotonic)
@@ -68,6 +79,8 @@ class Answer:
                 self.text.append(event.text)
             case StartedAt():
                 self.started = event
+            case Substitution():
+                self.substitution = event
             case AttemptChanged():
                 self.changes.append(event)
             case Finished():
@@ -101,6 +114,7 @@ class Answer:
             "text": self.whole,
             "finish_reason": finished.choices[0].reason if finished is not None and finished.choices else None,
             **about,
+            "substitution": asdict(self.substitution) if self.substitution is not None else None,
             "node_id": self.node_id,
             "runner_id": self.runner_id,
             "request_id": self.started.origin.request_id if self.started is not None else None,
@@ -147,6 +161,9 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
                 elif isinstance(event, AttemptChanged):
                     waiting.end()
                     _say(going_on(event, before), wrap)
+                elif isinstance(event, Substitution):
+                    waiting.end()
+                    _say(standing_in(event), wrap)
                 else:
                     waiting.hears(event)
     finally:
@@ -167,6 +184,12 @@ def going_on(changed: AttemptChanged, before: str) -> str:
         what = f"{before} {_LOST.get(changed.reason, 'broke off')}; {changed.runner_id} goes on"
     from_text = ", from the text alone, so that a word may be repeated" if changed.from_text else ""
     return f"{what} where it stopped{from_text} ({changed.gap_s:.1f} s without a word)"
+
+
+def standing_in(substitution: Substitution) -> str:
+    """One line for a person on which model answers in place of another, and why."""
+    why = _NOT_SERVED.get(substitution.reason, "its runners fail")
+    return f"{substitution.model} answers in place of {substitution.requested_model}: {why}"
 
 
 def _say(line: str, wrap: WordWrap | None) -> None:

@@ -12,7 +12,7 @@ from chorus.cli.answering import Answer, stream_events, stream_text
 from chorus.cli.connecting import Adapter, Directory, Model, System, Timeout, connected
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import err, print_json
-from chorus.client import MeshClient
+from chorus.client import Fallback, MeshClient
 
 
 def ask(
@@ -28,6 +28,9 @@ def ask(
         float | None, typer.Option("--temperature", "-t", min=0.0, max=5.0, help="0 always takes the likeliest token.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same tokens.")] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Where no runner can serve the model, let the most similar one answer.")
+    ] = False,
     stats: Annotated[
         bool | None, typer.Option("--stats/--no-stats", help="Show who answered and how fast. Default: on a terminal.")
     ] = None,
@@ -54,6 +57,7 @@ def ask(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            fallback=Fallback(similar_model=fallback),
         )
         if json_events:
             return await stream_events(generation)

@@ -16,6 +16,7 @@ from chorus.core.events import (
     RequestAdmitted,
     RequestFinished,
     RequestRefused,
+    RequestSubstituted,
     RunnerJoined,
 )
 from chorus.core.generation import Priority
@@ -29,6 +30,7 @@ _STYLES = {
     EventKind.ATTEMPT_FAILED: _BAD,
     EventKind.BREAKER_OPENED: _BAD,
     EventKind.REQUEST_REFUSED: "yellow",
+    EventKind.REQUEST_SUBSTITUTED: "yellow",
     EventKind.RUNNER_DRAINING: "yellow",
     EventKind.ATTEMPT_HEDGED: "yellow",
     EventKind.ATTEMPT_RESUMED: "yellow",
@@ -85,6 +87,8 @@ def _what(event: Event) -> str:
         case RequestRefused():
             again = f" (again in {detail.retry_after_s:.1f} s)" if detail.retry_after_s is not None else ""
             return f"{_request(event)} for {_asked(event)}: {detail.reason}, {detail.message}{again}"
+        case RequestSubstituted():
+            return f"{_request(event)} for {_asked(event)} in place of {detail.requested_model}: {detail.reason}"
         case RequestFinished():
             return f"{_request(event)} {_finished(event, detail)}"
         case _:

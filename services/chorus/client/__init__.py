@@ -26,6 +26,7 @@ from chorus.client.requests import chat_request
 from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.client.sync import SyncGeneration, SyncMeshClient
+from chorus.core.generation import Fallback, Substitution
 from chorus.wire.events import AttemptChanged, ClientEvent, Origin, StartedAt
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "EmbeddingAnswer",
     "EventNews",
     "EventsMissing",
+    "Fallback",
     "Generation",
     "MeshClient",
     "MeshModel",
@@ -53,6 +55,7 @@ __all__ = [
     "RerankAnswer",
     "SeenEvent",
     "StartedAt",
+    "Substitution",
     "SyncGeneration",
     "SyncMeshClient",
     "TokenCountAnswer",

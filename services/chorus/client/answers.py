@@ -9,7 +9,7 @@ from chorus.api.inference.v1 import embedding_pb2, rerank_pb2
 from chorus.api.runner.v1 import resources_pb2
 from chorus.core.fleet.listing import NodeEntry
 from chorus.core.fleet.records import Artifact, ModelStatus
-from chorus.core.generation import Embedding, FinishReason, Ranked, Timings, ToolCall, Usage
+from chorus.core.generation import Embedding, FinishReason, Ranked, Substitution, Timings, ToolCall, Usage
 from chorus.wire.embedding import decode_embeddings
 from chorus.wire.rerank import decode_ranking
 from chorus.wire.resources import decode_artifact, decode_duration, decode_model_status
@@ -30,7 +30,10 @@ class CompletionChoice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A generation, whole. `time_to_first_token_s` and `elapsed_s` are what this client saw; `timings` the runner's."""
+    """A generation, whole. `time_to_first_token_s` and `elapsed_s` are what this client saw; `timings` the runner's.
+
+    `substitution` tells that another model answered than the one asked for.
+    """
 
     choices: tuple[CompletionChoice, ...]
     model: str
@@ -44,6 +47,7 @@ class Completion:
     timings: Timings
     time_to_first_token_s: float | None
     elapsed_s: float
+    substitution: Substitution | None = None
 
     @property
     def text(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1 import generation_pb2
-from chorus.core.generation import GenerationRequest
+from chorus.core.generation import GenerationRequest, Substitution
 from chorus.core.resilience.delivered import Delivered
 from chorus.wire.events import AttemptChanged, ClientEvent, StartedAt, decode_event
 from chorus.wire.whole import ask_to_go_on, check_counts, tell_whole
@@ -30,6 +30,7 @@ class Carrying:
         self._attempt = max(1, message.attempt)
         self._began_on: StartedAt | None = None  # the attempt with the first token
         self._now_on: StartedAt | None = None
+        self._substitution: Substitution | None = None  # of the attempt with the first token
         self._held: list[ClientEvent] = []  # what comes once in a stream, until the token after it makes it certain
         self._told = True  # whether the caller knows who goes on
         self._reason = self._where = ""
@@ -46,6 +47,7 @@ class Carrying:
         self._held.clear()
         self._where, self._now_on = where, None
         if not self.begun:
+            self._substitution = None
             self._message.attempt = self._attempt
             return self._message
         self.delivered.begin(with_ids=not self.delivered.from_text, can_resume=True)
@@ -56,7 +58,8 @@ class Carrying:
             return message
         about, spec = self._began_on.started, message.spec
         # Who allowed it for the beginning, by name or in so many words, allows it for the rest.
-        message.fallback.external = message.fallback.external or bool(spec.model)
+        named = bool(spec.model) and self._substitution is None
+        message.fallback.external = message.fallback.external or named
         # Files of equal content may have another name elsewhere; where there is no digest, the name must do.
         spec.model = "" if about.artifact_sha256 else about.artifact
         seed = None if self._seed_given or self.delivered.from_text else about.seed
@@ -74,6 +77,10 @@ class Carrying:
             self._reason, self._told = reason, False
             if self.delivered.last_at is not None:
                 self._silent_since = self.delivered.last_at
+
+    def substituted(self, substitution: Substitution) -> None:
+        """Another model answers than the one asked for; the caller is told once that is certain."""
+        self._substitution = substitution
 
     def take(self, event: generation_pb2.GenerationEvent) -> list[ClientEvent]:
         """What the caller is told of an attempt's event. Raises EngineError where something was left out."""
@@ -133,6 +140,8 @@ class Carrying:
             self._began_on = now_on
             self.delivered.prompt_tokens = now_on.started.prompt_tokens
             self.delivered.cached_tokens = now_on.started.cached_tokens
+            if self._substitution is not None:
+                self._held.insert(0, self._substitution)
         held, self._held = self._held, []
         if not self._told and now_on is not None:
             self._told = True

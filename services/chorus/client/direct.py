@@ -33,11 +33,13 @@ from chorus.core.errors import (
     TicketError,
     UnavailableError,
 )
+from chorus.core.generation import Substitution
 from chorus.core.resilience.stream_silence import patience_with
 from chorus.telemetry.logs import get_logger
 from chorus.transport import TlsIdentity
 from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.wire.errors import from_rpc_error
+from chorus.wire.fallback import decode_substitution
 
 DirectMode: TypeAlias = Literal["auto", "never", "always"]
 
@@ -59,6 +61,7 @@ class Placed:
     channel: RunnerChannel
     ticket_id: str
     request: runner_pb2.GenerateRequest
+    substitution: Substitution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ class Direct:
             return Relayed(coordinator, placed.ticket_id)
         self._rest_s = REST_S
         request = runner_pb2.GenerateRequest(spec=message.spec, attempt=message.attempt, ticket=placed.ticket)
-        return Placed(coordinator, channel, placed.ticket_id, request)
+        substitution = decode_substitution(placed.substitution) if placed.HasField("substitution") else None
+        return Placed(coordinator, channel, placed.ticket_id, request, substitution)
 
     async def messages(
         self, placed: Placed, carrying: Carrying, *, metadata: Metadata, timeout_s: float, given_s: float

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.client.carrying import Carrying
 from chorus.client.channel import CoordinatorChannel
 from chorus.client.coordinators import UNREACHED, Coordinators, Metadata, lost, nobody, too_late
@@ -29,6 +30,7 @@ from chorus.core.errors import (
 from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
 from chorus.core.resilience.retries import GiveUp, RetryBudget, may_go_better_elsewhere
 from chorus.wire.events import ClientEvent
+from chorus.wire.fallback import decode_substitution
 
 POLICY = ResumePolicy(fruitless=5)
 _END_TIMEOUT_S = 1.0
@@ -102,6 +104,8 @@ class Generating:
         carrying = self._carrying
         async with aclosing(messages):
             async for message in messages:
+                if isinstance(message, pb.GenerateResponse) and message.HasField("substitution"):
+                    carrying.substituted(decode_substitution(message.substitution))
                 events = carrying.take(message.event)
                 if carrying.finished:
                     # To its very end, or the other side would see a call that was cancelled.
@@ -122,6 +126,8 @@ class Generating:
         if isinstance(placed, Relayed):
             self._relay_by(placed.coordinator, placed.ticket_id)
             return
+        if placed.substitution is not None:
+            carrying.substituted(placed.substitution)
         messages = direct.messages(
             placed, carrying, metadata=self._metadata, timeout_s=self._left_s(), given_s=self._given_s
         )

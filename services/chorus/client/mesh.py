@@ -31,12 +31,13 @@ from chorus.config import ChorusConfig, Endpoint
 from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
-from chorus.core.generation import EmbeddingRequest, GenerationRequest, Requirements, RerankRequest
+from chorus.core.generation import EmbeddingRequest, Fallback, GenerationRequest, Requirements, RerankRequest
 from chorus.core.resilience.retries import RetryBudget
 from chorus.transport import TlsIdentity
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
 from chorus.wire.events import ClientEvent
+from chorus.wire.fallback import encode_fallback
 from chorus.wire.generation import encode_generation
 from chorus.wire.rerank import encode_rerank
 
@@ -135,11 +136,13 @@ class MeshClient:
         adapter: str = "",
         requirements: Requirements | None = None,
         allow_hedging: bool = False,
+        fallback: Fallback | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
         """Generates, event by event; nothing is sent before the first one is asked for. See `chat_request`.
 
         `allow_hedging`: a second runner may be asked where the first one is late; such a generation is relayed.
+        `fallback`: what may be done where no runner can serve it as asked; Substitution tells of another model.
         """
         request = chat_request(
             asked,
@@ -151,7 +154,12 @@ class MeshClient:
             adapter=adapter,
             requirements=requirements,
         )
-        message = pb.GenerateRequest(spec=encode_generation(request), attempt=1, allow_hedging=allow_hedging)
+        message = pb.GenerateRequest(
+            spec=encode_generation(request),
+            attempt=1,
+            allow_hedging=allow_hedging,
+            fallback=encode_fallback(fallback) if fallback is not None else None,
+        )
         return Generation(self._events(message, request, timeout_s or self._timeout_s))
 
     async def complete(self, asked: Asked, **options: Any) -> Completion:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from chorus.client.answers import Completion, CompletionChoice
 from chorus.core.errors import UnavailableError
-from chorus.core.generation import Finished, TokenDelta, ToolCall
+from chorus.core.generation import Finished, Substitution, TokenDelta, ToolCall
 from chorus.wire.events import AttemptChanged, ClientEvent, StartedAt
 
 
@@ -47,6 +48,7 @@ class Generation:
         first_s: float | None = None
         started: StartedAt | None = None
         changed: AttemptChanged | None = None
+        substitution: Substitution | None = None
         parts: dict[int, _Parts] = {}
         async with self:
             async for event in self:
@@ -58,8 +60,11 @@ class Generation:
                     started = event
                 elif isinstance(event, AttemptChanged):
                     changed = event
+                elif isinstance(event, Substitution):
+                    substitution = event
                 elif isinstance(event, Finished):
-                    return _completion(event, started, changed, parts, first_s, time.monotonic() - began)
+                    whole = _completion(event, started, changed, parts, first_s, time.monotonic() - began)
+                    return replace(whole, substitution=substitution)
         raise UnavailableError("the generation was read before; its completion is lost")
 
 

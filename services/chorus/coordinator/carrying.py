@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.events import EventBoard
 from chorus.core.events import AttemptResumed
 from chorus.core.fleet.records import Feature
 from chorus.core.generation import GenerationRequest
-from chorus.core.placement import Candidate, Needs
+from chorus.core.placement import Candidate, FallingBack, Needs
 from chorus.core.resilience.delivered import Delivered
 from chorus.telemetry.logs import get_logger
+from chorus.wire.fallback import encode_substitution
 from chorus.wire.resources import encode_duration
 from chorus.wire.whole import ask_to_go_on, check_counts, tell_whole
 
@@ -35,6 +37,8 @@ class Carrying:
         spec: generation_pb2.GenerationSpec,
         request: GenerationRequest,
         *,
+        needs: Needs,
+        falling_back: FallingBack,
         first_attempt: int,
         allow_external: bool,
         arrived: float,
@@ -42,7 +46,8 @@ class Carrying:
         time_left: Callable[[], float | None],
         events: EventBoard,
     ) -> None:
-        """`request` is what `spec` says, decoded; `first_attempt` is how the caller counts the first one.
+        """`request` is what `spec` says, decoded, and `needs` what it needs; these change where another model answers,
+        as `falling_back` says. `first_attempt` is how the caller counts the first one.
 
         `time_left` is in seconds, None without a deadline, and raises DeadlineExceededError after it.
         """
@@ -55,7 +60,8 @@ class Carrying:
         self.time_left = time_left
         self._events = events
         self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
-        self.needs = Needs.of_generation(request, allow_external=allow_external)
+        self.needs = needs
+        self.falling_back = falling_back
         self._began_on: Candidate | None = None  # where the first token came from
         self._now_on: Candidate | None = None
         self._number = 0
@@ -120,7 +126,7 @@ class Carrying:
                 requirements=replace(request.requirements, artifact_sha256=sha256),
             ),
             # Who allowed it for the beginning, by name or in so many words, allows it for the rest.
-            allow_external=self._allow_external or bool(request.model),
+            allow_external=self._allow_external or (bool(request.model) and self.falling_back.substitution is None),
         )
 
     # --- what the relay tells and asks ------------------------------------------------------------------------------
@@ -134,6 +140,13 @@ class Carrying:
         self.delivered.cached_tokens = told.cached_token_count
         given = self._request.sampling.seed is not None
         self._seed = told.seed if not given and Feature.SEED in self._began_on.model.features else None
+
+    def substituted(self) -> bytes | None:
+        """Substitution, where another model answers than the one asked for."""
+        found = self.falling_back.substitution
+        if found is None or self._why:
+            return None
+        return pb.GenerateResponse(substitution=encode_substitution(found)).SerializeToString()
 
     def taken_over(self) -> bytes | None:
         """AttemptChanged, where this attempt goes on with what another one began."""

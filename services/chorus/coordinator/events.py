@@ -90,6 +90,10 @@ class EventBoard:
         """Something happened to a try of the request that is being handled."""
         self.note(detail, subject_of(candidate))
 
+    def of_request(self, detail: Detail, model: str) -> None:
+        """Something happened to the request that is being handled, whoever will run it."""
+        self.note(detail, Subject(_request_id(), _caller(), model))
+
     def request(self, work: Work, model: str) -> RequestReport:
         """What is to be told of the request that is being handled, from its arrival on."""
         return RequestReport(self, work, model)

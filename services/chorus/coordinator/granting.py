@@ -27,13 +27,14 @@ from chorus.core.admission.grants import Closed, Closing, Grants, RunnerLife
 from chorus.core.errors import ChorusError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.identity.tickets import LEEWAY_S, Ticket, TicketUse
-from chorus.core.placement import Needs, Work, trace_of
+from chorus.core.placement import FallingBack, Needs, Work, trace_of
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 from chorus.transport import TlsIdentity
 from chorus.transport.peer import current_caller
 from chorus.transport.tickets import TicketSigner
 from chorus.wire.errors import error_of_reason, from_rpc_error
+from chorus.wire.fallback import decode_fallback, encode_substitution
 from chorus.wire.generation import decode_generation
 from chorus.wire.resources import encode_duration
 from chorus.wire.tickets import decode_use, spec_sha256
@@ -116,7 +117,9 @@ class Granting:
         self, request: pb.PlaceRequest, context: Any, caller: str, report: RequestReport
     ) -> pb.PlaceResponse:
         generation = decode_generation(request.spec)
+        falling_back = FallingBack(decode_fallback(request.fallback), generation)
         needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
+        needs = self._placing.fall_back(needs, falling_back)
         asking = Asking(
             caller=caller,
             priority=generation.priority,
@@ -135,10 +138,13 @@ class Granting:
         held = _Held(uuid.uuid4().hex, place, reserved, report)
         try:
             await self._heard_from(reserved)
-            return self._grant(held, caller, request, needs.answer_tokens)
+            response = self._grant(held, caller, request, needs.answer_tokens)
         except BaseException:  # the caller may have gone away meanwhile
             self._let_go(held)
             raise
+        if falling_back.substitution is not None:
+            response.substitution.CopyFrom(encode_substitution(falling_back.substitution))
+        return response
 
     def returned(self, ticket_id: str, caller: str) -> None:
         """A caller says that it won't use a ticket."""

@@ -12,13 +12,15 @@ from typing import Protocol, TypeVar
 from chorus.coordinator.events import EventBoard, subject_of
 from chorus.coordinator.live import LiveDirectory
 from chorus.core.errors import CancelledError, ChorusError
-from chorus.core.events import AttemptFailed, AttemptHedged, EventKind, Subject
+from chorus.core.events import AttemptFailed, AttemptHedged, EventKind, RequestSubstituted, Subject
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.placement import (
     NO_TRACE,
     Affinity,
     Candidate,
+    FallingBack,
     InFlight,
+    KnownModels,
     Needs,
     NodeLoad,
     PromptTrace,
@@ -49,6 +51,7 @@ _MAX_LANES = 512
 _NOT_AT_ONCE = frozenset({"queue", "load", "external"})
 # Of an error's text that an event tells.
 _MESSAGE_MAX = 500
+_NAME_MAX = 100
 _BREAKER_EVENTS = {
     BreakerState.OPEN: EventKind.BREAKER_OPENED,
     BreakerState.HALF_OPEN: EventKind.BREAKER_HALF_OPEN,
@@ -67,7 +70,10 @@ class Explanation:
 
 
 class Carried(Protocol):
-    """A request of which part may have been delivered when an attempt fails."""
+    """A request of which part may have been delivered when an attempt fails; its needs change with its model."""
+
+    needs: Needs
+    falling_back: FallingBack
 
     @property
     def begun(self) -> bool:
@@ -130,6 +136,7 @@ class Placing:
         self._weights = dict(weights or {})
         self._roster = Roster()
         self._affinity = Affinity()
+        self._known = KnownModels()
         self._sized = live.directory
         self._slots: dict[str, int] = {}  # by lane, in the directory above
         self._node_loads: dict[str, tuple[NodeLoad, ...]] = {}
@@ -144,9 +151,8 @@ class Placing:
         return self._roster.resolve(Needs(), self._live.directory, self._default_model).model
 
     def explain(self, needs: Needs, trace: PromptTrace = NO_TRACE) -> Explanation:
-        """Where a request would go now; `trace` is its prompt's."""
+        """Where a request with these resolved needs would go now; `trace` is its prompt's."""
         directory = self._live.directory
-        needs = self._roster.resolve(needs, directory, self._default_model)
         situation = self._situation(trace)
         found = survey(needs, directory, situation=situation)
         if found.candidates:
@@ -161,7 +167,7 @@ class Placing:
     def has_place(self, needs: Needs, *, without: Container[str] = frozenset()) -> bool:
         """Whether some runner of the directory, but for those, would take the request now."""
         try:
-            self._place(self.resolved(needs), NO_TRACE, without)
+            self._place(needs, NO_TRACE, without)
         except ChorusError:
             return False
         return True
@@ -210,10 +216,10 @@ class Placing:
         """Runs `run(running)` on one runner after another until it succeeds, and returns what it returned.
 
         `running.number` counts from 1. `trace` is that of the request's prompt, by which the next one that begins alike
-        is placed. Once the caller has got part of the answer, the next runner goes on with it, as `resuming` allows.
-        Raises the error that tells most, with the runner and the number of attempts in its metadata.
+        is placed. Once the caller has got part of the answer, the next runner goes on with it, as `resuming` allows;
+        until then another model may take its place, as `carried` allows. `needs` are resolved. Raises the error that
+        tells most, with the runner and the number of attempts in its metadata.
         """
-        needs = self.resolved(needs)
         self._budget.earn(self._live.now)
         attempts = Attempts(self._max_attempts, self._budget)
         resuming = resuming if resuming is not None else self.resuming()
@@ -225,12 +231,17 @@ class Placing:
                 if carried is not None and going_on:
                     candidate = await self._place_again(needs, trace, carried, resuming)
                 else:
-                    candidate = self._place(needs, trace, attempts.tried)
+                    spares = carried is not None and carried.falling_back.is_open
+                    candidate = self._place(needs, trace, attempts.tried, last_resort=not spares)
             except ChorusError as refused:
-                if not going_on and attempts.may_wait(refused, self._live.now, self._resume.wait_s):
+                if not going_on and attempts.may_wait(refused, self._live.now, self._patience_s(carried)):
                     await self._a_moment()
                     continue
                 told = refused if going_on else attempts.refused(refused)
+                if carried is not None and not going_on and carried.falling_back.applies_to(needs, told):
+                    needs = carried.needs = self._another_model(needs, told, carried.falling_back)
+                    attempts.tried.clear()
+                    continue
                 raise _with_facts(told, last, attempts.count) from None
             last = candidate
             if why and self._metrics is not None:
@@ -281,13 +292,45 @@ class Placing:
             async with asyncio.timeout(_LOOK_S):
                 await self._live.wait_newer(self._live.directory)
 
+    def _patience_s(self, carried: Carried | None) -> float:
+        """For how long somebody is waited for; another model that may answer needs part of the time, too."""
+        left_s = carried.time_left() if carried is not None and carried.falling_back.is_open else None
+        return self._resume.wait_s if left_s is None else min(self._resume.wait_s, left_s / 2)
+
+    def fall_back(self, needs: Needs, falling_back: FallingBack) -> Needs:
+        """The needs with which a request goes on: those of another model where nobody can serve its own and it may."""
+        if falling_back.is_open:
+            try:
+                self._place(needs, NO_TRACE, frozenset(), last_resort=False)
+            except ChorusError as refused:
+                if falling_back.applies_to(needs, refused):
+                    return self._another_model(needs, refused, falling_back)
+        return needs
+
+    def _another_model(self, needs: Needs, refused: ChorusError, falling_back: FallingBack) -> Needs:
+        """The needs of the model that stands in for the request's own, or those it has where there is none."""
+        found = falling_back.instead(
+            needs,
+            refused,
+            self._live.directory,
+            self._situation(NO_TRACE),
+            known=self._known,
+            default=self.default_model(),
+        )
+        if falling_back.substitution is None:
+            return needs
+        _log.info("request.substituted", requested=needs.model[:_NAME_MAX], model=found.model, reason=refused.reason)
+        if self._events is not None:
+            self._events.of_request(RequestSubstituted(needs.model[:_NAME_MAX], refused.reason), found.model)
+        return found
+
     def reserve(self, needs: Needs, trace: PromptTrace) -> Running:
         """Chooses a runner for an attempt that its caller makes itself, and counts on it; `settle` must follow.
 
         Raises the refusal where nobody fits.
         """
         self._budget.earn(self._live.now)
-        return self._start(self._place(self.resolved(needs), trace, frozenset()), trace)
+        return self._start(self._place(needs, trace, frozenset()), trace)
 
     def hedge(self, running: Running, needs: Needs, trace: PromptTrace, *, after_s: float = 0.0) -> Running | None:
         """Begins a second attempt beside one that is late by `after_s`; None where nobody would answer at once, or the
@@ -299,7 +342,7 @@ class Placing:
         if attempts is None or attempts.count >= self._max_attempts:
             return None
         try:
-            candidate = self._place(self.resolved(needs), trace, attempts.tried)
+            candidate = self._place(needs, trace, attempts.tried)
         except ChorusError:
             return None
         if not _NOT_AT_ONCE.isdisjoint(name for name, _ in candidate.terms) or not self._budget.spend(self._live.now):
@@ -368,7 +411,7 @@ class Placing:
             shared=self._affinity.shared(trace),
         )
 
-    def _place(self, needs: Needs, trace: PromptTrace, tried: Container[str]) -> Candidate:
+    def _place(self, needs: Needs, trace: PromptTrace, tried: Container[str], *, last_resort: bool = True) -> Candidate:
         directory = self._live.directory
         return place(
             needs,
@@ -377,6 +420,7 @@ class Placing:
             situation=self._situation(trace, tried),
             pool=self._roster.pool(needs, directory),
             warm=self._roster.warm(needs, directory),
+            last_resort=last_resort,
         )
 
     def _begin(self, candidate: Candidate, trace: PromptTrace) -> Trial:
@@ -418,6 +462,7 @@ class Placing:
             self._failures.forget(record.runner.runner_id)
             self._breakers.forget(record.runner.runner_id)
             self._affinity.forget(record.runner.runner_id)
+            self._known.left(record)
         for entry in change.upserts:
             runner = entry.record.runner
             self._breakers.incarnated(runner.runner_id, runner.incarnation)

@@ -34,6 +34,9 @@ class Attempt(Protocol):
     def started(self, message: runner_pb2.GenerateResponse) -> None:
         """The runner has read the prompt."""
 
+    def substituted(self) -> bytes | None:
+        """The message that says so where another model answers than the one asked for; asked as `taken_over` is."""
+
     def taken_over(self) -> bytes | None:
         """The message that says so where this attempt goes on with another's answer; asked once, at its first token."""
 
@@ -121,9 +124,9 @@ async def relay(
 
 async def _begin(attempt: Attempt, held: list[bytes], write: Write) -> None:
     """Tells who answers, or goes on with the answer, and what was held back until that was certain."""
-    changed = attempt.taken_over()
-    if changed is not None:
-        await write(changed)
+    for told in (attempt.substituted(), attempt.taken_over()):
+        if told is not None:
+            await write(told)
     for earlier in held:
         await write(earlier)
     held.clear()

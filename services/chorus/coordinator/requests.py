@@ -32,7 +32,7 @@ from chorus.core.errors import (
     UnsupportedFeatureError,
 )
 from chorus.core.generation import Priority
-from chorus.core.placement import Candidate, Needs, Work, trace_of
+from chorus.core.placement import Candidate, FallingBack, Needs, Work, trace_of
 from chorus.core.resilience.delivered import Delivered
 from chorus.core.resilience.resuming import Resuming
 from chorus.core.resilience.retries import LOST
@@ -44,6 +44,7 @@ from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.transport.peer import current_caller
 from chorus.wire.embedding import decode_embedding
 from chorus.wire.errors import from_rpc_error
+from chorus.wire.fallback import decode_fallback
 from chorus.wire.generation import decode_generation
 from chorus.wire.rerank import decode_rerank
 from chorus.wire.resources import encode_duration
@@ -97,9 +98,14 @@ class Requests:
         try:
             refuse_unsupported(request)
             generation = decode_generation(request.spec)
+            await self._knows_the_mesh(context)
+            falling_back = FallingBack(decode_fallback(request.fallback), generation)
+            needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
             carrying = Carrying(
                 request.spec,
                 generation,
+                needs=self._placing.fall_back(needs, falling_back),
+                falling_back=falling_back,
                 first_attempt=request.attempt,
                 allow_external=request.fallback.external,
                 arrived=began,
@@ -109,7 +115,6 @@ class Requests:
             )
             delivered, resuming = carrying.delivered, self._placing.resuming()
 
-            needs = carrying.needs
             trace = trace_of(generation, needs.likely_prompt_tokens)
             patience = patience_with(generation.priority)
             hedged = self._hedging.may_be(generation, allowed=request.allow_hedging)
@@ -133,6 +138,7 @@ class Requests:
 
             async def run(running: Running) -> None:
                 message = asks(running)
+                needs = carrying.needs
                 race = (
                     Race(self._hedging, running, called, asks, needs, trace) if hedged and not carrying.begun else None
                 )
@@ -151,17 +157,16 @@ class Requests:
                     )
                     await _await_end(messages)
 
-            await self._knows_the_mesh(context)
             asking = Asking(
                 caller=_caller(),
                 priority=generation.priority,
-                lane=self._placing.resolved(needs).model,
+                lane=carrying.needs.model,
                 most_tokens=needs.answer_tokens,
                 time_left_s=context.time_remaining(),
             )
             async with self._admission.admitted(asking, lambda *place: context.write(_queued(*place))) as place:
                 report.admitted(generation.priority)
-                await self._placing.attempt(needs, run, trace=trace, carried=carrying, resuming=resuming)
+                await self._placing.attempt(carrying.needs, run, trace=trace, carried=carrying, resuming=resuming)
                 place.tokens = delivered.output_tokens
         except ChorusError as error:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
@@ -180,58 +185,55 @@ class Requests:
 
     async def embed(self, request: coordinator_pb2.EmbedRequest, context: Context) -> bytes:
         """The bytes of an EmbedResponse."""
-        asked = decode_embedding(request.spec)
-        needs = Needs.of_embedding(asked)
-        report = self._events.request(Work.EMBED, request.spec.model)
 
-        async def run(running: Running) -> bytes:
-            candidate = running.candidate
-            report.asked(candidate, running.number)
-            message = runner_pb2.EmbedRequest(spec=request.spec)
-            message.spec.model = candidate.model.artifact.name
-            return await self._single(candidate, needs, lambda channel: channel.embed, message, context)
+        def asks() -> tuple[Needs, Priority]:
+            asked = decode_embedding(request.spec)
+            return Needs.of_embedding(asked), asked.priority
 
-        with _told(report):
-            await self._knows_the_mesh(context)
-            async with self._admission.admitted(_short(Work.EMBED, asked.priority, context)):
-                report.admitted(asked.priority)
-                return await self._placing.attempt(needs, run)
+        message = runner_pb2.EmbedRequest(spec=request.spec)
+        return await self._answered(Work.EMBED, asks, message, lambda channel: channel.embed, context)
 
     async def rerank(self, request: coordinator_pb2.RerankRequest, context: Context) -> bytes:
         """The bytes of a RerankResponse."""
-        asked = decode_rerank(request.spec)
-        needs = Needs.of_rerank(asked)
-        report = self._events.request(Work.RERANK, request.spec.model)
 
-        async def run(running: Running) -> bytes:
-            candidate = running.candidate
-            report.asked(candidate, running.number)
-            message = runner_pb2.RerankRequest(spec=request.spec)
-            message.spec.model = candidate.model.artifact.name
-            return await self._single(candidate, needs, lambda channel: channel.rerank, message, context)
+        def asks() -> tuple[Needs, Priority]:
+            asked = decode_rerank(request.spec)
+            return Needs.of_rerank(asked), asked.priority
 
-        with _told(report):
-            await self._knows_the_mesh(context)
-            async with self._admission.admitted(_short(Work.RERANK, asked.priority, context)):
-                report.admitted(asked.priority)
-                return await self._placing.attempt(needs, run)
+        message = runner_pb2.RerankRequest(spec=request.spec)
+        return await self._answered(Work.RERANK, asks, message, lambda channel: channel.rerank, context)
 
     async def count_tokens(self, request: coordinator_pb2.CountTokensRequest, context: Context) -> bytes:
         """The bytes of a CountTokensResponse."""
-        needs = Needs.of_token_count(decode_generation(request.spec))
-        report = self._events.request(Work.COUNT_TOKENS, request.spec.model)
 
-        async def run(running: Running) -> bytes:
-            candidate = running.candidate
-            report.asked(candidate, running.number)
-            message = runner_pb2.CountTokensRequest(spec=request.spec)
-            message.spec.model = candidate.model.artifact.name
-            return await self._single(candidate, needs, lambda channel: channel.count_tokens, message, context)
+        def asks() -> tuple[Needs, Priority]:
+            return Needs.of_token_count(decode_generation(request.spec)), Priority.INTERACTIVE
 
+        message = runner_pb2.CountTokensRequest(spec=request.spec)
+        return await self._answered(Work.COUNT_TOKENS, asks, message, lambda channel: channel.count_tokens, context)
+
+    async def _answered(
+        self,
+        work: Work,
+        asks: Callable[[], tuple[Needs, Priority]],
+        message: Any,
+        method: Callable[[RunnerChannel], Any],
+        context: Context,
+    ) -> bytes:
+        """A single answer. `asks` decodes what is asked for; `message` is what a runner gets, but for the model."""
+        report = self._events.request(work, message.spec.model)
         with _told(report):
+            needs, priority = asks()
             await self._knows_the_mesh(context)
-            async with self._admission.admitted(_short(Work.COUNT_TOKENS, Priority.INTERACTIVE, context)):
-                report.admitted()
+            needs = self._placing.resolved(needs)
+
+            async def run(running: Running) -> bytes:
+                report.asked(running.candidate, running.number)
+                message.spec.model = running.candidate.model.artifact.name
+                return await self._single(running.candidate, needs, method, message, context)
+
+            async with self._admission.admitted(_short(work, priority, context)):
+                report.admitted(priority)
                 return await self._placing.attempt(needs, run)
 
     async def _knows_the_mesh(self, context: Context) -> None:

@@ -303,6 +303,18 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """What may be done when no runner can serve a generation as asked.
+
+    `similar_model`: another model with the same capability tags, of the nearest tier, may answer. `external`: a paid
+    provider may be asked.
+    """
+
+    similar_model: bool = False
+    external: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
     """Texts (or token ids) to embed. `truncate`: None refuses a text that is too long, else which end is cut off."""
 
@@ -412,6 +424,15 @@ class TokenLogprob:
     logprob: float
     bytes: bytes
     alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """Another model answers than the one asked for; `reason` is that of the error it would have ended with."""
+
+    requested_model: str
+    model: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,14 @@ class AttemptChanged:
 
 
 ClientEvent: TypeAlias = (
-    core.Queued | core.Progress | StartedAt | core.PromptScored | core.TokenDelta | AttemptChanged | core.Finished
+    core.Queued
+    | core.Progress
+    | core.Substitution
+    | StartedAt
+    | core.PromptScored
+    | core.TokenDelta
+    | AttemptChanged
+    | core.Finished
 )
 
 

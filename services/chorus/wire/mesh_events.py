@@ -27,6 +27,7 @@ from chorus.core.events import (
     RequestAdmitted,
     RequestFinished,
     RequestRefused,
+    RequestSubstituted,
     RunnerJoined,
     RunnerLost,
     Subject,
@@ -127,6 +128,10 @@ def _encode_detail(detail: Detail, message: pb.Event) -> None:
                     queue=encode_duration(detail.queue_s),
                 )
             )
+        case RequestSubstituted():
+            message.request_substituted.CopyFrom(
+                pb.RequestSubstituted(requested_model=detail.requested_model, reason=detail.reason)
+            )
         case RequestFinished():
             message.request_finished.CopyFrom(_encode_finished(detail))
 
@@ -194,6 +199,8 @@ def _decode_detail(message: pb.Event) -> Detail | None:
                 decode_duration(refused.retry_after) if refused.HasField("retry_after") else None,
                 decode_duration(refused.queue),
             )
+        case "request_substituted":
+            return RequestSubstituted(message.request_substituted.requested_model, message.request_substituted.reason)
         case "request_finished":
             return _decode_finished(message.request_finished)
         case _:

@@ -31,6 +31,7 @@ class EventKind(StrEnum):
     REQUEST_ADMITTED = "request_admitted"
     REQUEST_REFUSED = "request_refused"
     REQUEST_FINISHED = "request_finished"
+    REQUEST_SUBSTITUTED = "request_substituted"
 
 
 class Outcome(StrEnum):
@@ -118,6 +119,14 @@ class RequestRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestSubstituted:
+    """Another model, the event's, answers than the one that was asked for; `reason` is an error's."""
+
+    requested_model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFinished:
     """A request that some runner was asked for has ended. `first_token_s` and `total_s` count from its arrival."""
 
@@ -144,6 +153,7 @@ Detail: TypeAlias = (
     | AttemptResumed
     | RequestAdmitted
     | RequestRefused
+    | RequestSubstituted
     | RequestFinished
 )
 
@@ -155,6 +165,7 @@ KIND_OF: Mapping[type[Detail], EventKind] = {
     AttemptResumed: EventKind.ATTEMPT_RESUMED,
     RequestAdmitted: EventKind.REQUEST_ADMITTED,
     RequestRefused: EventKind.REQUEST_REFUSED,
+    RequestSubstituted: EventKind.REQUEST_SUBSTITUTED,
     RequestFinished: EventKind.REQUEST_FINISHED,
 }
 """The kind of each detail; kinds that are missing here have none."""
@@ -167,6 +178,7 @@ OF_REQUESTS = frozenset(
         EventKind.REQUEST_ADMITTED,
         EventKind.REQUEST_REFUSED,
         EventKind.REQUEST_FINISHED,
+        EventKind.REQUEST_SUBSTITUTED,
     }
 )
 """Kinds that happen to somebody's request, and so are not everybody's business."""

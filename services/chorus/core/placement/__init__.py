@@ -9,13 +9,16 @@ from chorus.core.placement.needs import Needs, Work
 from chorus.core.placement.place import Candidate, Rejected, Survey, place, survey
 from chorus.core.placement.refusal import detail, refusal
 from chorus.core.placement.roster import Roster
+from chorus.core.placement.similar import FallingBack, KnownModels
 
 __all__ = [
     "NOTHING_MORE",
     "NO_TRACE",
     "Affinity",
     "Candidate",
+    "FallingBack",
     "InFlight",
+    "KnownModels",
     "Miss",
     "Needs",
     "NodeLoad",

@@ -104,6 +104,7 @@ def place(
     situation: Situation = NOTHING_MORE,
     pool: Sequence[str] | None = None,
     warm: Sequence[str] | None = None,
+    last_resort: bool = True,
 ) -> Candidate:
     """The runner that serves the request. The same arguments and the same state of `rng` give the same one.
 
@@ -112,6 +113,8 @@ def place(
 
     Where nobody has the model in memory, or whoever has it is so slow or busy that loading it once more may be sooner,
     the one runner that is the model's home (`homes.py`) is considered, and no other one that would have to load it.
+
+    `last_resort`: whether somebody whom a circuit breaker bars is asked where all are barred.
 
     Raises what `refusal` says where nobody fits: UnknownModelError, UnsupportedFeatureError, NoCapableRunnerError,
     PromptTooLongError, RunnersUnavailableError or OverloadedError.
@@ -131,7 +134,7 @@ def place(
     if len(ids) < len(everybody) and all(one[0] >= LOAD_FIXED_S for one in found):
         found += _home(needs, directory, everybody, situation)
     if not found:
-        seen = survey(needs, directory, situation=situation)
+        seen = survey(needs, directory, situation=situation, last_resort=last_resort)
         if not seen.candidates:
             raise refusal(needs, directory, [(other.entry, other.miss) for other in seen.rejected], situation)
         found = _with_one_home([(one.cost, one.entry, one.model, one.terms) for one in seen.candidates], situation)[
@@ -141,11 +144,18 @@ def place(
     return Candidate(entry, model, cost, terms)
 
 
-def survey(needs: Needs, directory: Directory, *, situation: Situation = NOTHING_MORE) -> Survey:
+def survey(
+    needs: Needs, directory: Directory, *, situation: Situation = NOTHING_MORE, last_resort: bool = True
+) -> Survey:
     """Looks at every runner, for explaining a placement; of two that cost the same, the lesser id comes first."""
     found = _survey(needs, directory, situation)
     reasons = {rejected.miss.reason for rejected in found.rejected}
-    if found.candidates or RejectionReason.BREAKER_OPEN not in reasons or RejectionReason.FULL in reasons:
+    if (
+        not last_resort
+        or found.candidates
+        or RejectionReason.BREAKER_OPEN not in reasons
+        or RejectionReason.FULL in reasons
+    ):
         return found
     return _survey(needs, directory, replace(situation, barred=frozenset()))
 

@@ -238,6 +238,7 @@ class PlaceResponse(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
+    SUBSTITUTION_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
     """Goes into the runner's request as it is."""
     ticket_id: _builtins.str
@@ -258,6 +259,10 @@ class PlaceResponse(_message.Message):
     def expires_in(self) -> _duration_pb2.Duration:
         """For how long the generation may begin."""
 
+    @_builtins.property
+    def substitution(self) -> Global___Substitution:
+        """Why it is not of the model that was asked for; absent where it is. The spec stays as it is."""
+
     def __init__(
         self,
         *,
@@ -270,10 +275,11 @@ class PlaceResponse(_message.Message):
         node_id: _builtins.str = ...,
         incarnation: _builtins.int = ...,
         artifact: _builtins.str = ...,
+        substitution: Global___Substitution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in", "substitution", b"substitution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "artifact", b"artifact", "expires_in", b"expires_in", "incarnation", b"incarnation", "node_id", b"node_id", "runner_id", b"runner_id", "server_name", b"server_name", "ticket", b"ticket", "ticket_id", b"ticket_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "artifact", b"artifact", "expires_in", b"expires_in", "incarnation", b"incarnation", "node_id", b"node_id", "runner_id", b"runner_id", "server_name", b"server_name", "substitution", b"substitution", "ticket", b"ticket", "ticket_id", b"ticket_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -303,7 +309,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def substitution(self) -> Global___Substitution:
-        """Why the answer is not quite what was asked for."""
+        """Why the answer is not quite what was asked for; once, before Started."""
 
     def __init__(
         self,
@@ -331,7 +337,9 @@ class Fallback(_message.Message):
     CACHED_ANSWER_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
     similar_model: _builtins.bool
-    """Another model with the same tags and the nearest tier may answer."""
+    """Another model that has the same tags (or more), of the nearest tier, may answer. Not where the request is for one
+    artifact or adapter, goes on with an answer, or is made of token ids.
+    """
     cached_answer: _builtins.bool
     """A cached answer may be given, even an old one."""
     external: _builtins.bool
@@ -365,7 +373,7 @@ class Substitution(_message.Message):
     model: _builtins.str
     """The model that answers."""
     reason: _builtins.str
-    """Why."""
+    """Why: the reason of the error that the request would have ended with, such as `UNKNOWN_MODEL`."""
     def __init__(
         self,
         *,

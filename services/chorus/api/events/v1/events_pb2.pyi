@@ -63,6 +63,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """No runner was asked for a request."""
     EVENT_KIND_REQUEST_FINISHED: _EventKind.ValueType  # 16
     """A request that some runner was asked for has ended, however it did."""
+    EVENT_KIND_REQUEST_SUBSTITUTED: _EventKind.ValueType  # 17
+    """Another model answers a request than the one that it asked for."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What kind of thing happened."""
@@ -101,6 +103,8 @@ EVENT_KIND_REQUEST_REFUSED: EventKind.ValueType  # 15
 """No runner was asked for a request."""
 EVENT_KIND_REQUEST_FINISHED: EventKind.ValueType  # 16
 """A request that some runner was asked for has ended, however it did."""
+EVENT_KIND_REQUEST_SUBSTITUTED: EventKind.ValueType  # 17
+"""Another model answers a request than the one that it asked for."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _Work:
@@ -236,6 +240,7 @@ class Event(_message.Message):
     REQUEST_ADMITTED_FIELD_NUMBER: _builtins.int
     REQUEST_REFUSED_FIELD_NUMBER: _builtins.int
     REQUEST_FINISHED_FIELD_NUMBER: _builtins.int
+    REQUEST_SUBSTITUTED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Its number, rising by one from event to event of a coordinator's life."""
     kind: Global___EventKind.ValueType
@@ -288,6 +293,10 @@ class Event(_message.Message):
     def request_finished(self) -> Global___RequestFinished:
         """Of REQUEST_FINISHED."""
 
+    @_builtins.property
+    def request_substituted(self) -> Global___RequestSubstituted:
+        """Of REQUEST_SUBSTITUTED."""
+
     def __init__(
         self,
         *,
@@ -308,12 +317,13 @@ class Event(_message.Message):
         request_admitted: Global___RequestAdmitted | None = ...,
         request_refused: Global___RequestRefused | None = ...,
         request_finished: Global___RequestFinished | None = ...,
+        request_substituted: Global___RequestSubstituted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "detail", b"detail", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_refused", b"request_refused", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "detail", b"detail", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_refused", b"request_refused", "request_substituted", b"request_substituted", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "caller", b"caller", "detail", b"detail", "kind", b"kind", "model", b"model", "node_id", b"node_id", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_id", b"request_id", "request_refused", b"request_refused", "runner_id", b"runner_id", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "caller", b"caller", "detail", b"detail", "kind", b"kind", "model", b"model", "node_id", b"node_id", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_id", b"request_id", "request_refused", b"request_refused", "request_substituted", b"request_substituted", "runner_id", b"runner_id", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["runner_joined", "runner_lost", "attempt_failed", "attempt_hedged", "attempt_resumed", "request_admitted", "request_refused", "request_finished"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["runner_joined", "runner_lost", "attempt_failed", "attempt_hedged", "attempt_resumed", "request_admitted", "request_refused", "request_finished", "request_substituted"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
@@ -542,6 +552,32 @@ class RequestRefused(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestRefused: _TypeAlias = RequestRefused  # noqa: Y015
+
+@_typing.final
+class RequestSubstituted(_message.Message):
+    """A request that the event's model answers, since nobody could serve the one that it asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    requested_model: _builtins.str
+    """The model that was asked for."""
+    reason: _builtins.str
+    """Why: the reason of the error that the request would have ended with."""
+    def __init__(
+        self,
+        *,
+        requested_model: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "requested_model", b"requested_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestSubstituted: _TypeAlias = RequestSubstituted  # noqa: Y015
 
 @_typing.final
 class RequestFinished(_message.Message):

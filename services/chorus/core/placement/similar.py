@@ -1,0 +1,153 @@
+"""Another model in place of one that nobody can serve: which one is most like it, and when a request may have it.
+
+Alike are models that have every capability tag of the one asked for; of them the one of the nearest tier is taken.
+What a model was like is remembered when the last runner that had it is gone. Of a model that was never seen nothing is
+known, so the mesh's default stands in for it. Whoever stands in serves all that the request needs, and can do so now.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from math import log2
+
+from chorus.core.errors import (
+    ChorusError,
+    DrainingError,
+    EngineError,
+    ModelFileError,
+    NoCapableRunnerError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    RunnersUnavailableError,
+    UnavailableError,
+    UnknownModelError,
+    UnsupportedFeatureError,
+)
+from chorus.core.fleet.directory import Directory
+from chorus.core.fleet.records import Artifact, ModelState, RunnerRecord, Tier
+from chorus.core.generation import Fallback, GenerationRequest, Substitution, TokenPrompt
+from chorus.core.placement.fit import Miss, Situation, fit
+from chorus.core.placement.needs import Needs
+
+# Names of models remembered that no runner has any more.
+MAX_REMEMBERED = 512
+# What says that nobody serves the model. Who is merely full is waited for.
+_NOBODY = (
+    DrainingError,
+    EngineError,
+    ModelFileError,
+    NoCapableRunnerError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    RunnersUnavailableError,
+    UnavailableError,
+    UnknownModelError,
+    UnsupportedFeatureError,
+)
+_TIERS = tuple(Tier)
+
+
+class KnownModels:
+    """What models are like, or were before they left."""
+
+    def __init__(self) -> None:
+        self._gone: OrderedDict[str, Artifact] = OrderedDict()
+
+    def left(self, record: RunnerRecord) -> None:
+        """A runner has left the directory, perhaps as the last one with its models."""
+        for status in record.runner.models:
+            for name in (status.artifact.family, status.artifact.name):
+                self._gone[name] = status.artifact
+                self._gone.move_to_end(name)
+        while len(self._gone) > MAX_REMEMBERED:
+            self._gone.popitem(last=False)
+
+    def find(self, model: str, directory: Directory) -> Artifact | None:
+        """An artifact of that family or name; None for one that was never seen."""
+        for _, entry in sorted(directory.entries.items()):
+            for status in entry.record.runner.models:
+                if model in (status.artifact.family, status.artifact.name):
+                    return status.artifact
+        return self._gone.get(model)
+
+
+def may_be_replaced(request: GenerationRequest) -> bool:
+    """Whether another model could answer at all: token ids are of one vocabulary, and pins are meant."""
+    return not (
+        request.resume
+        or request.adapter
+        or request.requirements.artifact_sha256
+        or request.sampling.logit_bias
+        or isinstance(request.prompt, TokenPrompt)
+    )
+
+
+def most_similar(
+    needs: Needs, directory: Directory, situation: Situation, *, like: Artifact | None, default: str, external: bool
+) -> Needs | None:
+    """The same needs of the family that stands in best for `needs.model`; None where none can now.
+
+    `like` is the model as it is or was, None where that is not known. `external`: a paid provider may stand in.
+    """
+    tags = needs.tags if like is None else needs.tags.union(like.tags)
+    anything = replace(needs, model="", tags=tags, allow_external=external)
+    best: dict[str, tuple[object, ...]] = {}
+    for entry in directory.entries.values():
+        found = fit(anything, entry, situation)
+        if isinstance(found, Miss):
+            continue
+        for status in found:
+            artifact = status.artifact
+            if needs.model in (artifact.family, artifact.name):
+                continue
+            key = _distance(artifact, like, default, loaded=status.state is ModelState.LOADED)
+            best[artifact.family] = min(key, best.get(artifact.family, key))
+    if not best:
+        return None
+    return replace(anything, model=min(best, key=lambda family: (best[family], family)))
+
+
+def _distance(artifact: Artifact, like: Artifact | None, default: str, *, loaded: bool) -> tuple[object, ...]:
+    """How unlike a model is, for comparing; of two tiers as near, the more capable one, and then who is in memory."""
+    if like is None:
+        return (artifact.family != default, not loaded, -artifact.parameter_count)
+    there, asked = _TIERS.index(artifact.tier), _TIERS.index(like.tier)
+    apart = abs(log2((artifact.parameter_count + 1) / (like.parameter_count + 1)))
+    more_tags = len(set(artifact.tags).difference(like.tags))
+    return (artifact.family != like.family, abs(there - asked), there < asked, not loaded, apart, more_tags)
+
+
+class FallingBack:
+    """One request's leave to be answered by another model, and which one answers. One without leave never changes."""
+
+    def __init__(self, allowed: Fallback, request: GenerationRequest) -> None:
+        self._external = allowed.external
+        self.is_open = allowed.similar_model and may_be_replaced(request)
+        self.substitution: Substitution | None = None
+
+    def applies_to(self, needs: Needs, refused: ChorusError) -> bool:
+        """Whether another model is looked for, now that nobody can serve the request as it is."""
+        return self.is_open and bool(needs.model) and isinstance(refused, _NOBODY)
+
+    def instead(
+        self,
+        needs: Needs,
+        refused: ChorusError,
+        directory: Directory,
+        situation: Situation,
+        *,
+        known: KnownModels,
+        default: str,
+    ) -> Needs:
+        """What the request needs of another model; the same as before where there is none.
+
+        This is asked once. Where the substitute is lost too, whoever asked is told so.
+        """
+        self.is_open = False
+        like = known.find(needs.model, directory)
+        found = most_similar(needs, directory, situation, like=like, default=default, external=self._external)
+        if found is None:
+            return needs
+        self.substitution = Substitution(needs.model, found.model, refused.reason)
+        return found
