@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
+from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.relay import relay
@@ -306,9 +306,6 @@ async def test_the_upstream_call_ends_with_the_clients(certificates: MeshCertifi
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"ensemble": ensemble_pb2.EnsembleSpec(strategy=ensemble_pb2.STRATEGY_VOTE)}, "STRATEGY_VOTE"),
-        ({"ensemble": ensemble_pb2.EnsembleSpec(strategy=77)}, "77"),  # type: ignore[arg-type]
-        ({"ensemble": ensemble_pb2.EnsembleSpec(members=[ensemble_pb2.Member(model="m")])}, "members"),
         ({"cache": coordinator_pb2.CachePolicy(mode=coordinator_pb2.CACHE_MODE_EXACT)}, "CACHE_MODE_EXACT"),
     ],
 )
@@ -320,7 +317,6 @@ def test_what_is_not_there_is_refused_and_not_ignored(fields: dict[str, Any], to
 def test_permissions_need_not_be_used() -> None:
     refuse_unsupported(
         coordinator_pb2.GenerateRequest(
-            ensemble=ensemble_pb2.EnsembleSpec(strategy=ensemble_pb2.STRATEGY_ROUTE),
             cache=coordinator_pb2.CachePolicy(mode=coordinator_pb2.CACHE_MODE_OFF),
             fallback=coordinator_pb2.Fallback(similar_model=True, cached_answer=True, external=True),
             allow_hedging=True,

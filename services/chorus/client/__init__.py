@@ -20,12 +20,21 @@ from chorus.client.answers import (
     RerankAnswer,
     TokenCountAnswer,
 )
+from chorus.client.ensembles import (
+    EnsembleCompletion,
+    EnsembleEvent,
+    EnsembleGeneration,
+    EnsembleRestarted,
+    MemberEvent,
+    ensemble_spec,
+)
 from chorus.client.events import CoordinatorLost, CoordinatorWatched, EventNews, EventsMissing, SeenEvent
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import chat_request
 from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.client.sync import SyncGeneration, SyncMeshClient
+from chorus.core.ensemble.records import EnsembleSpec, MemberSpec, Verdict
 from chorus.core.generation import Fallback, Substitution
 from chorus.wire.events import AttemptChanged, ClientEvent, Origin, StartedAt
 
@@ -38,10 +47,17 @@ __all__ = [
     "CoordinatorLost",
     "CoordinatorWatched",
     "EmbeddingAnswer",
+    "EnsembleCompletion",
+    "EnsembleEvent",
+    "EnsembleGeneration",
+    "EnsembleRestarted",
+    "EnsembleSpec",
     "EventNews",
     "EventsMissing",
     "Fallback",
     "Generation",
+    "MemberEvent",
+    "MemberSpec",
     "MeshClient",
     "MeshModel",
     "MeshModels",
@@ -59,5 +75,7 @@ __all__ = [
     "SyncGeneration",
     "SyncMeshClient",
     "TokenCountAnswer",
+    "Verdict",
     "chat_request",
+    "ensemble_spec",
 ]

@@ -8,12 +8,14 @@ and Finished tells of the whole answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1 import generation_pb2
 from chorus.core.generation import GenerationRequest, Substitution
 from chorus.core.resilience.delivered import Delivered
 from chorus.wire.events import AttemptChanged, ClientEvent, StartedAt, decode_event
+from chorus.wire.fallback import decode_substitution
 from chorus.wire.whole import ask_to_go_on, check_counts, tell_whole
 
 
@@ -41,6 +43,16 @@ class Carrying:
     def begun(self) -> bool:
         """Whether the caller has got part of the answer."""
         return self.delivered.started
+
+    @property
+    def obstacle(self) -> str:
+        """Why nobody else can go on with what was delivered; empty where somebody can, or nothing was."""
+        return self.delivered.obstacle if self.begun else ""
+
+    @property
+    def relayed(self) -> bool:
+        """Whether only coordinators can answer it, no runner by itself."""
+        return self.hedged
 
     def attempt(self, where: str) -> pb.GenerateRequest:
         """The request for the next attempt, by the coordinator `where`."""
@@ -81,6 +93,12 @@ class Carrying:
     def substituted(self, substitution: Substitution) -> None:
         """Another model answers than the one asked for; the caller is told once that is certain."""
         self._substitution = substitution
+
+    def read(self, message: Any) -> list[Any]:
+        """What the caller is told of a message of the stream, a runner's or a coordinator's. Raises as `take`."""
+        if isinstance(message, pb.GenerateResponse) and message.HasField("substitution"):
+            self.substituted(decode_substitution(message.substitution))
+        return list(self.take(message.event))
 
     def take(self, event: generation_pb2.GenerationEvent) -> list[ClientEvent]:
         """What the caller is told of an attempt's event. Raises EngineError where something was left out."""

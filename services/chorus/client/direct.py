@@ -131,7 +131,7 @@ class Direct:
             call,
             patience=patience_with(carrying.priority),
             wait_s=0.0,
-            goes_elsewhere=lambda _alive: not (carrying.begun and carrying.delivered.obstacle),
+            goes_elsewhere=lambda _alive: not carrying.obstacle,
             clock=lambda: self._coordinators.now,
         )
         channel.uses += 1

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.client.carrying import Carrying
 from chorus.client.channel import CoordinatorChannel
 from chorus.client.coordinators import UNREACHED, Coordinators, Metadata, lost, nobody, too_late
@@ -29,8 +28,6 @@ from chorus.core.errors import (
 )
 from chorus.core.resilience.resuming import Hold, ResumePolicy, Resuming
 from chorus.core.resilience.retries import GiveUp, RetryBudget, may_go_better_elsewhere
-from chorus.wire.events import ClientEvent
-from chorus.wire.fallback import decode_substitution
 
 POLICY = ResumePolicy(fruitless=5)
 _END_TIMEOUT_S = 1.0
@@ -40,7 +37,10 @@ _NOT_NOW = (RunnersUnavailableError, NoCapableRunnerError, UnknownModelError, Ov
 
 
 class Generating:
-    """One generation. `given_s` is its time in seconds; the metadata are those of all its attempts."""
+    """One generation. `given_s` is its time in seconds; the metadata are those of all its attempts.
+
+    Its events are what `carrying` reads out of messages: ClientEvents, of an ensemble EnsembleEvents.
+    """
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class Generating:
         self._failed: set[int] = set()
         self._preferred: CoordinatorChannel | None = None
 
-    async def events(self) -> AsyncGenerator[ClientEvent]:
+    async def events(self) -> AsyncGenerator[Any]:
         """The events of the answer. Raises ChorusErrors."""
-        if self._direct.is_next() and not self._carrying.hedged:
+        if self._direct.is_next() and not self._carrying.relayed:
             async with aclosing(self._directly()) as events:
                 async for event in events:
                     yield event
@@ -85,7 +85,7 @@ class Generating:
             except ChorusError as error:
                 self._judge(error, coordinator, brought=self._carrying.delivered.output_tokens > before)
 
-    async def _attempt(self, coordinator: CoordinatorChannel) -> AsyncGenerator[ClientEvent]:
+    async def _attempt(self, coordinator: CoordinatorChannel) -> AsyncGenerator[Any]:
         request = self._carrying.attempt(str(coordinator.endpoint))
         messages = self._coordinators.messages(
             coordinator,
@@ -99,14 +99,12 @@ class Generating:
             async for event in events:
                 yield event
 
-    async def _read(self, messages: AsyncGenerator[Any], called: str) -> AsyncGenerator[ClientEvent]:
+    async def _read(self, messages: AsyncGenerator[Any], called: str) -> AsyncGenerator[Any]:
         """The events of an attempt's messages, to the end of the answer. Raises UnavailableError where that misses."""
         carrying = self._carrying
         async with aclosing(messages):
             async for message in messages:
-                if isinstance(message, pb.GenerateResponse) and message.HasField("substitution"):
-                    carrying.substituted(decode_substitution(message.substitution))
-                events = carrying.take(message.event)
+                events = carrying.read(message)
                 if carrying.finished:
                     # To its very end, or the other side would see a call that was cancelled.
                     await _read_to_end(messages)
@@ -118,7 +116,7 @@ class Generating:
 
     # --- direct mode ------------------------------------------------------------------------------------------------
 
-    async def _directly(self) -> AsyncGenerator[ClientEvent]:
+    async def _directly(self) -> AsyncGenerator[Any]:
         """The events of the first attempt, from the runner itself; where it ends early, the relay is to go on."""
         carrying, direct = self._carrying, self._direct
         message = carrying.attempt("")
@@ -143,7 +141,7 @@ class Generating:
         carrying = self._carrying
         if isinstance(error, TicketError):
             self._direct.refused(error)
-        elif not may_go_better_elsewhere(error) or (carrying.begun and carrying.delivered.obstacle):
+        elif not may_go_better_elsewhere(error) or carrying.obstacle:
             raise self._final(error)
         if carrying.begun:
             self._broken = True
@@ -202,7 +200,7 @@ class Generating:
             return self._pass(place, error)
         if not lost(error):
             may_go_on = carrying.begun and isinstance(error, UnavailableError | EngineError)
-            if not may_go_on or carrying.delivered.obstacle:
+            if not may_go_on or carrying.obstacle:
                 raise self._final(error)
         if brought or not self._broken:
             self._failed.clear()
@@ -215,7 +213,7 @@ class Generating:
             _breaks(error),
             str(coordinator.endpoint),
             delivered=carrying.delivered.output_tokens,
-            obstacle=carrying.delivered.obstacle if carrying.begun else "",
+            obstacle=carrying.obstacle,
             now=self._coordinators.now,
         )
         if ended is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,12 +23,14 @@ from chorus.client.answers import (
 from chorus.client.carrying import Carrying
 from chorus.client.coordinators import Coordinators, metadata_now
 from chorus.client.direct import Direct, DirectMode
+from chorus.client.ensembles import EnsembleCarrying, EnsembleEvent, EnsembleGeneration, answer_of
 from chorus.client.events import EventNews, watch_all
 from chorus.client.generating import Generating
 from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
 from chorus.client.statistics import MeshStats, stats_of
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
+from chorus.core.ensemble.records import EnsembleSpec
 from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
@@ -36,7 +39,7 @@ from chorus.core.resilience.retries import RetryBudget
 from chorus.transport import TlsIdentity
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
-from chorus.wire.events import ClientEvent
+from chorus.wire.ensemble import encode_ensemble
 from chorus.wire.fallback import encode_fallback
 from chorus.wire.generation import encode_generation
 from chorus.wire.rerank import encode_rerank
@@ -137,12 +140,14 @@ class MeshClient:
         requirements: Requirements | None = None,
         allow_hedging: bool = False,
         fallback: Fallback | None = None,
+        ensemble: EnsembleSpec | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
         """Generates, event by event; nothing is sent before the first one is asked for. See `chat_request`.
 
         `allow_hedging`: a second runner may be asked where the first one is late; such a generation is relayed.
         `fallback`: what may be done where no runner can serve it as asked; Substitution tells of another model.
+        `ensemble`: several models think, and their answer alone is told; `MeshClient.ensemble` tells of the members.
         """
         request = chat_request(
             asked,
@@ -160,18 +165,44 @@ class MeshClient:
             allow_hedging=allow_hedging,
             fallback=encode_fallback(fallback) if fallback is not None else None,
         )
-        return Generation(self._events(message, request, timeout_s or self._timeout_s))
+        if ensemble is None:
+            carrying = Carrying(message, request, lambda: self._coordinators.now)
+            return Generation(self._events(carrying, timeout_s or self._timeout_s))
+        final = replace(ensemble, final_only=True)
+        return Generation(answer_of(self._ensemble_events(message, request, final, timeout_s)))
+
+    def ensemble(
+        self,
+        asked: Asked,
+        ensemble: EnsembleSpec,
+        *,
+        fallback: Fallback | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> EnsembleGeneration:
+        """Has several models answer, event by event, each member's attributed; the options are `chat_request`'s."""
+        request = chat_request(asked, **options)
+        message = pb.GenerateRequest(
+            spec=encode_generation(request),
+            attempt=1,
+            fallback=encode_fallback(fallback) if fallback is not None else None,
+        )
+        return EnsembleGeneration(self._ensemble_events(message, request, ensemble, timeout_s))
 
     async def complete(self, asked: Asked, **options: Any) -> Completion:
         """Generates, and returns the whole; the options are those of `generate`."""
         return await self.generate(asked, **options).completion()
 
-    async def _events(
-        self, message: pb.GenerateRequest, request: GenerationRequest, timeout_s: float
-    ) -> AsyncGenerator[ClientEvent]:
+    def _ensemble_events(
+        self, message: pb.GenerateRequest, request: GenerationRequest, ensemble: EnsembleSpec, timeout_s: float | None
+    ) -> AsyncGenerator[EnsembleEvent]:
+        message.ensemble.CopyFrom(encode_ensemble(ensemble))
+        carrying = EnsembleCarrying(message, request, lambda: self._coordinators.now)
+        return self._events(carrying, timeout_s or self._timeout_s)
+
+    async def _events(self, carrying: Carrying, timeout_s: float) -> AsyncGenerator[Any]:
         coordinators = self._coordinators
         self._budget.earn(coordinators.now)
-        carrying = Carrying(message, request, lambda: coordinators.now)
         generating = Generating(
             coordinators, carrying, self._budget, direct=self._direct, given_s=timeout_s, metadata=metadata_now()
         )

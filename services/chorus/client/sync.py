@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from chorus.client.answers import (
     Completion,
@@ -17,30 +17,33 @@ from chorus.client.answers import (
     RerankAnswer,
     TokenCountAnswer,
 )
+from chorus.client.ensembles import EnsembleCompletion, EnsembleEvent, EnsembleGeneration
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import Asked
 from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig
+from chorus.core.ensemble.records import EnsembleSpec
 from chorus.core.fleet.listing import NodeFilter
 from chorus.core.generation import EmbeddingRequest, RerankRequest
 from chorus.wire.events import ClientEvent
 
 T = TypeVar("T")
+Events = TypeVar("Events", bound=Generation | EnsembleGeneration)
 
 
-class SyncGeneration:
-    """Events as `Generation` has them, for a plain `for`. Leaving its `with` block ends the generation."""
+class _SyncEvents(Generic[Events, T]):
+    """Events for a plain `for`. Leaving its `with` block ends what makes them."""
 
-    def __init__(self, client: SyncMeshClient, generation: Generation) -> None:
+    def __init__(self, client: SyncMeshClient, events: Events) -> None:
         self._client = client
-        self._generation = generation
+        self._events = events
 
-    def __iter__(self) -> Iterator[ClientEvent]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> ClientEvent:
-        event = self._client.run(_next(self._generation))
+    def __next__(self) -> T:
+        event: T | None = self._client.run(_next(self._events))
         if event is None:
             raise StopIteration
         return event
@@ -54,8 +57,20 @@ class SyncGeneration:
         self.close()
 
     def close(self) -> None:
-        """Ends the generation."""
-        self._client.run(self._generation.aclose())
+        """Ends it."""
+        self._client.run(self._events.aclose())
+
+
+class SyncGeneration(_SyncEvents[Generation, ClientEvent]):
+    """Events as `Generation` has them."""
+
+
+class SyncEnsemble(_SyncEvents[EnsembleGeneration, EnsembleEvent]):
+    """Events as `EnsembleGeneration` has them."""
+
+    def completion(self) -> EnsembleCompletion:
+        """Reads to the end and returns the answer and its verdict."""
+        return self._client.run(self._events.completion())
 
 
 class SyncMeshClient:
@@ -98,6 +113,10 @@ class SyncMeshClient:
     def generate(self, asked: Asked, **options: Any) -> SyncGeneration:
         """Generates, event by event; the options are those of `MeshClient.generate`."""
         return SyncGeneration(self, self._client.generate(asked, **options))
+
+    def ensemble(self, asked: Asked, ensemble: EnsembleSpec, **options: Any) -> SyncEnsemble:
+        """Has several models answer, event by event; the options are those of `MeshClient.ensemble`."""
+        return SyncEnsemble(self, self._client.ensemble(asked, ensemble, **options))
 
     def complete(self, asked: Asked, **options: Any) -> Completion:
         """Generates, and returns the whole."""
@@ -143,5 +162,5 @@ async def _make(config: ChorusConfig) -> MeshClient:
     return MeshClient.from_config(config)
 
 
-async def _next(generation: Generation) -> ClientEvent | None:
-    return await anext(generation, None)
+async def _next(events: Generation | EnsembleGeneration) -> Any:
+    return await anext(events, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
 
 from chorus.core.errors import CancelledError, ChorusError, DrainingError
 from chorus.core.events import (
@@ -151,6 +152,16 @@ def subject_of(candidate: Candidate) -> Subject:
     return Subject(_request_id(), _caller(), artifact.family, artifact.name, candidate.runner_id, candidate.node_id)
 
 
+class GenerationReport(Protocol):
+    """Is told what happens to a generation; see RequestReport."""
+
+    def admitted(self, priority: Priority, /) -> None: ...
+    def asked(self, candidate: Candidate, number: int, /) -> None: ...
+    def failed(self, error: ChorusError, delivered: Delivered | None, /) -> None: ...
+    def cancelled(self, delivered: Delivered | None, /) -> None: ...
+    def completed(self, delivered: Delivered | None, /) -> None: ...
+
+
 class RequestReport:
     """What happens to one request, told as it happens: admitted, then refused or finished, each once.
 
@@ -173,8 +184,12 @@ class RequestReport:
 
     def asked(self, candidate: Candidate, number: int) -> None:
         """A runner is asked, as the try of that number."""
-        self._attempts = number
         self._subject = subject_of(candidate)
+        self.tried(candidate, number)
+
+    def tried(self, candidate: Candidate, number: int) -> None:
+        """A runner is asked for a part of it, as the try of that number, of which it isn't named."""
+        self._attempts = number
         for engine in candidate.entry.record.runner.engines:
             if engine.name == candidate.model.engine:
                 self._engine = engine.kind
@@ -245,6 +260,82 @@ class RequestReport:
     def _queue_s(self) -> float:
         until = self._admitted_at if self._admitted_at is not None else self._board.now
         return until - self._arrived
+
+
+class EnsembleReport:
+    """What happens to one request whose members are each generated as a request is: they are its tries."""
+
+    def __init__(self, report: RequestReport) -> None:
+        self._report = report
+        self._admitted = False
+        self._asked = 0
+        self._sum = Delivered()
+
+    def member(self) -> MemberReport:
+        """What is told of a member."""
+        return MemberReport(self)
+
+    def member_admitted(self, priority: Priority) -> None:
+        """A member's turn has come; the first one's is the request's."""
+        if not self._admitted:
+            self._admitted = True
+            self._report.admitted(priority)
+
+    def member_asked(self, candidate: Candidate) -> None:
+        """A runner is asked for a member."""
+        self._asked += 1
+        self._report.tried(candidate, self._asked)
+
+    def member_ended(self, delivered: Delivered | None) -> None:
+        """A member has ended, having brought so much."""
+        if delivered is None:
+            return
+        whole = self._sum
+        whole.prompt_tokens += delivered.prompt_tokens
+        whole.cached_tokens += delivered.cached_tokens
+        whole.output_tokens += delivered.output_tokens
+        times = [at for at in (whole.first_at, delivered.first_at) if at is not None]
+        whole.first_at = min(times, default=None)
+        whole.last_at = max((at for at in (whole.last_at, delivered.last_at) if at is not None), default=None)
+
+    def failed(self, error: ChorusError) -> None:
+        """It ends with an error."""
+        self._report.failed(error, self._sum)
+
+    def cancelled(self) -> None:
+        """Its caller went away."""
+        self._report.cancelled(self._sum)
+
+    def completed(self) -> None:
+        """Its caller has the whole answer."""
+        self._report.completed(self._sum)
+
+
+class MemberReport:
+    """A GenerationReport of a member of an ensemble."""
+
+    def __init__(self, ensemble: EnsembleReport) -> None:
+        self._ensemble = ensemble
+
+    def admitted(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Its turn has come."""
+        self._ensemble.member_admitted(priority)
+
+    def asked(self, candidate: Candidate, _number: int) -> None:
+        """A runner is asked."""
+        self._ensemble.member_asked(candidate)
+
+    def failed(self, _error: ChorusError, delivered: Delivered | None = None) -> None:
+        """It ends with an error, of which the verdict tells."""
+        self._ensemble.member_ended(delivered)
+
+    def cancelled(self, delivered: Delivered | None = None) -> None:
+        """Nobody waits for it any more."""
+        self._ensemble.member_ended(delivered)
+
+    def completed(self, delivered: Delivered | None = None) -> None:
+        """It is whole."""
+        self._ensemble.member_ended(delivered)
 
 
 def reader_of(caller: SpiffeId | None) -> str:

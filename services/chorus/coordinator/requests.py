@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
-from chorus.api.coordinator.v1 import coordinator_pb2, ensemble_pb2
+from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission, Asking
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
-from chorus.coordinator.events import EventBoard, RequestReport
+from chorus.coordinator.events import EventBoard, GenerationReport, RequestReport
 from chorus.coordinator.hedging import Called, Hedging, Race
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
@@ -62,6 +62,18 @@ _LOGGED_NAME = 100
 _log = get_logger()
 
 
+class Sink(Protocol):
+    """Where a generation's stream goes: a call's context, or whoever stands before one."""
+
+    async def write(self, message: bytes) -> None:
+        """Takes a message of the stream."""
+        ...
+
+    def time_remaining(self) -> float | None:
+        """Seconds; None without a deadline."""
+        ...
+
+
 class Requests:
     """Generations, embeddings, rankings and token counts. One object serves all callers."""
 
@@ -88,17 +100,29 @@ class Requests:
         self._silence_wait_s = silence_wait_s
         self._metrics = metrics
 
-    async def generate(self, request: coordinator_pb2.GenerateRequest, context: Context) -> None:
-        """Generates, writing the stream to `context`."""
+    async def generate(
+        self,
+        request: coordinator_pb2.GenerateRequest,
+        context: Sink,
+        report: GenerationReport | None = None,
+        *,
+        member_id: str = "",
+    ) -> None:
+        """Generates with one model, writing the stream to `context`.
+
+        `report` is told of what happens to it; None: it is a request of its own. `member_id` is for the log.
+        """
         began = self._live.now
         delivered = Delivered()
         told: dict[str, Any] = {"model": request.spec.model[:_LOGGED_NAME]}
+        if member_id:
+            told["member_id"] = member_id
         timers: list[StreamTimer] = []
-        report = self._events.request(Work.GENERATE, request.spec.model)
+        report = report or self._events.request(Work.GENERATE, request.spec.model)
         try:
             refuse_unsupported(request)
             generation = decode_generation(request.spec)
-            await self._knows_the_mesh(context)
+            await self.knows_the_mesh(context)
             falling_back = FallingBack(decode_fallback(request.fallback), generation)
             needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
             carrying = Carrying(
@@ -224,7 +248,7 @@ class Requests:
         report = self._events.request(work, message.spec.model)
         with _told(report):
             needs, priority = asks()
-            await self._knows_the_mesh(context)
+            await self.knows_the_mesh(context)
             needs = self._placing.resolved(needs)
 
             async def run(running: Running) -> bytes:
@@ -236,7 +260,7 @@ class Requests:
                 report.admitted(priority)
                 return await self._placing.attempt(needs, run)
 
-    async def _knows_the_mesh(self, context: Context) -> None:
+    async def knows_the_mesh(self, context: Sink) -> None:
         """A coordinator or a registry that was just started knows of nobody, and must not say that nobody is."""
         if not self._live.told:
             wait_s, left_s = self._connect_timeout_s, _time_left(context)
@@ -251,7 +275,7 @@ class Requests:
         carrying: Carrying,
         resuming: Resuming,
         message: runner_pb2.GenerateRequest,
-        context: Context,
+        context: Sink,
         patience: StreamPatience,
     ) -> AsyncIterator[tuple[AsyncIterator[bytes], StreamGuard]]:
         """A call to a runner and who looks after it; however the block is left, the call ends. Raises ChorusErrors."""
@@ -339,7 +363,7 @@ class Requests:
         with channel.used():
             yield channel
 
-    async def _connected(self, channel: RunnerChannel, context: Context) -> None:
+    async def _connected(self, channel: RunnerChannel, context: Sink) -> None:
         left_s = _time_left(context)
         await channel.connected(self._connect_timeout_s if left_s is None else min(left_s, self._connect_timeout_s))
 
@@ -373,18 +397,6 @@ def _told(report: RequestReport) -> Iterator[None]:
 
 def refuse_unsupported(request: coordinator_pb2.GenerateRequest) -> None:
     """Raises UnsupportedFeatureError for what is in the protos and not in this version: never ignored."""
-    ensemble = request.ensemble
-    if ensemble.strategy not in (ensemble_pb2.STRATEGY_UNSPECIFIED, ensemble_pb2.STRATEGY_ROUTE):
-        raise UnsupportedFeatureError(
-            f"this coordinator does not have the ensemble strategy {_named(ensemble_pb2.Strategy, ensemble.strategy)}; "
-            "it has route",
-            metadata={"feature": "ensemble"},
-        )
-    if ensemble.members:
-        raise UnsupportedFeatureError(
-            "name the model in the request itself; this coordinator takes no ensemble members",
-            metadata={"feature": "ensemble"},
-        )
     mode = request.cache.mode
     if mode not in (coordinator_pb2.CACHE_MODE_UNSPECIFIED, coordinator_pb2.CACHE_MODE_OFF):
         raise UnsupportedFeatureError(
@@ -416,9 +428,9 @@ def _named(enum: Any, value: int) -> str:
     return str(enum.Name(value)) if value in enum.values() else str(value)
 
 
-def _time_left(context: Context) -> float | None:
+def _time_left(context: Sink) -> float | None:
     """Seconds that a runner gets; None where the caller set no deadline. Raises DeadlineExceededError after it."""
-    left: float | None = context.time_remaining()
+    left = context.time_remaining()
     if left is None:
         return None
     left -= min(_DEADLINE_MARGIN_S, left / 10)

@@ -15,6 +15,7 @@ from chorus.config import ChorusConfig
 from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
 from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.ensembles import Ensembles
 from chorus.coordinator.events import EventBoard
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.hedging import Hedging
@@ -25,6 +26,7 @@ from chorus.coordinator.requests import Requests
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.coordinator.webhooks import Webhook, Webhooks, read_secret
+from chorus.core.ensemble.planning import Policy
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.events import EventKind, EventLog
 from chorus.core.events.stats import Stats
@@ -115,6 +117,7 @@ class CoordinatorService(HostedService):
             live=self.live,
             placing=self._placing,
             requests=requests,
+            ensembles=Ensembles(self.live, self._placing, requests, events=self.events, policy=Policy()),
             granting=self._granting,
             registries=self._registries,
             watching=self._watching,

@@ -8,6 +8,7 @@ from typing import Any
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.coordinator.v1 import coordinator_pb2_grpc, stats_pb2
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
+from chorus.coordinator.ensembles import Ensembles
 from chorus.coordinator.events import EventBoard, reader_of
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
@@ -35,6 +36,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         live: LiveDirectory,
         placing: Placing,
         requests: Requests,
+        ensembles: Ensembles,
         granting: Granting,
         registries: Registries,
         watching: Watching,
@@ -45,6 +47,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._live = live
         self._placing = placing
         self._requests = requests
+        self._ensembles = ensembles
         self._granting = granting
         self._registries = registries
         self._watching = watching
@@ -58,7 +61,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         """Generates. It writes by itself: a runner's messages are passed on as bytes."""
         if request.unused_ticket_id:
             self._granting.returned(request.unused_ticket_id, str(current_caller() or ""))
-        await self._requests.generate(request, context)
+        answering = self._ensembles if request.HasField("ensemble") else self._requests
+        await answering.generate(request, context)
 
     async def Place(self, request: pb.PlaceRequest, context: Any) -> pb.PlaceResponse:
         """Grants a ticket for direct mode."""

@@ -298,7 +298,7 @@ class GenerateResponse(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     SUBSTITUTION_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
-    """The member whose event it is; empty for the answer itself."""
+    """The member whose event it is, or the part that judges, reviews or composes; empty for the answer itself."""
     @_builtins.property
     def event(self) -> _generation_pb2.GenerationEvent:
         """An event of the generation; in an ensemble, of the member below, or of the final text where there is none."""

@@ -103,13 +103,14 @@ class CoordinatorServicer:
 
     def Generate(self, request, context):
         """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
-        by another one with the very same artifact, which goes on after the last token delivered.
+        by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
+        models answer; what the stream holds then is EnsembleSpec's to say.
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
         FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
         (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
-        Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
-        frees the slot within one decode step.
+        Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
+        anew. A caller that cancels frees the slot, or those of all members, within one decode step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,13 +39,14 @@ class CoordinatorStub:
     def __new__(cls, channel: _aio.Channel) -> CoordinatorAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.GenerateRequest, _coordinator_pb2.GenerateResponse]
     """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
-    by another one with the very same artifact, which goes on after the last token delivered.
+    by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
+    models answer; what the stream holds then is EnsembleSpec's to say.
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
     FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
     (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
-    Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
-    frees the slot within one decode step.
+    Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
+    anew. A caller that cancels frees the slot, or those of all members, within one decode step.
     """
     Place: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PlaceRequest, _coordinator_pb2.PlaceResponse]
     """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
@@ -124,13 +125,14 @@ class CoordinatorAsyncStub(CoordinatorStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_coordinator_pb2.GenerateRequest, _coordinator_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
-    by another one with the very same artifact, which goes on after the last token delivered.
+    by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
+    models answer; what the stream holds then is EnsembleSpec's to say.
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
     FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
     (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
-    Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
-    frees the slot within one decode step.
+    Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
+    anew. A caller that cancels frees the slot, or those of all members, within one decode step.
     """
     Place: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PlaceRequest, _coordinator_pb2.PlaceResponse]  # type: ignore[assignment]
     """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
@@ -212,13 +214,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.GenerateResponse], _abc.AsyncIterator[_coordinator_pb2.GenerateResponse]]:
         """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
-        by another one with the very same artifact, which goes on after the last token delivered.
+        by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
+        models answer; what the stream holds then is EnsembleSpec's to say.
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
         FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
         (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
-        Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. A caller that cancels
-        frees the slot within one decode step.
+        Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
+        anew. A caller that cancels frees the slot, or those of all members, within one decode step.
         """
 
     @_abc_1.abstractmethod

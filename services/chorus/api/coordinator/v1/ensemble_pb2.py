@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(chorus/api/coordinator/v1/ensemble.proto\x12\x19\x63horus.api.coordinator.v1\x1a\x1egoogle/protobuf/duration.proto\"\xdb\x02\n\x0c\x45nsembleSpec\x12\x35\n\x08strategy\x18\x01 \x01(\x0e\x32#.chorus.api.coordinator.v1.Strategy\x12\x32\n\x07members\x18\x02 \x03(\x0b\x32!.chorus.api.coordinator.v1.Member\x12\x39\n\ncomplexity\x18\x03 \x01(\x0e\x32%.chorus.api.coordinator.v1.Complexity\x12\x18\n\x10\x61ggregator_model\x18\x04 \x01(\t\x12\x0e\n\x06quorum\x18\x05 \x01(\r\x12+\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x14\x63onfidence_threshold\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nfinal_only\x18\x08 \x01(\x08\x42\x17\n\x15_confidence_threshold\"V\n\x06Member\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cinstructions\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\r\"\xf9\x01\n\x07Verdict\x12\x35\n\x08strategy\x18\x01 \x01(\x0e\x32#.chorus.api.coordinator.v1.Strategy\x12\x11\n\tagreement\x18\x02 \x01(\x01\x12\x11\n\tcoherence\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x39\n\x07members\x18\x05 \x03(\x0b\x32(.chorus.api.coordinator.v1.MemberOutcome\x12\x16\n\x0e\x63ost_micro_usd\x18\x06 \x01(\x04\x12*\n\x07\x65lapsed\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb2\x01\n\rMemberOutcome\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.chorus.api.coordinator.v1.MemberState\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x13\n\x0b\x61grees_with\x18\x05 \x03(\t\x12\x12\n\nconfidence\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t*\xdb\x01\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTRATEGY_ROUTE\x10\x01\x12\x11\n\rSTRATEGY_RACE\x10\x02\x12\x11\n\rSTRATEGY_VOTE\x10\x03\x12\x12\n\x0eSTRATEGY_JUDGE\x10\x04\x12\x13\n\x0fSTRATEGY_REFINE\x10\x05\x12\x14\n\x10STRATEGY_CASCADE\x10\x06\x12\x14\n\x10STRATEGY_COUNCIL\x10\x07\x12\x13\n\x0fSTRATEGY_FACETS\x10\x08\x12\x11\n\rSTRATEGY_AUTO\x10\t*\x85\x01\n\nComplexity\x12\x1a\n\x16\x43OMPLEXITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMPLEXITY_SIMPLE\x10\x01\x12\x15\n\x11\x43OMPLEXITY_MEDIUM\x10\x02\x12\x16\n\x12\x43OMPLEXITY_COMPLEX\x10\x03\x12\x15\n\x11\x43OMPLEXITY_EXPERT\x10\x04*v\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MEMBER_STATE_ANSWERED\x10\x01\x12\x15\n\x11MEMBER_STATE_LATE\x10\x02\x12\x17\n\x13MEMBER_STATE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(chorus/api/coordinator/v1/ensemble.proto\x12\x19\x63horus.api.coordinator.v1\x1a\x1egoogle/protobuf/duration.proto\"\x83\x03\n\x0c\x45nsembleSpec\x12\x35\n\x08strategy\x18\x01 \x01(\x0e\x32#.chorus.api.coordinator.v1.Strategy\x12\x32\n\x07members\x18\x02 \x03(\x0b\x32!.chorus.api.coordinator.v1.Member\x12\x39\n\ncomplexity\x18\x03 \x01(\x0e\x32%.chorus.api.coordinator.v1.Complexity\x12\x18\n\x10\x61ggregator_model\x18\x04 \x01(\t\x12\x0e\n\x06quorum\x18\x05 \x01(\r\x12+\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x14\x63onfidence_threshold\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nfinal_only\x18\x08 \x01(\x08\x12\x13\n\x0bround_count\x18\t \x01(\r\x12\x11\n\tfacet_set\x18\n \x01(\tB\x17\n\x15_confidence_threshold\"V\n\x06Member\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cinstructions\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\r\"\xe1\x02\n\x07Verdict\x12\x35\n\x08strategy\x18\x01 \x01(\x0e\x32#.chorus.api.coordinator.v1.Strategy\x12\x11\n\tagreement\x18\x02 \x01(\x01\x12\x11\n\tcoherence\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x39\n\x07members\x18\x05 \x03(\x0b\x32(.chorus.api.coordinator.v1.MemberOutcome\x12\x16\n\x0e\x63ost_micro_usd\x18\x06 \x01(\x04\x12*\n\x07\x65lapsed\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\ncomplexity\x18\x08 \x01(\x0e\x32%.chorus.api.coordinator.v1.Complexity\x12\x13\n\x0b\x61nswered_by\x18\t \x01(\t\x12\x16\n\x0e\x66\x61llback_count\x18\n \x01(\r\"\x91\x02\n\rMemberOutcome\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.chorus.api.coordinator.v1.MemberState\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x13\n\x0b\x61grees_with\x18\x05 \x03(\t\x12\x12\n\nconfidence\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x11\n\trunner_id\x18\x08 \x01(\t\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16\x63ompletion_token_count\x18\n \x01(\r*\xdb\x01\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTRATEGY_ROUTE\x10\x01\x12\x11\n\rSTRATEGY_RACE\x10\x02\x12\x11\n\rSTRATEGY_VOTE\x10\x03\x12\x12\n\x0eSTRATEGY_JUDGE\x10\x04\x12\x13\n\x0fSTRATEGY_REFINE\x10\x05\x12\x14\n\x10STRATEGY_CASCADE\x10\x06\x12\x14\n\x10STRATEGY_COUNCIL\x10\x07\x12\x13\n\x0fSTRATEGY_FACETS\x10\x08\x12\x11\n\rSTRATEGY_AUTO\x10\t*\x85\x01\n\nComplexity\x12\x1a\n\x16\x43OMPLEXITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMPLEXITY_SIMPLE\x10\x01\x12\x15\n\x11\x43OMPLEXITY_MEDIUM\x10\x02\x12\x16\n\x12\x43OMPLEXITY_COMPLEX\x10\x03\x12\x15\n\x11\x43OMPLEXITY_EXPERT\x10\x04*\x90\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MEMBER_STATE_ANSWERED\x10\x01\x12\x15\n\x11MEMBER_STATE_LATE\x10\x02\x12\x17\n\x13MEMBER_STATE_FAILED\x10\x03\x12\x18\n\x14MEMBER_STATE_SKIPPED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.api.coordinator.v1.ensemble_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STRATEGY']._serialized_start=975
-  _globals['_STRATEGY']._serialized_end=1194
-  _globals['_COMPLEXITY']._serialized_start=1197
-  _globals['_COMPLEXITY']._serialized_end=1330
-  _globals['_MEMBERSTATE']._serialized_start=1332
-  _globals['_MEMBERSTATE']._serialized_end=1450
+  _globals['_STRATEGY']._serialized_start=1214
+  _globals['_STRATEGY']._serialized_end=1433
+  _globals['_COMPLEXITY']._serialized_start=1436
+  _globals['_COMPLEXITY']._serialized_end=1569
+  _globals['_MEMBERSTATE']._serialized_start=1572
+  _globals['_MEMBERSTATE']._serialized_end=1716
   _globals['_ENSEMBLESPEC']._serialized_start=104
-  _globals['_ENSEMBLESPEC']._serialized_end=451
-  _globals['_MEMBER']._serialized_start=453
-  _globals['_MEMBER']._serialized_end=539
-  _globals['_VERDICT']._serialized_start=542
-  _globals['_VERDICT']._serialized_end=791
-  _globals['_MEMBEROUTCOME']._serialized_start=794
-  _globals['_MEMBEROUTCOME']._serialized_end=972
+  _globals['_ENSEMBLESPEC']._serialized_end=491
+  _globals['_MEMBER']._serialized_start=493
+  _globals['_MEMBER']._serialized_end=579
+  _globals['_VERDICT']._serialized_start=582
+  _globals['_VERDICT']._serialized_end=935
+  _globals['_MEMBEROUTCOME']._serialized_start=938
+  _globals['_MEMBEROUTCOME']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)

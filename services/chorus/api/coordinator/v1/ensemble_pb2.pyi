@@ -118,6 +118,8 @@ class _MemberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberSta
     """It was not done when the quorum or the deadline came."""
     MEMBER_STATE_FAILED: _MemberState.ValueType  # 3
     """It failed."""
+    MEMBER_STATE_SKIPPED: _MemberState.ValueType  # 4
+    """It was never asked, as the answer was good enough without."""
 
 class MemberState(_MemberState, metaclass=_MemberStateEnumTypeWrapper):
     """How a member fared."""
@@ -130,11 +132,19 @@ MEMBER_STATE_LATE: MemberState.ValueType  # 2
 """It was not done when the quorum or the deadline came."""
 MEMBER_STATE_FAILED: MemberState.ValueType  # 3
 """It failed."""
+MEMBER_STATE_SKIPPED: MemberState.ValueType  # 4
+"""It was never asked, as the answer was good enough without."""
 Global___MemberState: _TypeAlias = MemberState  # noqa: Y015
 
 @_typing.final
 class EnsembleSpec(_message.Message):
-    """What ensemble to ask. A strategy that this coordinator doesn't have is refused with UNSUPPORTED_FEATURE."""
+    """What ensemble to ask. A strategy that this coordinator doesn't have is refused with UNSUPPORTED_FEATURE.
+
+    The stream has the events of every part of it beside each other, each with the part's member id and in the order that
+    GenerationEvent's contract has; a part that ends without Finished has failed, or is waited for no more. Then come the
+    events of the answer itself, without a member id: those of the member whose answer it is once more (its text in one
+    delta), or of a text composed from the members' as it is written. Then the verdict, then the answer's Finished, last.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -146,6 +156,8 @@ class EnsembleSpec(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     CONFIDENCE_THRESHOLD_FIELD_NUMBER: _builtins.int
     FINAL_ONLY_FIELD_NUMBER: _builtins.int
+    ROUND_COUNT_FIELD_NUMBER: _builtins.int
+    FACET_SET_FIELD_NUMBER: _builtins.int
     strategy: Global___Strategy.ValueType
     """The strategy."""
     complexity: Global___Complexity.ValueType
@@ -158,13 +170,23 @@ class EnsembleSpec(_message.Message):
     """A cascade goes up a tier while confidence is under this, 0 to 1. Absent: 0.75."""
     final_only: _builtins.bool
     """Stream only the final text, no member's events."""
+    round_count: _builtins.int
+    """How often drafts are written in `refine`, each time after a look at those before, 1 to 4. 0: once."""
+    facet_set: _builtins.str
+    """Which sides members without instructions take in `facets`: `story` (plot, characters, tone), `trade` (bull, bear,
+    risk) or `decision` (for, against, risk). Empty: decision.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
-        """Its members. Empty: chosen by the coordinator."""
+        """Its members, at most 32, samples counted each. Empty: chosen by the coordinator, of the generation's model where it
+        names one.
+        """
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """How long to wait for members. Absent: as configured for the complexity."""
+        """How long to wait for members in each round; where none has answered by then, for the first one. Absent: as configured
+        for the complexity.
+        """
 
     def __init__(
         self,
@@ -177,10 +199,12 @@ class EnsembleSpec(_message.Message):
         deadline: _duration_pb2.Duration | None = ...,
         confidence_threshold: _builtins.float | None = ...,
         final_only: _builtins.bool = ...,
+        round_count: _builtins.int = ...,
+        facet_set: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "confidence_threshold", b"confidence_threshold", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "aggregator_model", b"aggregator_model", "complexity", b"complexity", "confidence_threshold", b"confidence_threshold", "deadline", b"deadline", "final_only", b"final_only", "members", b"members", "quorum", b"quorum", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "aggregator_model", b"aggregator_model", "complexity", b"complexity", "confidence_threshold", b"confidence_threshold", "deadline", b"deadline", "facet_set", b"facet_set", "final_only", b"final_only", "members", b"members", "quorum", b"quorum", "round_count", b"round_count", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence_threshold: _TypeAlias = _typing.Literal["confidence_threshold"]  # noqa: Y015
     _WhichOneofArgType__confidence_threshold: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold"]  # noqa: Y015
@@ -199,7 +223,9 @@ class Member(_message.Message):
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
-    """Attributes its events; unique in the request. Empty: made from the model's name."""
+    """Attributes its events; unique in the request, at most 64 characters. Empty: made from the model's name. Samples have a
+    dash and their number after it.
+    """
     model: _builtins.str
     """The model."""
     instructions: _builtins.str
@@ -235,6 +261,9 @@ class Verdict(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
+    COMPLEXITY_FIELD_NUMBER: _builtins.int
+    ANSWERED_BY_FIELD_NUMBER: _builtins.int
+    FALLBACK_COUNT_FIELD_NUMBER: _builtins.int
     strategy: Global___Strategy.ValueType
     """The strategy that was used."""
     agreement: _builtins.float
@@ -245,6 +274,14 @@ class Verdict(_message.Message):
     """How likely the answer is right, 0 to 1."""
     cost_micro_usd: _builtins.int
     """What it cost, in millionths of a US dollar."""
+    complexity: Global___Complexity.ValueType
+    """How hard the question was taken to be."""
+    answered_by: _builtins.str
+    """The member whose answer was given; empty where it was composed."""
+    fallback_count: _builtins.int
+    """How often nobody could answer and a simpler set of members was gone to; theirs have a point and a number at the end
+    of their ids.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberOutcome]:
         """One for each member."""
@@ -263,10 +300,13 @@ class Verdict(_message.Message):
         members: _abc.Iterable[Global___MemberOutcome] | None = ...,
         cost_micro_usd: _builtins.int = ...,
         elapsed: _duration_pb2.Duration | None = ...,
+        complexity: Global___Complexity.ValueType = ...,
+        answered_by: _builtins.str = ...,
+        fallback_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "coherence", b"coherence", "confidence", b"confidence", "cost_micro_usd", b"cost_micro_usd", "elapsed", b"elapsed", "members", b"members", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "answered_by", b"answered_by", "coherence", b"coherence", "complexity", b"complexity", "confidence", b"confidence", "cost_micro_usd", b"cost_micro_usd", "elapsed", b"elapsed", "fallback_count", b"fallback_count", "members", b"members", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,6 +325,9 @@ class MemberOutcome(_message.Message):
     AGREES_WITH_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RUNNER_ID_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """Which member."""
     state: Global___MemberState.ValueType
@@ -297,9 +340,17 @@ class MemberOutcome(_message.Message):
     """How likely its answer is right, 0 to 1."""
     reason: _builtins.str
     """Why it failed: an ErrorInfo reason."""
+    runner_id: _builtins.str
+    """The runner that ran it."""
+    completion_token_count: _builtins.int
+    """How many tokens its answer has."""
     @_builtins.property
     def agrees_with(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members whose answers agree with its own."""
+
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """From its being asked to its end, or until it was waited for no more."""
 
     def __init__(
         self,
@@ -311,10 +362,13 @@ class MemberOutcome(_message.Message):
         agrees_with: _abc.Iterable[_builtins.str] | None = ...,
         confidence: _builtins.float = ...,
         reason: _builtins.str = ...,
+        runner_id: _builtins.str = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+        completion_token_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agrees_with", b"agrees_with", "confidence", b"confidence", "member_id", b"member_id", "model", b"model", "node_id", b"node_id", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agrees_with", b"agrees_with", "completion_token_count", b"completion_token_count", "confidence", b"confidence", "elapsed", b"elapsed", "member_id", b"member_id", "model", b"model", "node_id", b"node_id", "reason", b"reason", "runner_id", b"runner_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

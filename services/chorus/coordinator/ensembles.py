@@ -1,0 +1,239 @@
+"""Ensembles at work: what `core/ensemble` decides is carried out, each part by the ordinary way of a request.
+
+Parts run beside each other as tasks that hand their messages over on one bounded queue. What comes out of it is passed
+on, folded, and acted upon one after the other, so that the caller gets a member's end before the answer, and a caller
+who reads slowly slows the members. Only this one task writes to the call: cancelling a write in the middle would
+break it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc.aio
+
+from chorus.api.coordinator.v1 import coordinator_pb2 as pb
+from chorus.coordinator.events import EnsembleReport, EventBoard
+from chorus.coordinator.live import LiveDirectory
+from chorus.coordinator.parts import Part
+from chorus.coordinator.placing import Placing
+from chorus.coordinator.requests import Requests, Sink, refuse_unsupported
+from chorus.core.ensemble.choosing import Offer, offers
+from chorus.core.ensemble.machine import (
+    Action,
+    AskPart,
+    CancelPart,
+    Conclude,
+    Ensemble,
+    Fail,
+    Give,
+    PartFailed,
+    TimePassed,
+)
+from chorus.core.ensemble.planning import Policy, plan
+from chorus.core.ensemble.records import MemberState, Verdict
+from chorus.core.ensemble.steps import Task
+from chorus.core.ensemble.strategies import STRATEGIES
+from chorus.core.ensemble.waves import Room
+from chorus.core.errors import ChorusError
+from chorus.core.placement import Work
+from chorus.telemetry.logs import get_logger
+from chorus.wire.ensemble import decode_ensemble, encode_verdict
+from chorus.wire.generation import decode_generation, encode_generation
+
+# Messages that members may be ahead of the caller.
+_AHEAD = 64
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A part has a message."""
+
+    part: Part
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A part has failed."""
+
+    part: Part
+    error: Exception
+
+
+class Ensembles:
+    """Requests that several models answer. One object serves all callers."""
+
+    def __init__(
+        self, live: LiveDirectory, placing: Placing, requests: Requests, *, events: EventBoard, policy: Policy
+    ) -> None:
+        self._live = live
+        self._placing = placing
+        self._requests = requests
+        self._events = events
+        self._policy = policy
+
+    async def generate(self, request: pb.GenerateRequest, context: Sink) -> None:
+        """Generates as `request.ensemble` says, writing the stream to `context`. Raises ChorusErrors."""
+        report = EnsembleReport(self._events.request(Work.GENERATE, request.spec.model))
+        try:
+            refuse_unsupported(request)
+            spec, generation = decode_ensemble(request.ensemble), decode_generation(request.spec)
+            await self._requests.knows_the_mesh(context)
+            allow_external = request.fallback.external or bool(generation.model)
+            available = offers(generation, self._live.directory, allow_external=allow_external)
+            task = plan(spec, generation, available, self._policy)
+            ensemble = Ensemble(task, STRATEGIES[task.strategy](task), self._room(task, available))
+            under_way = _UnderWay(
+                ensemble, request, context, self._requests, report, final_only=spec.final_only, live=self._live
+            )
+            await under_way.run()
+        except ChorusError as error:
+            report.failed(error)
+            raise
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: nobody reads what is written
+            report.cancelled()
+            raise
+        else:
+            report.completed()
+
+    def _room(self, task: Task, available: Sequence[Offer]) -> Room:
+        """What the mesh has for the ensemble's models."""
+        models = {member.model for members in (task.members, *task.simpler) for member in members}
+        slots = {model: self._placing.slots(model) for model in models if model}
+        loaded = frozenset(offer.model for offer in available if offer.loaded)
+        reachable = sum(entry.reachable for entry in self._live.directory.entries.values())
+        return Room(
+            slots={model: count for model, count in slots.items() if count is not None},
+            loaded=loaded,
+            models_at_once=max(len(loaded), reachable),
+        )
+
+
+class _PartSink:
+    """Where a part's stream goes."""
+
+    def __init__(self, part: Part, news: asyncio.Queue[_Message | _Failed], call: Sink) -> None:
+        self._part = part
+        self._news = news
+        self.time_remaining = call.time_remaining
+
+    async def write(self, message: bytes) -> None:
+        await self._news.put(_Message(self._part, message))
+
+
+class _UnderWay:
+    """One ensemble: its parts, their tasks, and the call that it answers."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        request: pb.GenerateRequest,
+        context: Sink,
+        requests: Requests,
+        report: EnsembleReport,
+        *,
+        final_only: bool,
+        live: LiveDirectory,
+    ) -> None:
+        self._ensemble = ensemble
+        self._request = request
+        self._context = context
+        self._requests = requests
+        self._report = report
+        self._final_only = final_only
+        self._live = live
+        self._parts: dict[str, Part] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._news: asyncio.Queue[_Message | _Failed] = asyncio.Queue(_AHEAD)
+
+    async def run(self) -> None:
+        """Writes the whole stream. Raises the ChorusError that it fails with; however it ends, every part has ended."""
+        try:
+            await self._act(self._ensemble.begin(self._live.now))
+            while not self._ensemble.over:
+                await self._act(await self._next())
+            # Parts that are whole close their streams; cut off now, their runners would see callers that went away.
+            ending = [self._tasks[part_id] for part_id in self._parts]
+            if ending:
+                await asyncio.wait(ending)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks.values())
+
+    async def _next(self) -> Sequence[Action]:
+        """What follows from what happens next."""
+        look_at = self._ensemble.look_at
+        left_s = None if look_at is None else look_at - self._live.now
+        if left_s is not None and left_s <= 0:  # whether or not there are messages, of which there may be many
+            return self._ensemble.take(TimePassed(), self._live.now)
+        try:
+            async with asyncio.timeout(left_s):
+                news = await self._news.get()
+        except TimeoutError:
+            return []
+        part = news.part
+        if self._parts.get(part.part_id) is not part:  # waited for no more
+            return []
+        if isinstance(news, _Message):
+            told, happened = part.take(news.raw)
+            if told is not None:
+                await self._context.write(told)
+            return self._ensemble.take(happened, self._live.now) if happened is not None else []
+        if not isinstance(news.error, ChorusError):
+            raise news.error
+        return self._ensemble.take(PartFailed(part.part_id, news.error, part.begun), self._live.now)
+
+    async def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case AskPart():
+                    self._ask(action)
+                case CancelPart(part_id):
+                    del self._parts[part_id]
+                    self._tasks[part_id].cancel()
+                case Give(part_id, verdict) | Conclude(part_id, verdict):
+                    await self._conclude(self._parts[part_id], verdict, was_streamed=isinstance(action, Conclude))
+                case Fail(error):
+                    raise error
+
+    def _ask(self, action: AskPart) -> None:
+        wants_logprobs = self._request.spec.HasField("logprobs")
+        part = Part(action, wants_logprobs=wants_logprobs, final_only=self._final_only)
+        self._parts[part.part_id] = part
+        message = pb.GenerateRequest(
+            spec=encode_generation(action.ask.request),
+            attempt=1,
+            fallback=self._request.fallback,
+            allow_hedging=self._request.allow_hedging,
+        )
+        self._tasks[part.part_id] = asyncio.create_task(self._generate(part, message))
+
+    async def _generate(self, part: Part, message: pb.GenerateRequest) -> None:
+        try:
+            sink = _PartSink(part, self._news, self._context)
+            await self._requests.generate(message, sink, self._report.member(), member_id=part.part_id)
+        except Exception as error:
+            await self._news.put(_Failed(part, error))
+
+    async def _conclude(self, part: Part, verdict: Verdict, *, was_streamed: bool) -> None:
+        for message in () if was_streamed else part.beginning():
+            await self._context.write(message)
+        await self._context.write(pb.GenerateResponse(verdict=encode_verdict(verdict)).SerializeToString())
+        await self._context.write(part.end())
+        _log.info(
+            "ensemble.finished",
+            strategy=verdict.strategy,
+            complexity=verdict.complexity,
+            seconds=round(verdict.elapsed_s, 6),
+            asked=verdict.asked,
+            agreement=round(verdict.agreement, 3),
+            confidence=round(verdict.confidence, 3),
+            **{str(state): verdict.count(state) for state in MemberState},
+        )
