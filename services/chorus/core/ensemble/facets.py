@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from chorus.core.ensemble.prompts import composing_request, question_of
+from chorus.core.ensemble.prompts import SHOWN_CHARACTERS, clipped, composing_request, question_of
 from chorus.core.ensemble.records import Answer, Member
-from chorus.core.ensemble.steps import Ask, Final, Steps, Task, best_agreed, drafts
+from chorus.core.ensemble.steps import SIDE_MARK, Ask, Final, Steps, Task, best_agreed, drafts
 
 FACETS: Mapping[str, Mapping[str, str]] = {
     "story": {
@@ -54,10 +54,11 @@ def facet_instructions(members: Sequence[Member], facet_set: str) -> tuple[Membe
 
 
 def _compose(task: Task, answers: Sequence[Answer]) -> Ask:
-    sides = "\n\n".join(f"{answer.part_id}:\n{answer.text.strip()}" for answer in answers)
+    most = SHOWN_CHARACTERS // len(answers)
+    sides = "\n\n".join(f"{answer.part_id}:\n{clipped(answer.text, most)}" for answer in answers)
     text = (
         f"{question_of(task.request.prompt)}\n\n"
         f"Several people have looked at different sides of this:\n\n{sides}\n\n"
         "Answer the request above as a whole, using what they found where it is sound. Don't mention them."
     )
-    return Ask("aggregator", composing_request(task.request, task.aggregator_model, text))
+    return Ask(f"{SIDE_MARK}aggregator", composing_request(task.request, task.aggregator_model, text))

@@ -11,7 +11,7 @@ from chorus.core.ensemble.complexity import estimate_complexity
 from chorus.core.ensemble.facets import facet_instructions
 from chorus.core.ensemble.prompts import question_of
 from chorus.core.ensemble.records import PROFILE, Complexity, EnsembleSpec, Level, Member, Strategy
-from chorus.core.ensemble.steps import DEFAULT_THRESHOLD, Measures, Task
+from chorus.core.ensemble.steps import DEFAULT_THRESHOLD, SIDE_MARK, Measures, Task
 from chorus.core.errors import InvalidRequestError
 from chorus.core.generation import GenerationRequest, TokenPrompt
 
@@ -44,6 +44,8 @@ def plan(spec: EnsembleSpec, request: GenerationRequest, available: Sequence[Off
     strategy = spec.strategy
     if strategy is Strategy.AUTO:
         strategy = choose_strategy(request, complexity, len(members))
+    if any(member.member_id.startswith(SIDE_MARK) for member in members):
+        raise InvalidRequestError("ensemble.members", f"must have no ids that begin with {SIDE_MARK}: it marks judges")
     if len({member.member_id for member in members}) < len(members):
         raise InvalidRequestError("ensemble.members", "have samples whose ids are those of other members; rename them")
     if strategy in _READS_THE_QUESTION and not question_of(request.prompt):

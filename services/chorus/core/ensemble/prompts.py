@@ -22,6 +22,8 @@ from chorus.core.generation import (
 
 # Of a question that is sampled several times: without any chance all samples would be the same.
 SAMPLED_TEMPERATURE = 0.8
+# Of other models' texts that one is shown: some 1,500 tokens.
+SHOWN_CHARACTERS = 6000
 
 
 def question_of(prompt: Prompt) -> str:
@@ -85,8 +87,15 @@ def composing_request(request: GenerationRequest, model: str, task: str) -> Gene
 
 
 def shown(texts: Sequence[str], title: str) -> str:
-    """Texts one below the other, numbered and anonymous."""
-    return "\n\n".join(f"{title} {number}:\n{text.strip()}" for number, text in enumerate(texts, start=1))
+    """Texts one below the other, numbered and anonymous; cut where together they would fill a small model's context."""
+    most = SHOWN_CHARACTERS // max(1, len(texts))
+    return "\n\n".join(f"{title} {number}:\n{clipped(text, most)}" for number, text in enumerate(texts, start=1))
+
+
+def clipped(text: str, most: int = SHOWN_CHARACTERS) -> str:
+    """A text of at most so many characters, with a mark where it was cut."""
+    text = text.strip()
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def _instructed(prompt: Prompt, instructions: str) -> Prompt:

@@ -56,9 +56,13 @@ class Task:
     measures: Measures = field(default_factory=Measures)
 
 
+SIDE_MARK = "+"
+"""The ids of parts that are no member's own answer begin with it; no member's does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One generation to be made; `member` is whose part in the verdict it is, None for a judge's or a reviewer's."""
+    """One generation to be made; `member` is whose answer it is, None for a judge's, a reviewer's and the like."""
 
     part_id: str
     request: GenerationRequest
@@ -109,6 +113,12 @@ def drafts(
 def at_depth(member: Member, depth: int) -> Member:
     """A member of one of the simpler sets, told apart from the one of the same name in another."""
     return replace(member, member_id=f"{member.member_id}.{depth}", depth=depth) if depth else member
+
+
+def member_of(task: Task, answer: Answer) -> Member:
+    """The member whose answer to the caller's own question it is."""
+    everybody = (at_depth(one, depth) for depth, members in enumerate((task.members, *task.simpler)) for one in members)
+    return next(member for member in everybody if member.member_id == answer.part_id)
 
 
 def best_agreed(task: Task, answers: Sequence[Answer]) -> Answer | None:
