@@ -275,7 +275,7 @@ async def test_a_connection_outlives_its_certificate_but_serves_no_call(monkeypa
             stub = registry_pb2_grpc.RegistryStub(channel)
             await stub.ListNodes(registry_pb2.ListNodesRequest(), timeout=PATIENCE_S)
             late = alice.not_after.timestamp()
-            monkeypatch.setattr("chorus.transport.interceptor._now", lambda: late)
+            monkeypatch.setattr("chorus.transport.open_calls._now", lambda: late)
             with pytest.raises(grpc.RpcError) as caught:
                 await stub.ListNodes(registry_pb2.ListNodesRequest(), timeout=PATIENCE_S)
     finally:

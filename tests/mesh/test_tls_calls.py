@@ -163,7 +163,7 @@ class Served:
 @asynccontextmanager
 async def serving() -> AsyncIterator[Served]:
     odd, observer = Odd(), Observer()
-    interceptor = MeshInterceptor({"/test.Odd/UnaryUnary": frozenset(Role)}, trust_domain=None, observer=observer)
+    interceptor = MeshInterceptor({"/test.Odd/UnaryUnary": frozenset(Role)}, open_calls=None, observer=observer)
     server = grpc.aio.server(interceptors=[interceptor], options=server_options())
     server.add_generic_rpc_handlers((odd.handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")

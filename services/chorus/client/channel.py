@@ -15,6 +15,7 @@ from chorus.config import Endpoint
 from chorus.core.identity import Role, SpiffeId
 from chorus.transport import TlsIdentity, open_channel
 from chorus.transport.guarding import QUESTION_TIMEOUT_S, Question
+from chorus.transport.renewing import is_shut_out
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
@@ -55,6 +56,11 @@ class CoordinatorChannel:
             self._open()
         method: Callable[..., Any] = getattr(self._stub, name)
         return method
+
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether it was revoked."""
+        return self._channel is not None and is_shut_out(self._channel)
 
     def ask(self) -> asyncio.Task[bool]:
         """Asks whether it lives, once for all who ask meanwhile; the result is whether it said anything."""

@@ -15,6 +15,7 @@ from chorus.core.errors import UnavailableError
 from chorus.core.identity import Role, SpiffeId
 from chorus.transport import TlsIdentity, open_channel
 from chorus.transport.guarding import Question
+from chorus.transport.renewing import is_shut_out
 
 # Idle connections cost a runner little, but a client may live long and meet many.
 _MOST = 32
@@ -38,6 +39,11 @@ class RunnerChannel:
     def called(self) -> str:
         """Who this leads to, in words."""
         return f"the runner {self.runner_id}"
+
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether it was revoked."""
+        return is_shut_out(self._channel)
 
     def ask(self) -> asyncio.Task[bool]:
         """Asks whether it lives, once for all who ask meanwhile; the result is whether it said anything."""

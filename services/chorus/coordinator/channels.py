@@ -23,6 +23,7 @@ from chorus.core.resilience.retries import LOST
 from chorus.telemetry.logs import get_logger
 from chorus.transport.channel import open_channel
 from chorus.transport.guarding import QUESTION_TIMEOUT_S, Question
+from chorus.transport.renewing import is_shut_out
 from chorus.transport.tls import TlsIdentity
 from chorus.wire.errors import from_rpc_error
 
@@ -132,6 +133,11 @@ class RunnerChannel:
             yield
         finally:
             self._on_retired.discard(callback)
+
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether it was revoked."""
+        return is_shut_out(self._channel)
 
     def ask(self) -> asyncio.Task[bool]:
         """Asks the runner whether it lives, once for all who ask meanwhile; the result is whether it said anything."""

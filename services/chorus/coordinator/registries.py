@@ -22,6 +22,7 @@ from chorus.core.identity import Role, SpiffeId
 from chorus.telemetry import context
 from chorus.telemetry.logs import get_logger
 from chorus.transport.channel import open_channel
+from chorus.transport.renewing import is_shut_out
 from chorus.transport.resolve import resolve
 from chorus.transport.tls import TlsIdentity
 from chorus.wire.directory import DirectoryDecoder
@@ -95,7 +96,7 @@ class RegistryWatch:
         try:
             while True:
                 with context.bound(context.new_context()):
-                    problem = await self._watch_once(registry_pb2_grpc.RegistryStub(channel))
+                    problem = await self._watch_once(channel)
                 failures = 0 if self._connected else failures + 1
                 self._lost(problem)
                 await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
@@ -103,8 +104,9 @@ class RegistryWatch:
             self._directory.registry_lost(self.key)
             await channel.close()
 
-    async def _watch_once(self, stub: Any) -> ChorusError:
+    async def _watch_once(self, channel: grpc.aio.Channel) -> ChorusError:
         """Watches until the stream breaks; returns why it did."""
+        stub: Any = registry_pb2_grpc.RegistryStub(channel)
         call = stub.WatchNodes(registry_pb2.WatchNodesRequest(), metadata=context.outgoing_metadata())
         messages = aiter(call)
         try:
@@ -113,6 +115,8 @@ class RegistryWatch:
                     message = await anext(messages, None)
                 if message is None:
                     return UnavailableError("it ended the watch")
+                if is_shut_out(channel):
+                    return UnavailableError("it was revoked by an admin")
                 event = self._decoder.decode(message.event)
                 self._directory.apply(self.key, event)
                 self._heard(synced=event.synced)

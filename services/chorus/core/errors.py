@@ -170,6 +170,12 @@ class UnauthenticatedError(ChorusError):
     reason = "UNAUTHENTICATED"
 
 
+class RevokedError(UnauthenticatedError):
+    """The caller's certificate, or all that it is, was revoked by an admin."""
+
+    reason = "REVOKED"
+
+
 class PermissionDeniedError(ChorusError):
     """The caller's role may not call this RPC, or not about that runner."""
 

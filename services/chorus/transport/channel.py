@@ -11,7 +11,11 @@ from chorus.config.address import ListenAddress
 from chorus.core.errors import ConfigError
 from chorus.core.identity import SpiffeId
 from chorus.transport.options import Options, client_options
+from chorus.transport.renewing import RenewingChannel
 from chorus.transport.tls import TlsIdentity
+
+_NOBODY = "unix:/revoked/by/an/admin/of/the/mesh"
+"""Where nobody listens: calls to who was revoked fail as those to who is down, so that they are tried elsewhere."""
 
 
 def open_channel(
@@ -25,13 +29,19 @@ def open_channel(
     """Returns a channel to `address` (`host:port`) for this event loop; it connects when it is first used.
 
     `server` is who must answer there (its SPIFFE id, or its pinned DNS name): anybody else is refused in the handshake.
+    It follows the identity: see `RenewingChannel`.
     Without an identity the channel is plaintext, which is allowed for loopback addresses alone, and only if
     `insecure_loopback` says so; `server` is ignored then. Raises ConfigError for a bad address or a plaintext one.
     """
-    credentials, complete = _prepare(address, identity, server, insecure_loopback, options)
-    if credentials is None:
+    name, complete = _prepare(address, identity, server, insecure_loopback, options)
+    if identity is None:
         return grpc.aio.insecure_channel(address, options=complete)
-    return grpc.aio.secure_channel(address, credentials, options=complete)
+    return RenewingChannel(
+        identity,
+        name,
+        lambda: grpc.aio.secure_channel(address, identity.channel_credentials(), options=complete),
+        lambda: grpc.aio.insecure_channel(_NOBODY, options=complete),
+    )
 
 
 def open_sync_channel(
@@ -42,11 +52,11 @@ def open_sync_channel(
     insecure_loopback: bool = False,
     options: Iterable[tuple[str, str | int]] = (),
 ) -> grpc.Channel:
-    """The same as `open_channel`, for code without an event loop."""
-    credentials, complete = _prepare(address, identity, server, insecure_loopback, options)
-    if credentials is None:
+    """The same as `open_channel`, for code without an event loop; it keeps the certificate that it began with."""
+    _, complete = _prepare(address, identity, server, insecure_loopback, options)
+    if identity is None:
         return grpc.insecure_channel(address, options=complete)
-    return grpc.secure_channel(address, credentials, options=complete)
+    return grpc.secure_channel(address, identity.channel_credentials(), options=complete)
 
 
 def _prepare(
@@ -55,18 +65,19 @@ def _prepare(
     server: SpiffeId | str,
     insecure_loopback: bool,
     options: Iterable[tuple[str, str | int]],
-) -> tuple[grpc.ChannelCredentials | None, Options]:
+) -> tuple[str, Options]:
+    """The name that is pinned (none for plaintext), and all options."""
     if parse_address(address).port == 0:
         raise ConfigError(f"cannot dial {address!r}: port 0 only asks for a free one when listening")
     if identity is None:
         check_insecure(address, insecure_loopback)
-        return None, client_options(options)
+        return "", client_options(options)
     name = server.dns_name if isinstance(server, SpiffeId) else server
     if not name:
         raise ConfigError(f"cannot dial {address}: say who must answer there, or anybody with a certificate could")
     # Last, so that no option of the caller's can undo the pin.
     pin = (("grpc.ssl_target_name_override", name),)
-    return identity.channel_credentials(), client_options((*options, *pin))
+    return name, client_options((*options, *pin))
 
 
 def parse_address(address: str) -> ListenAddress:

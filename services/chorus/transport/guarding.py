@@ -17,7 +17,7 @@ import grpc
 
 from chorus.core.errors import UnavailableError
 from chorus.core.resilience.retries import LOST
-from chorus.core.resilience.stream_silence import Look, Sight, StreamPatience, StreamWatch
+from chorus.core.resilience.stream_silence import Sight, StreamPatience, StreamWatch
 
 QUESTION_TIMEOUT_S = 2.0
 """What an answer to the question whether a peer lives may take."""
@@ -62,6 +62,11 @@ class GuardedPeer(Protocol):
     @property
     def called(self) -> str:
         """Who that is, as in `the runner alpha`."""
+        ...
+
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether it was revoked, so that nothing that it says is to be believed."""
         ...
 
     def ask(self) -> asyncio.Task[bool]:
@@ -114,21 +119,22 @@ class StreamGuard:
 
     def _look(self) -> None:
         look = self.watch.look(self._clock())
+        if self._peer.is_shut_out:
+            return self._leave("was revoked by an admin")
         if look.sight is Sight.ASK:
             self._peer.ask().add_done_callback(self._answered)
         elif look.sight is Sight.SILENT:
             self._peer.suspect()
             self._peer.ask().add_done_callback(self._answered)
             if self._goes_elsewhere(False) or look.quiet_s >= self._patience.silent_s + self._wait_s:
-                return self._leave(look, "has shown no sign of life")
+                return self._leave(f"has shown no sign of life for {look.quiet_s:.1f} s")
         elif look.sight is Sight.STALLED and self._goes_elsewhere(True):
-            return self._leave(look, "lives, but has sent nothing of this answer")
+            return self._leave(f"lives, but has sent nothing of this answer for {look.quiet_s:.1f} s")
         self._timer = asyncio.get_running_loop().call_later(look.again_in_s, self._look)
         return None
 
-    def _leave(self, look: Look, what: str) -> None:
-        told = f"{self._peer.called} {what} for {look.quiet_s:.1f} s"
-        self.left = UnavailableError(told, metadata={LOST: "true"})
+    def _leave(self, what: str) -> None:
+        self.left = UnavailableError(f"{self._peer.called} {what}", metadata={LOST: "true"})
         self._call.cancel()
 
     def _answered(self, asked: asyncio.Task[bool]) -> None:

@@ -27,11 +27,12 @@ from chorus.core.errors import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
-from chorus.core.identity import AccessTable, SpiffeId, authorize
+from chorus.core.identity import AccessTable, authorize
 from chorus.telemetry import context as request_context
 from chorus.telemetry.logs import get_logger
 from chorus.transport.guarding import is_being_cancelled
-from chorus.transport.peer import authenticate, set_caller
+from chorus.transport.open_calls import OpenCalls
+from chorus.transport.peer import Peer, authenticate, set_caller
 from chorus.wire.errors import to_status
 
 UNKNOWN_METHOD = "unknown"
@@ -41,7 +42,6 @@ Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages th
 Body = Callable[[Any, Context], Awaitable[Any]]
 
 _log = get_logger()
-_now = time.time
 
 
 class CallObserver(Protocol):
@@ -61,11 +61,14 @@ class _Silent:
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
-    """The one interceptor. Without a trust domain (plaintext listeners) nobody is authenticated, and all is allowed."""
+    """The one interceptor. Without open calls to look after (listeners that ask for no certificate) nobody is
+    authenticated, and all is allowed."""
 
-    def __init__(self, access: AccessTable, *, trust_domain: str | None, observer: CallObserver | None = None) -> None:
+    def __init__(
+        self, access: AccessTable, *, open_calls: OpenCalls | None, observer: CallObserver | None = None
+    ) -> None:
         self._access = access
-        self._trust_domain = trust_domain
+        self._open_calls = open_calls
         self._observer: CallObserver = observer if observer is not None else _Silent()
         self._replaced: dict[str, tuple[object, Any]] = {}
         self.calls_in_flight = 0
@@ -121,11 +124,12 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         ids = request_context.accept(context.invocation_metadata())
         request_context.bind(ids)
         code, reason = grpc.StatusCode.OK, ""
+        peer: Peer | None = None
         self.calls_in_flight += 1
         self._observer.call_started(label)
         try:
             try:
-                self._admit(method, context, known)
+                peer = self._admit(method, context, known)
                 response = await body(request, context)
             except grpc.aio.AbortError:
                 code = context.code() or grpc.StatusCode.UNKNOWN
@@ -135,10 +139,11 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 code = _how_cancelled(context)
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError:
-                if is_being_cancelled():
+                shut_out = self._shut_out(method, peer)
+                if shut_out is None and is_being_cancelled():
                     code = _how_cancelled(context)
                     raise
-                failure: ChorusError = self._internal(method, ids.request_id)
+                failure: ChorusError = shut_out or self._internal(method, ids.request_id)
             except ChorusError as error:
                 failure = error
             except Exception as error:
@@ -149,28 +154,42 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             code, reason = to_status(failure).code, failure.reason
             await _fail(method, failure, ids.request_id, context)
         finally:
+            if peer is not None and self._open_calls is not None:
+                self._open_calls.ended(peer)
             self.calls_in_flight -= 1
             self._observer.call_finished(label, code, reason, time.monotonic() - started)
 
-    def _admit(self, method: str, context: Context, known: bool) -> None:
-        if self._trust_domain is None:
-            return
-        caller: SpiffeId | None = None
+    def _admit(self, method: str, context: Context, known: bool) -> Peer | None:
+        if self._open_calls is None:
+            return None
+        peer: Peer | None = None
         try:
-            caller = authenticate(context, self._trust_domain, _now())
-            set_caller(caller)
+            peer = authenticate(context, self._open_calls.trust_domain, self._open_calls.now)
+            self._open_calls.check(peer)
+            set_caller(peer.spiffe_id)
             if known:
-                authorize(self._access, method, caller)
+                authorize(self._access, method, peer.spiffe_id)
         except (UnauthenticatedError, PermissionDeniedError) as error:
             _log.warning(
                 "call.refused",
                 method=method[:200],
                 peer=context.peer(),
-                caller=str(caller) if caller else None,
+                caller=str(peer.spiffe_id) if peer else None,
                 reason=error.reason,
                 why=error.message,
             )
             raise
+        self._open_calls.began(peer)
+        return peer
+
+    def _shut_out(self, method: str, peer: Peer | None) -> ChorusError | None:
+        """Why this call was cancelled by us, where it was."""
+        if peer is None or self._open_calls is None:
+            return None
+        error = self._open_calls.why_ended(peer)
+        if error is not None:
+            _log.warning("call.shut_out", method=method, caller=str(peer.spiffe_id), reason=error.reason)
+        return error
 
     def _internal(self, method: str, request_id: str) -> InternalError:
         _log.exception("call.failed", method=method, reason=InternalError.reason)

@@ -18,9 +18,12 @@ _TLS_1_3 = b"TLSv1.3"
 _caller: ContextVar[SpiffeId | None] = ContextVar("chorus_caller", default=None)
 
 
-class _PeerCertificate(NamedTuple):
+class Peer(NamedTuple):
+    """Whom a connection's certificate names; `not_after` is seconds since 1970."""
+
     spiffe_id: SpiffeId
-    not_after: float  # seconds since 1970
+    serial: int
+    not_after: float
 
 
 def current_caller() -> SpiffeId | None:
@@ -33,8 +36,8 @@ def set_caller(caller: SpiffeId | None) -> None:
     _caller.set(caller)
 
 
-def authenticate(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str, now: float) -> SpiffeId:
-    """Returns the identity of the caller at `now` (seconds since 1970).
+def authenticate(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str, now: float) -> Peer:
+    """Returns who the caller is at `now` (seconds since 1970).
 
     Raises UnauthenticatedError where the connection is older than TLS 1.3 or its certificate names nobody of this mesh.
     The handshake has checked the signature; it checked the dates too, but a connection may outlive its certificate, so
@@ -58,10 +61,10 @@ def authenticate(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str,
         raise UnauthenticatedError(f"the caller, {peer.spiffe_id}, is of another mesh than this one, {trust_domain}")
     if now >= peer.not_after:
         raise UnauthenticatedError(f"the certificate of {peer.spiffe_id} has expired since this connection was made")
-    return peer.spiffe_id
+    return peer
 
 
 @lru_cache(maxsize=1024)
-def _read(pem: bytes) -> _PeerCertificate:
+def _read(pem: bytes) -> Peer:
     certificate = x509.load_pem_x509_certificate(pem)
-    return _PeerCertificate(spiffe_id_of(certificate), certificate.not_valid_after_utc.timestamp())
+    return Peer(spiffe_id_of(certificate), certificate.serial_number, certificate.not_valid_after_utc.timestamp())

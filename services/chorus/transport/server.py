@@ -28,6 +28,7 @@ from chorus.transport.channel import check_insecure, parse_address
 from chorus.transport.health import SERVICE as HEALTH
 from chorus.transport.health import Health, HealthServicer
 from chorus.transport.interceptor import CallObserver, MeshInterceptor
+from chorus.transport.open_calls import OpenCalls
 from chorus.transport.options import server_options
 from chorus.transport.tls import TlsIdentity
 
@@ -74,7 +75,7 @@ class MeshServer:
         self._health_listen = health_listen
         self._admin_listen = admin_listen
         self._options = server_options(options)
-        self._trust_domain = identity.spiffe_id.trust_domain if identity is not None else None
+        self._open_calls = OpenCalls(identity) if identity is not None else None
         self._observer = observer
         self.access: AccessTable = {
             **access_table(*(service.descriptor for service in services)),
@@ -82,7 +83,7 @@ class MeshServer:
             _REFLECTION_V1_PATH: EVERY_ROLE,
             **extra_access,
         }
-        self._interceptor = MeshInterceptor(self.access, trust_domain=self._trust_domain, observer=observer)
+        self._interceptor = MeshInterceptor(self.access, open_calls=self._open_calls, observer=observer)
         self._servers: list[grpc.aio.Server] = []
         self.addresses: tuple[str, ...] = ()
         self.health_address: str | None = None
@@ -115,13 +116,13 @@ class MeshServer:
             health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), mesh)
             _add_reflection(mesh, [*(service.descriptor for service in self._services), HEALTH])
             if self._admin_listen is not None:
-                admin = self._server(MeshInterceptor(_ADMIN_ACCESS, trust_domain=self._trust_domain))
+                admin = self._server(MeshInterceptor(_ADMIN_ACCESS, open_calls=self._open_calls))
                 self.admin_address = _bind(admin, self._admin_listen, credentials)
                 channelz.add_channelz_servicer(admin)
                 health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), admin)
                 _add_reflection(admin, [_CHANNELZ, HEALTH])
             if self._health_listen is not None:
-                probe = self._server(MeshInterceptor(fixed_table(EVERY_ROLE, HEALTH), trust_domain=None))
+                probe = self._server(MeshInterceptor(fixed_table(EVERY_ROLE, HEALTH), open_calls=None))
                 self.health_address = _bind(probe, self._health_listen, None)
                 health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), probe)
             for server in self._servers:
@@ -140,6 +141,8 @@ class MeshServer:
         self.health.close()
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._servers.clear()
+        if self._open_calls is not None:
+            self._open_calls.close()
 
     async def wait_stopped(self) -> None:
         """Returns when the mesh listener has stopped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 
 from chorus.core.errors import CertificateError, InvalidRequestError
 from chorus.core.identity import SpiffeId
+from chorus.core.identity.revocations import NOTHING, Revocations
 
 CA_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
@@ -24,14 +25,83 @@ KEY_FILE = "tls.key"
 
 
 @dataclass(frozen=True, slots=True)
-class TlsIdentity:
-    """Who this process is, and how it proves it. All PEM; `ca_pem` are the authorities that it trusts."""
+class _Files:
+    """What a process shows and believes at one time."""
 
     ca_pem: bytes
     cert_pem: bytes
     key_pem: bytes = field(repr=False)
-    spiffe_id: SpiffeId
     not_after: datetime
+
+
+class TlsIdentity:
+    """Who this process is, and how it proves it. All PEM; `ca_pem` are the authorities that it trusts.
+
+    Who it is stays; its certificate is replaced while it is in use (`renew`), and so is the list of those that are not
+    to be believed (`revoke`). Servers show the new one to whoever connects from then on, and channels of
+    `open_channel` go over to new connections. Use it from one event loop.
+    """
+
+    def __init__(
+        self, ca_pem: bytes, cert_pem: bytes, key_pem: bytes, spiffe_id: SpiffeId, not_after: datetime
+    ) -> None:
+        self.spiffe_id = spiffe_id
+        self._files = _Files(ca_pem, cert_pem, key_pem, not_after)
+        self._revoked = NOTHING
+        self._listeners: set[Callable[[], None]] = set()
+
+    def __repr__(self) -> str:
+        return f"TlsIdentity({self.spiffe_id}, until {self.not_after})"
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The authorities that it trusts."""
+        return self._files.ca_pem
+
+    @property
+    def cert_pem(self) -> bytes:
+        """Its certificate, and those between it and an authority."""
+        return self._files.cert_pem
+
+    @property
+    def key_pem(self) -> bytes:
+        """Its private key."""
+        return self._files.key_pem
+
+    @property
+    def not_after(self) -> datetime:
+        """When its certificate ends."""
+        return self._files.not_after
+
+    @property
+    def revoked(self) -> Revocations:
+        """Who is not to be believed, as far as this process has heard."""
+        return self._revoked
+
+    def renew(self, newer: TlsIdentity) -> None:
+        """Takes over the files of `newer`. Raises CertificateError where those are somebody else's."""
+        if newer.spiffe_id != self.spiffe_id:
+            raise CertificateError(
+                f"the new certificate is that of {newer.spiffe_id}, and this process is {self.spiffe_id}"
+            )
+        if newer._files != self._files:
+            self._files = newer._files
+            self._tell()
+
+    def revoke(self, revocations: Revocations) -> None:
+        """Takes over a list of who is not to be believed; open calls of those in it end."""
+        if revocations != self._revoked:
+            self._revoked = revocations
+            self._tell()
+
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls `listener` after each change, until what is returned is called."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def _tell(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
 
     @classmethod
     def load(cls, directory: Path, *, now: datetime | None = None) -> TlsIdentity:
@@ -78,11 +148,26 @@ class TlsIdentity:
         """What a client shows, and which authorities it believes."""
         return grpc.ssl_channel_credentials(self.ca_pem, self.key_pem, self.cert_pem)
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """What a server shows; every client must have a certificate of the same authorities."""
-        return grpc.ssl_server_credentials(
-            [(self.key_pem, self.cert_pem)], root_certificates=self.ca_pem, require_client_auth=True
+    def server_credentials(self, *, clients_show_certificates: bool = True) -> grpc.ServerCredentials:
+        """What a server shows; every client must have a certificate of the same authorities, or is asked for none."""
+        shown = self._files
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown  # asked for each connection, on a thread of the library's
+            if (files := self._files) is shown:
+                return None
+            shown = files
+            return _shown(files)
+
+        return grpc.dynamic_ssl_server_credentials(
+            _shown(shown),
+            changed,  # type: ignore[arg-type]  # None means no change, which the stubs don't know
+            require_client_authentication=clients_show_certificates,
         )
+
+
+def _shown(files: _Files) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(files.key_pem, files.cert_pem)], files.ca_pem)
 
 
 def read_file(path: Path) -> bytes:

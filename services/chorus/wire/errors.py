@@ -49,6 +49,7 @@ CODES: Mapping[type[ChorusError], grpc.StatusCode] = {
     errors.DownloadError: grpc.StatusCode.UNAVAILABLE,
     errors.EngineError: grpc.StatusCode.UNAVAILABLE,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.RevokedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     errors.TicketError: grpc.StatusCode.PERMISSION_DENIED,
     errors.TicketRequiredError: grpc.StatusCode.PERMISSION_DENIED,

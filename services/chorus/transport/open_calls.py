@@ -1,0 +1,114 @@
+"""The calls that a server is handling, by their callers' certificates: those of a certificate that ends are ended.
+
+TLS looks at a certificate once, when a connection is made, and lets it go on for ever. Here it is looked at for every
+call, and while a call goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from chorus.core.errors import ChorusError, DrainingError, RevokedError
+from chorus.transport.peer import Peer
+from chorus.transport.tls import TlsIdentity
+
+_LOOK_S = 0.5
+"""How long after its certificate a call may end."""
+_now = time.time
+
+
+class OpenCalls:
+    """Used from one event loop, that of the server. Listens to `identity` until closed."""
+
+    def __init__(self, identity: TlsIdentity) -> None:
+        self._identity = identity
+        self._tasks: dict[Peer, set[asyncio.Task[object]]] = {}
+        self._ended: dict[asyncio.Task[object], ChorusError] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._forget = identity.on_change(self._look)
+
+    @property
+    def trust_domain(self) -> str:
+        """The mesh that callers must be of."""
+        return self._identity.spiffe_id.trust_domain
+
+    def check(self, peer: Peer) -> None:
+        """Raises RevokedError where the caller is shut out."""
+        revocation = self._identity.revoked.of(peer.spiffe_id, peer.serial)
+        if revocation is not None:
+            why = f" ({revocation.why})" if revocation.why else ""
+            what = "the certificate of " if revocation.serials else ""
+            raise RevokedError(
+                f"{what}{peer.spiffe_id} was revoked{why}; an admin of the mesh can let it join again",
+                metadata={"caller": str(peer.spiffe_id)},
+            )
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds since 1970."""
+        return _now()
+
+    def began(self, peer: Peer) -> None:
+        """The current task handles a call of `peer`, who was checked."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.setdefault(peer, set()).add(task)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look_again)
+
+    def ended(self, peer: Peer) -> None:
+        """The call of the current task has ended."""
+        task = asyncio.current_task()
+        assert task is not None
+        tasks = self._tasks[peer]
+        tasks.discard(task)
+        self._ended.pop(task, None)
+        if not tasks:
+            del self._tasks[peer]
+
+    def why_ended(self, peer: Peer) -> ChorusError | None:
+        """Why the call of the current task, which is being cancelled, was ended by us; None where it was not.
+
+        It is not being cancelled any more then.
+        """
+        task = asyncio.current_task()
+        error = self._ended.pop(task, None) if task is not None else None
+        if error is not None and task is not None:
+            task.uncancel()
+        return error
+
+    def close(self) -> None:
+        """Looks no more."""
+        self._forget()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._look()
+        if self._tasks:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look_again)
+
+    def _look(self) -> None:
+        """Ends the calls of those who may make them no longer."""
+        now = self.now
+        for peer, tasks in self._tasks.items():
+            error = self._against(peer, now)
+            for task in tasks if error is not None else ():
+                if error is not None and task not in self._ended:
+                    self._ended[task] = error
+                    task.cancel()
+
+    def _against(self, peer: Peer, now: float) -> ChorusError | None:
+        if now >= peer.not_after:
+            # Who renews in time has a newer connection by now, so the caller may well go on.
+            return DrainingError(
+                f"the certificate of {peer.spiffe_id} has expired since this connection was made; "
+                "go on over a new connection"
+            )
+        try:
+            self.check(peer)
+        except RevokedError as error:
+            return error
+        return None
