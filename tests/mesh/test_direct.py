@@ -22,10 +22,11 @@ from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine, FakeModel
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-from chorus.transport import TlsIdentity, open_channel
+from chorus.transport import open_channel
 from chorus.transport.tickets import TicketSigner, TicketVerifier
 from chorus.wire.errors import from_rpc_error
 from tests.mesh.scripted_runner import ScriptedRunner
+from tests.security.attackers import signed_by_a_leaf
 
 
 @pytest.fixture(autouse=True)
@@ -278,30 +279,10 @@ async def test_only_a_coordinator_of_this_mesh_can_grant(certificates: MeshCerti
                 identity = MeshCertificates(certificates.authority.trust_domain).identity(Role.COORDINATOR, "c")
                 kind = TicketError
             case _:
-                identity = signed_by_a_client(certificates)
+                identity = signed_by_a_leaf(certificates, Role.COORDINATOR, "c").identity
                 kind = TicketError
         placed.ticket = TicketSigner(identity).sign(replace(genuine, ticket_id="forged"))
         assert type(await refusal(kim.generate(placed, spec()))) is kind
-
-
-def signed_by_a_client(certificates: MeshCertificates) -> TlsIdentity:
-    """A coordinator's certificate that a client made with its own key, and its own certificate as the authority's."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from chorus.identity.ca import CertificateAuthority
-
-    mine = certificates.leaf(Role.CLIENT, "kim")
-    key = serialization.load_pem_private_key(mine.key_pem, password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    authority = CertificateAuthority(
-        x509.load_pem_x509_certificate(mine.cert_pem), key, certificates.authority.trust_domain
-    )
-    forged = authority.issue(certificates.id(Role.COORDINATOR, "c"), certificates.policy, now=certificates.now)
-    return TlsIdentity.from_pem(
-        ca_pem=certificates.authority.certificate_pem, cert_pem=forged.cert_pem + mine.cert_pem, key_pem=forged.key_pem
-    )
 
 
 # --- the books ------------------------------------------------------------------------------------------------------
