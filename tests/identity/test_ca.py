@@ -39,7 +39,7 @@ def test_a_leaf_says_who_it_is_and_what_it_is_for(role: Role) -> None:
     assert names.get_values_for_type(x509.DNSName) == [f"laptop.{role}.home.internal", "laptop.lan"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
     purposes = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    serving = {ExtendedKeyUsageOID.SERVER_AUTH} if role in (Role.REGISTRY, Role.RUNNER, Role.COORDINATOR) else set()
+    serving = {ExtendedKeyUsageOID.SERVER_AUTH} if role not in (Role.CLIENT, Role.ADMIN) else set()
     assert purposes == {ExtendedKeyUsageOID.CLIENT_AUTH} | serving
     usage = leaf.extensions.get_extension_for_class(x509.KeyUsage)
     assert usage.critical

@@ -182,6 +182,45 @@ class PermissionDeniedError(ChorusError):
     reason = "PERMISSION_DENIED"
 
 
+# --- joining a mesh, and staying in it -----------------------------------------------------------------------------
+
+
+class TokenInvalidError(UnauthenticatedError):
+    """The join token is not one of this mesh."""
+
+    reason = "JOIN_TOKEN_INVALID"
+
+
+class TokenUsedError(TokenInvalidError):
+    """Somebody has joined with the token already."""
+
+    reason = "JOIN_TOKEN_USED"
+
+
+class TokenExpiredError(TokenInvalidError):
+    """The token was good until a time that has passed."""
+
+    reason = "JOIN_TOKEN_EXPIRED"
+
+
+class TokenRevokedError(TokenInvalidError):
+    """An admin took the token back."""
+
+    reason = "JOIN_TOKEN_REVOKED"
+
+
+class NameTakenError(ChorusError):
+    """Another machine has joined under that name."""
+
+    reason = "NAME_TAKEN"
+
+
+class RenewalError(UnauthenticatedError):
+    """A certificate is not renewed for whoever asks; it has to join again."""
+
+    reason = "RENEWAL_REFUSED"
+
+
 # --- a ticket of direct mode, by which a runner would serve a client; a coordinator's relay needs none ---------------
 
 

@@ -13,6 +13,7 @@ _ROLES: dict[int, Role] = {
     access_pb2.ROLE_COORDINATOR: Role.COORDINATOR,
     access_pb2.ROLE_CLIENT: Role.CLIENT,
     access_pb2.ROLE_ADMIN: Role.ADMIN,
+    access_pb2.ROLE_IDENTITY: Role.IDENTITY,
 }
 
 EVERY_ROLE = frozenset(Role)
@@ -21,12 +22,14 @@ EVERY_ROLE = frozenset(Role)
 def access_table(*services: ServiceDescriptor) -> AccessTable:
     """Returns the authorised roles of every RPC of `services`. An RPC without the option is in it with nobody."""
     return {
-        f"/{service.full_name}/{method.name}": frozenset(
-            _ROLES[role] for role in method.GetOptions().Extensions[access_pb2.access].roles if role in _ROLES
-        )
+        f"/{service.full_name}/{method.name}": _authorised(method.GetOptions().Extensions[access_pb2.access])
         for service in services
         for method in service.methods
     }
+
+
+def _authorised(access: access_pb2.Access) -> frozenset[Role]:
+    return EVERY_ROLE if access.anybody else frozenset(_ROLES[role] for role in access.roles if role in _ROLES)
 
 
 def fixed_table(roles: frozenset[Role], *services: ServiceDescriptor) -> AccessTable:

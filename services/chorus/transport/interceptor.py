@@ -186,7 +186,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         """Why this call was cancelled by us, where it was."""
         if peer is None or self._open_calls is None:
             return None
-        error = self._open_calls.why_ended(peer)
+        error = self._open_calls.why_ended()
         if error is not None:
             _log.warning("call.shut_out", method=method, caller=str(peer.spiffe_id), reason=error.reason)
         return error

@@ -67,7 +67,7 @@ class OpenCalls:
         if not tasks:
             del self._tasks[peer]
 
-    def why_ended(self, peer: Peer) -> ChorusError | None:
+    def why_ended(self) -> ChorusError | None:
         """Why the call of the current task, which is being cancelled, was ended by us; None where it was not.
 
         It is not being cancelled any more then.

@@ -107,17 +107,16 @@ class MeshServer:
 
     async def start(self) -> None:
         """Binds every address and serves. Raises ConfigError naming one that cannot be had; nothing serves then."""
-        credentials = self._identity.server_credentials() if self._identity is not None else None
         try:
             mesh = self._server(self._interceptor)
-            self.addresses = tuple(_bind(mesh, address, credentials) for address in self._listen)
+            self.addresses = tuple(_bind(mesh, address, self._identity) for address in self._listen)
             for service in self._services:
                 service.add(service.servicer, mesh)
             health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), mesh)
             _add_reflection(mesh, [*(service.descriptor for service in self._services), HEALTH])
             if self._admin_listen is not None:
                 admin = self._server(MeshInterceptor(_ADMIN_ACCESS, open_calls=self._open_calls))
-                self.admin_address = _bind(admin, self._admin_listen, credentials)
+                self.admin_address = _bind(admin, self._admin_listen, self._identity)
                 channelz.add_channelz_servicer(admin)
                 health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), admin)
                 _add_reflection(admin, [_CHANNELZ, HEALTH])
@@ -194,13 +193,14 @@ def build_server(
     )
 
 
-def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+def _bind(server: grpc.aio.Server, address: str, identity: TlsIdentity | None) -> str:
     host, wanted = parse_address(address).host, parse_address(address).port
     try:
-        if credentials is None:
+        if identity is None:
             port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, credentials)
+            # Credentials of their own for each port: the library asks those that follow a change once, at the bind.
+            port = server.add_secure_port(address, identity.server_credentials())
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {_why_not(host, wanted)}") from error
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,4 +1,4 @@
-"""Who is not to be believed any more, though a certificate says who they are: what every service checks of each call."""
+"""Who is not to be believed any more, whatever their certificates say: what every service checks of each call."""
 
 from __future__ import annotations
 

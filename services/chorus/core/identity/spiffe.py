@@ -25,11 +25,12 @@ class Role(StrEnum):
     COORDINATOR = "coordinator"
     CLIENT = "client"
     ADMIN = "admin"
+    IDENTITY = "identity"
 
     @property
     def serves(self) -> bool:
         """Whether this role answers RPCs; the others only make them."""
-        return self in (Role.REGISTRY, Role.RUNNER, Role.COORDINATOR)
+        return self not in (Role.CLIENT, Role.ADMIN)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -39,6 +39,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """A person or program that asks the mesh."""
     ROLE_ADMIN: _Role.ValueType  # 5
     """A person who operates the mesh: everything a client may do, and more."""
+    ROLE_IDENTITY: _Role.ValueType  # 6
+    """An identity service, which holds the mesh's authority."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a certificate's holder is in the mesh; the second part of its SPIFFE id
@@ -57,6 +59,8 @@ ROLE_CLIENT: Role.ValueType  # 4
 """A person or program that asks the mesh."""
 ROLE_ADMIN: Role.ValueType  # 5
 """A person who operates the mesh: everything a client may do, and more."""
+ROLE_IDENTITY: Role.ValueType  # 6
+"""An identity service, which holds the mesh's authority."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
@@ -66,6 +70,9 @@ class Access(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLES_FIELD_NUMBER: _builtins.int
+    ANYBODY_FIELD_NUMBER: _builtins.int
+    anybody: _builtins.bool
+    """Callers without a certificate too, on a listener of its own that asks for none."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
         """Every role that may call it. An RPC without any is refused to everybody."""
@@ -74,10 +81,11 @@ class Access(_message.Message):
         self,
         *,
         roles: _abc.Iterable[Global___Role.ValueType] | None = ...,
+        anybody: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anybody", b"anybody", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
