@@ -8,7 +8,7 @@ method that changes it, before anybody is told.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from chorus.core.errors import (
@@ -228,7 +228,7 @@ class Ledger:
             raise RevokedError(f"{identity} was revoked{why}; an admin can restore it, or choose another name")
 
 
-_NO_LONGER_GOOD = {
+_NO_LONGER_GOOD: Mapping[str, Callable[[], TokenInvalidError]] = {
     "used": lambda: TokenUsedError("another machine has joined with this token, which is good for one; get another"),
     "revoked": lambda: TokenRevokedError("this token was revoked; get another one"),
     "expired": lambda: TokenExpiredError("this token has expired; `chorus token create` makes another one"),
