@@ -1,9 +1,11 @@
 """A registry with a thousand runners, each with its own TLS connection and identity: under half a core.
 
     .venv/bin/python benchmarks/heartbeats.py
+    .venv/bin/python benchmarks/heartbeats.py --calls    as runners of older versions do it, a call for each heartbeat
 
 One registry, as `chorus registry` runs it. Runners are connections of a few load processes: each shows a certificate of
-its own, registers, and sends one heartbeat a second with what a runner with two models and a GPU reports. Two watchers
+its own, registers, and sends one heartbeat a second, by the runner's own code, with what one with two models and a GPU
+reports. Two watchers
 with the certificates of coordinators read the directory as coordinators do, load changes included. What counts is the
 processor time that the registry's process used, over its wall-clock seconds; the time of each heartbeat from its
 sending to its answer, and to each watcher, is told beside it. All are on one machine, so the clock is one.
@@ -90,14 +92,17 @@ def _record(name: str) -> Any:
 class _Runner:
     """One runner's connection. Times are of the machine's monotonic clock."""
 
-    def __init__(self, name: str, address: str, folder: Path) -> None:
+    def __init__(self, name: str, address: str, folder: Path, *, calls: bool) -> None:
         from chorus.api.registry.v1 import registry_pb2, registry_pb2_grpc
+        from chorus.runner.heartbeats import Heartbeats
         from chorus.transport import TlsIdentity, open_channel
         from chorus.wire.resources import encode_load, encode_runner_record
 
         identity = TlsIdentity.load(folder / f"runner-{name}")
         self._channel = open_channel(address, identity=identity, server="registry.registry.test.chorus.local")
         self._stub: Any = registry_pb2_grpc.RegistryStub(self._channel)
+        self._stream = Heartbeats(self._stub, "the registry")
+        self._calls = calls
         record = _record(name)
         self._register = registry_pb2.RegisterRequest(record=encode_runner_record(record))
         self._heartbeat = registry_pb2.HeartbeatRequest(
@@ -109,34 +114,44 @@ class _Runner:
 
     async def connect(self) -> None:
         await self._stub.Register(self._register, timeout=_READY_S, wait_for_ready=True)
+        await self._send()  # a stream is opened
+
+    async def _send(self) -> None:
+        self._sequence += 1
+        self._heartbeat.sequence = self._sequence
+        if self._calls:
+            await self._stub.Heartbeat(self._heartbeat, timeout=_DEADLINE_S)
+        else:
+            await self._stream.send(self._heartbeat, timeout_s=_DEADLINE_S, patient=False)
 
     async def beat(self, until: float, rng: random.Random) -> None:
         import grpc
 
+        from chorus.core.errors import ChorusError
+
         due = time.monotonic() + rng.random() * _INTERVAL_S
         while due < until:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            self._sequence += 1
             heartbeat = self._heartbeat
-            heartbeat.sequence = self._sequence
             sent = time.monotonic_ns()
             # Watchers read from it when the heartbeat was sent.
             heartbeat.load.memory_available_bytes = sent
             heartbeat.load.models[0].slots_used_count = rng.randrange(5)
             try:
-                await self._stub.Heartbeat(heartbeat, timeout=_DEADLINE_S)
-            except grpc.RpcError as error:
-                self.failures.append(str(error.code()))  # type: ignore[attr-defined]
+                await self._send()
+            except (grpc.RpcError, ChorusError) as error:
+                self.failures.append(str(error))
             else:
                 self.answered_s.append((time.monotonic_ns() - sent) / 1e9)
             due = max(due + _INTERVAL_S, time.monotonic())
 
     async def close(self) -> None:
+        self._stream.close()
         await self._channel.close()
 
 
-async def _load(address: str, folder: Path, names: list[str]) -> None:
-    runners = [_Runner(name, address, folder) for name in names]
+async def _load(address: str, folder: Path, names: list[str], *, calls: bool) -> None:
+    runners = [_Runner(name, address, folder, calls=calls) for name in names]
     door = asyncio.Semaphore(_CONNECTING)
 
     async def connect(runner: _Runner) -> None:
@@ -230,7 +245,7 @@ async def _measure(processes: Processes, options: argparse.Namespace) -> int:
     if options.profile:
         environ["CHORUS_BENCH_PROFILE"] = str(options.profile.absolute())
     registry = processes.start("registry", [sys.executable, "-c", _REGISTRY], environ)
-    me = [sys.executable, __file__, "--address", address, "--folder", str(folder)]
+    me = [sys.executable, __file__, "--address", address, "--folder", str(folder), *["--calls"] * options.calls]
     said = [
         processes.start(name, [*me, "--watch", name, "--runners", str(options.runners)], environ) for name in watchers
     ]
@@ -273,7 +288,8 @@ def _report(
     rate = len(answered) / (seconds + 2.0)
     share = used_s / seconds
     print(
-        f"{machine()}; {options.runners} runners, each with its own TLS connection and identity; {_WATCHERS} watchers"
+        f"{machine()}; {options.runners} runners, each with its own TLS connection and identity, "
+        f"{'a call for each heartbeat' if options.calls else 'one stream of heartbeats each'}; {_WATCHERS} watchers"
     )
     print(
         f"connecting and registering: {connecting_s:.1f} s, {1e3 * connecting_cpu_s / options.runners:.2f} ms of the "
@@ -309,6 +325,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runners", type=int, default=_RUNNERS)
     parser.add_argument("--seconds", type=float, default=30.0, help="how long is measured")
+    parser.add_argument("--calls", action="store_true", help="a unary call for each heartbeat, not one stream")
     parser.add_argument("--quick", action="store_true", help="a first look: 8 seconds")
     parser.add_argument("--profile", type=Path, help="where to write the registry's cProfile (it is slower with it)")
     for flag in ("--address", "--watch"):
@@ -317,7 +334,7 @@ def main() -> int:
     parser.add_argument("--load", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load:
-        asyncio.run(_load(options.address, options.folder, options.load))
+        asyncio.run(_load(options.address, options.folder, options.load, calls=options.calls))
         return 0
     if options.watch:
         asyncio.run(_watch(options.address, options.folder, options.watch, options.runners))

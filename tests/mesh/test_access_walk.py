@@ -20,6 +20,7 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
     "registry": {
         "Register": {Role.RUNNER},
         "Heartbeat": {Role.RUNNER},
+        "KeepLease": {Role.RUNNER},
         "Deregister": {Role.RUNNER, Role.ADMIN},
         "ListNodes": OF_RUNNERS,
         "WatchNodes": OF_RUNNERS,

@@ -24,7 +24,7 @@ from tests.wire import strategies as some
 METHODS = [(kind, method) for kind, service in SERVICES.items() for method in service.methods]
 IDS = [f"{kind}-{method.name}" for kind, method in METHODS]
 CALLER = {"registry": Role.ADMIN, "runner": Role.ADMIN, "coordinator": Role.CLIENT}
-ONLY_RUNNERS = {"Register", "Heartbeat"}
+ONLY_RUNNERS = {"Register", "Heartbeat", "KeepLease"}
 INSIDES = ("Traceback", "Exception", ".py", "object at 0x", "google.protobuf", "NoneType", "DecodeError")
 
 REFUSALS = {

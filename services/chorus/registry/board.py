@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from chorus.core.errors import DrainingError
 from chorus.core.fleet.events import DirectoryEvent, Removal, RemovalReason
@@ -38,6 +39,7 @@ class LeaseBoard:
         self._metrics = metrics
         self._changed = asyncio.Event()  # cleared by whoever is about to wait, having looked
         self._closing = asyncio.Event()
+        self._limits: set[asyncio.Timeout] = set()  # of what goes on for as long as the board is open
         self._nodes: dict[str, str] = {}  # of each runner, for the log
 
     @property
@@ -103,12 +105,29 @@ class LeaseBoard:
                 await self._pause(told_at + self._flush_interval_s - self.now)
         finally:
             self.table.unwatch(watcher)
-        raise DrainingError("this registry is stopping; watch another one, or this one again")
+        raise _draining()
+
+    @asynccontextmanager
+    async def while_open(self) -> AsyncIterator[None]:
+        """Has the block end, with DrainingError, when the board closes; nothing is waited for beside its own work."""
+        limit = asyncio.timeout(0 if self._closing.is_set() else None)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise _draining() from None
+            raise
+        finally:
+            self._limits.discard(limit)
 
     def close(self) -> None:
-        """Ends every watch."""
+        """Ends every watch, and whatever goes on `while_open`."""
         self._closing.set()
         self._wake()
+        for limit in self._limits:
+            limit.reschedule(0)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -151,3 +170,7 @@ class LeaseBoard:
 
     def _wake(self) -> None:
         self._changed.set()
+
+
+def _draining() -> DrainingError:
+    return DrainingError("this registry is stopping; ask another one, or this one again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -19,6 +21,10 @@ from chorus.wire.directory import DirectoryEncoder, decode_filter, encode_node_e
 from chorus.wire.resources import decode_load, decode_runner_record, decode_runner_state, encode_duration
 
 
+# Heartbeats of one stream that are read in the time in which one is due.
+_MOST_IN_AN_INTERVAL = 10
+
+
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     """What a registry answers. Who may call what at all has been decided before; here it is whose lease it is."""
 
@@ -29,7 +35,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             "heartbeat_interval": encode_duration(heartbeat_interval_s),
         }
         # The same for everybody, a thousand times a second.
-        self._heard = pb.HeartbeatResponse(**self._terms).SerializeToString()
+        lease = pb.HeartbeatResponse(**self._terms)
+        self._heard = lease.SerializeToString()
+        self._kept = pb.KeepLeaseResponse(lease=lease).SerializeToString()
+        self._least_gap_s = heartbeat_interval_s / _MOST_IN_AN_INTERVAL
         self._encoder = DirectoryEncoder()
 
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
@@ -42,13 +51,25 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> bytes:  # type: ignore[override]
         """Renews a lease."""
-        _check_own(request.runner_id)
-        state = decode_runner_state(request.state)
-        if state is None:
-            raise InvalidRequestError("state", "must be starting, ready or draining")
-        load = decode_load(request.load)
-        self._board.heartbeat(request.runner_id, request.incarnation, request.sequence, state, load)
+        self._renew(request)
         return self._heard
+
+    async def KeepLease(  # type: ignore[override]
+        self,
+        requests: AsyncIterator[pb.KeepLeaseRequest],
+        context: Any,
+    ) -> None:
+        """Renews a lease with each message."""
+        before = -math.inf
+        async with self._board.while_open():
+            async for request in requests:
+                now = self._board.now
+                self._renew(request.heartbeat)
+                await context.write(self._kept)
+                # One that is early is read at once, as when a runner drains; but a flood is not.
+                if (early_s := before + self._least_gap_s - now) > 0:
+                    await asyncio.sleep(early_s)
+                before = now
 
     async def Deregister(self, request: pb.DeregisterRequest, context: Any) -> pb.DeregisterResponse:
         """Ends a lease."""
@@ -86,6 +107,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         async with aclosing(self._board.watch(without_load=request.without_load)) as events:
             async for event in events:
                 yield pb.WatchNodesResponse(event=self._encoder.encode(event))
+
+
+    def _renew(self, request: pb.HeartbeatRequest) -> None:
+        _check_own(request.runner_id)
+        state = decode_runner_state(request.state)
+        if state is None:
+            raise InvalidRequestError("state", "must be starting, ready or draining")
+        load = decode_load(request.load)
+        self._board.heartbeat(request.runner_id, request.incarnation, request.sequence, state, load)
 
 
 def _check_own(runner_id: str) -> None:

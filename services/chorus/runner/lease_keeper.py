@@ -15,6 +15,7 @@ from chorus.api.registry.v1 import registry_pb2_grpc
 from chorus.config import Endpoint
 from chorus.core.errors import ChorusError, StaleIncarnationError, UnknownLeaseError
 from chorus.core.identity import Role, SpiffeId
+from chorus.runner.heartbeats import Heartbeats
 from chorus.runner.presence import Presence
 from chorus.telemetry.logs import get_logger
 from chorus.transport import TlsIdentity, open_channel
@@ -63,8 +64,10 @@ class LeaseKeeper:
             options=_RECONNECT,
         )
         self._stub: Any = registry_pb2_grpc.RegistryStub(self._channel)
+        self._heartbeats = Heartbeats(self._stub, self._peer)
         self._interval_s = _FIRST_INTERVAL_S
         self._registered: tuple[int, int] | None = None  # (incarnation, record version) that the registry has
+        self._leased: int | None = None  # the incarnation that it has a lease of, or may have: the answer is on its way
         self._outage_since: float | None = None
         self._ever_registered = False
 
@@ -95,13 +98,15 @@ class LeaseKeeper:
 
     async def close(self, *, goodbye: bool) -> None:
         """Ends the connection; with `goodbye` the lease is given back before, if the registry answers soon."""
-        if goodbye and self._registered is not None:
-            request = pb.DeregisterRequest(runner_id=self._presence.runner_id, incarnation=self._registered[0])
+        if goodbye and self._leased is not None:
+            request = pb.DeregisterRequest(runner_id=self._presence.runner_id, incarnation=self._leased)
             try:
                 await self._stub.Deregister(request, timeout=_GOODBYE_S)
             except grpc.RpcError as error:
                 # The lease lapses by itself.
-                _log.info("registry.goodbye_failed", registry=str(self._endpoint), why=self._said(error).message)
+                why = from_rpc_error(error, peer=self._peer).message
+                _log.info("registry.goodbye_failed", registry=str(self._endpoint), why=why)
+        self._heartbeats.close()
         await self._channel.close()
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -112,16 +117,19 @@ class LeaseKeeper:
         due = (presence.incarnation, presence.record_version)
         # While the registry is away a call waits for the connection, and goes out as soon as there is one.
         patient = self._outage_since is not None
-        try:
-            if self._registered != due:
-                request = pb.RegisterRequest(record=encode_runner_record(presence.record()))
+        if self._registered != due:
+            request = pb.RegisterRequest(record=encode_runner_record(presence.record()))
+            before, self._leased = self._leased, presence.incarnation
+            try:
                 response = await self._stub.Register(request, timeout=_REGISTER_DEADLINE_S, wait_for_ready=patient)
-                self._registered = due
-            else:
-                deadline_s = max(_HEARTBEAT_DEADLINE_S, 1.5 * self._interval_s)
-                response = await self._stub.Heartbeat(self._heartbeat(), timeout=deadline_s, wait_for_ready=patient)
-        except grpc.RpcError as error:
-            raise self._said(error) from error
+            except grpc.RpcError as error:
+                self._leased = before
+                raise from_rpc_error(error, peer=self._peer) from error
+            self._registered = due
+            self._heartbeats.registered()
+        else:
+            timeout_s = max(_HEARTBEAT_DEADLINE_S, 1.5 * self._interval_s)
+            response = await self._heartbeats.send(self._heartbeat(), timeout_s=timeout_s, patient=patient)
         self._interval_s = max(0.01, decode_duration(response.heartbeat_interval)) or _FIRST_INTERVAL_S
 
     def _heartbeat(self) -> pb.HeartbeatRequest:
@@ -134,8 +142,9 @@ class LeaseKeeper:
             load=encode_load(presence.load()),
         )
 
-    def _said(self, error: grpc.RpcError) -> ChorusError:
-        return from_rpc_error(error, peer=f"the registry {self._endpoint}")
+    @property
+    def _peer(self) -> str:
+        return f"the registry {self._endpoint}"
 
     def _note_outage(self, error: ChorusError) -> None:
         """Tells of an outage once, when it begins."""

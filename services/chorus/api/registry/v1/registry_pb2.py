@@ -28,7 +28,7 @@ from chorus.api.runner.v1 import resources_pb2 as chorus_dot_api_dot_runner_dot_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%chorus/api/registry/v1/registry.proto\x12\x16\x63horus.api.registry.v1\x1a#chorus/api/identity/v1/access.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"E\n\x0fRegisterRequest\x12\x32\n\x06record\x18\x01 \x01(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\"\x80\x01\n\x10RegisterResponse\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xa8\x01\n\x10HeartbeatRequest\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.chorus.api.runner.v1.RunnerState\x12(\n\x04load\x18\x05 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Load\"r\n\x11HeartbeatResponse\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x11\x44\x65registerRequest\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"m\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".chorus.api.registry.v1.NodeFilter\"\xab\x02\n\nNodeFilter\x12\r\n\x05model\x18\x01 \x01(\t\x12>\n\x06labels\x18\x02 \x03(\x0b\x32..chorus.api.registry.v1.NodeFilter.LabelsEntry\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.chorus.api.runner.v1.RunnerState\x12/\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0e\x32\x1d.chorus.api.runner.v1.Feature\x12+\n\x04tier\x18\x05 \x01(\x0e\x32\x1d.chorus.api.inference.v1.Tier\x12\x0f\n\x07node_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x11ListNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.chorus.api.registry.v1.NodeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\"j\n\tNodeEntry\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Node\x12\x33\n\x07runners\x18\x02 \x03(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\")\n\x11WatchNodesRequest\x12\x14\n\x0cwithout_load\x18\x01 \x01(\x08\"K\n\x12WatchNodesResponse\x12\x35\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.chorus.api.registry.v1.DirectoryEvent\"\xe6\x01\n\x0e\x44irectoryEvent\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x34\n\x08snapshot\x18\x04 \x01(\x0b\x32 .chorus.api.registry.v1.SnapshotH\x00\x12.\n\x05\x64\x65lta\x18\x05 \x01(\x0b\x32\x1d.chorus.api.registry.v1.DeltaH\x00\x12\x34\n\x08\x62ookmark\x18\x06 \x01(\x0b\x32 .chorus.api.registry.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"?\n\x08Snapshot\x12\x33\n\x07runners\x18\x01 \x03(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\"o\n\x05\x44\x65lta\x12\x33\n\x07upserts\x18\x01 \x03(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\x12\x31\n\x08removals\x18\x02 \x03(\x0b\x32\x1f.chorus.api.registry.v1.Removal\"\n\n\x08\x42ookmark\"h\n\x07Removal\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x35\n\x06reason\x18\x03 \x01(\x0e\x32%.chorus.api.registry.v1.RemovalReason*l\n\rRemovalReason\x12\x1e\n\x1aREMOVAL_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REMOVAL_REASON_EXPIRED\x10\x01\x12\x1f\n\x1bREMOVAL_REASON_DEREGISTERED\x10\x02\x32\xab\x04\n\x08Registry\x12\x66\n\x08Register\x12\'.chorus.api.registry.v1.RegisterRequest\x1a(.chorus.api.registry.v1.RegisterResponse\"\x07\x8a\xe8\x18\x03\n\x01\x02\x12i\n\tHeartbeat\x12(.chorus.api.registry.v1.HeartbeatRequest\x1a).chorus.api.registry.v1.HeartbeatResponse\"\x07\x8a\xe8\x18\x03\n\x01\x02\x12m\n\nDeregister\x12).chorus.api.registry.v1.DeregisterRequest\x1a*.chorus.api.registry.v1.DeregisterResponse\"\x08\x8a\xe8\x18\x04\n\x02\x02\x05\x12k\n\tListNodes\x12(.chorus.api.registry.v1.ListNodesRequest\x1a).chorus.api.registry.v1.ListNodesResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12p\n\nWatchNodes\x12).chorus.api.registry.v1.WatchNodesRequest\x1a*.chorus.api.registry.v1.WatchNodesResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%chorus/api/registry/v1/registry.proto\x12\x16\x63horus.api.registry.v1\x1a#chorus/api/identity/v1/access.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"E\n\x0fRegisterRequest\x12\x32\n\x06record\x18\x01 \x01(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\"\x80\x01\n\x10RegisterResponse\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xa8\x01\n\x10HeartbeatRequest\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.chorus.api.runner.v1.RunnerState\x12(\n\x04load\x18\x05 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Load\"r\n\x11HeartbeatResponse\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"O\n\x10KeepLeaseRequest\x12;\n\theartbeat\x18\x01 \x01(\x0b\x32(.chorus.api.registry.v1.HeartbeatRequest\"M\n\x11KeepLeaseResponse\x12\x38\n\x05lease\x18\x01 \x01(\x0b\x32).chorus.api.registry.v1.HeartbeatResponse\";\n\x11\x44\x65registerRequest\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"m\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".chorus.api.registry.v1.NodeFilter\"\xab\x02\n\nNodeFilter\x12\r\n\x05model\x18\x01 \x01(\t\x12>\n\x06labels\x18\x02 \x03(\x0b\x32..chorus.api.registry.v1.NodeFilter.LabelsEntry\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.chorus.api.runner.v1.RunnerState\x12/\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0e\x32\x1d.chorus.api.runner.v1.Feature\x12+\n\x04tier\x18\x05 \x01(\x0e\x32\x1d.chorus.api.inference.v1.Tier\x12\x0f\n\x07node_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x11ListNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.chorus.api.registry.v1.NodeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\"j\n\tNodeEntry\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.chorus.api.runner.v1.Node\x12\x33\n\x07runners\x18\x02 \x03(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\")\n\x11WatchNodesRequest\x12\x14\n\x0cwithout_load\x18\x01 \x01(\x08\"K\n\x12WatchNodesResponse\x12\x35\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.chorus.api.registry.v1.DirectoryEvent\"\xe6\x01\n\x0e\x44irectoryEvent\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x34\n\x08snapshot\x18\x04 \x01(\x0b\x32 .chorus.api.registry.v1.SnapshotH\x00\x12.\n\x05\x64\x65lta\x18\x05 \x01(\x0b\x32\x1d.chorus.api.registry.v1.DeltaH\x00\x12\x34\n\x08\x62ookmark\x18\x06 \x01(\x0b\x32 .chorus.api.registry.v1.BookmarkH\x00\x42\x07\n\x05\x65vent\"?\n\x08Snapshot\x12\x33\n\x07runners\x18\x01 \x03(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\"o\n\x05\x44\x65lta\x12\x33\n\x07upserts\x18\x01 \x03(\x0b\x32\".chorus.api.runner.v1.RunnerRecord\x12\x31\n\x08removals\x18\x02 \x03(\x0b\x32\x1f.chorus.api.registry.v1.Removal\"\n\n\x08\x42ookmark\"h\n\x07Removal\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x35\n\x06reason\x18\x03 \x01(\x0e\x32%.chorus.api.registry.v1.RemovalReason*l\n\rRemovalReason\x12\x1e\n\x1aREMOVAL_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REMOVAL_REASON_EXPIRED\x10\x01\x12\x1f\n\x1bREMOVAL_REASON_DEREGISTERED\x10\x02\x32\x9a\x05\n\x08Registry\x12\x66\n\x08Register\x12\'.chorus.api.registry.v1.RegisterRequest\x1a(.chorus.api.registry.v1.RegisterResponse\"\x07\x8a\xe8\x18\x03\n\x01\x02\x12i\n\tHeartbeat\x12(.chorus.api.registry.v1.HeartbeatRequest\x1a).chorus.api.registry.v1.HeartbeatResponse\"\x07\x8a\xe8\x18\x03\n\x01\x02\x12m\n\tKeepLease\x12(.chorus.api.registry.v1.KeepLeaseRequest\x1a).chorus.api.registry.v1.KeepLeaseResponse\"\x07\x8a\xe8\x18\x03\n\x01\x02(\x01\x30\x01\x12m\n\nDeregister\x12).chorus.api.registry.v1.DeregisterRequest\x1a*.chorus.api.registry.v1.DeregisterResponse\"\x08\x8a\xe8\x18\x04\n\x02\x02\x05\x12k\n\tListNodes\x12(.chorus.api.registry.v1.ListNodesRequest\x1a).chorus.api.registry.v1.ListNodesResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x12p\n\nWatchNodes\x12).chorus.api.registry.v1.WatchNodesRequest\x1a*.chorus.api.registry.v1.WatchNodesResponse\"\t\x8a\xe8\x18\x05\n\x03\x03\x04\x05\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,14 +41,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRY'].methods_by_name['Register']._serialized_options = b'\212\350\030\003\n\001\002'
   _globals['_REGISTRY'].methods_by_name['Heartbeat']._loaded_options = None
   _globals['_REGISTRY'].methods_by_name['Heartbeat']._serialized_options = b'\212\350\030\003\n\001\002'
+  _globals['_REGISTRY'].methods_by_name['KeepLease']._loaded_options = None
+  _globals['_REGISTRY'].methods_by_name['KeepLease']._serialized_options = b'\212\350\030\003\n\001\002'
   _globals['_REGISTRY'].methods_by_name['Deregister']._loaded_options = None
   _globals['_REGISTRY'].methods_by_name['Deregister']._serialized_options = b'\212\350\030\004\n\002\002\005'
   _globals['_REGISTRY'].methods_by_name['ListNodes']._loaded_options = None
   _globals['_REGISTRY'].methods_by_name['ListNodes']._serialized_options = b'\212\350\030\005\n\003\003\004\005'
   _globals['_REGISTRY'].methods_by_name['WatchNodes']._loaded_options = None
   _globals['_REGISTRY'].methods_by_name['WatchNodes']._serialized_options = b'\212\350\030\005\n\003\003\004\005'
-  _globals['_REMOVALREASON']._serialized_start=2102
-  _globals['_REMOVALREASON']._serialized_end=2210
+  _globals['_REMOVALREASON']._serialized_start=2262
+  _globals['_REMOVALREASON']._serialized_end=2370
   _globals['_REGISTERREQUEST']._serialized_start=214
   _globals['_REGISTERREQUEST']._serialized_end=283
   _globals['_REGISTERRESPONSE']._serialized_start=286
@@ -57,34 +59,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST']._serialized_end=585
   _globals['_HEARTBEATRESPONSE']._serialized_start=587
   _globals['_HEARTBEATRESPONSE']._serialized_end=701
-  _globals['_DEREGISTERREQUEST']._serialized_start=703
-  _globals['_DEREGISTERREQUEST']._serialized_end=762
-  _globals['_DEREGISTERRESPONSE']._serialized_start=764
-  _globals['_DEREGISTERRESPONSE']._serialized_end=784
-  _globals['_LISTNODESREQUEST']._serialized_start=786
-  _globals['_LISTNODESREQUEST']._serialized_end=895
-  _globals['_NODEFILTER']._serialized_start=898
-  _globals['_NODEFILTER']._serialized_end=1197
-  _globals['_NODEFILTER_LABELSENTRY']._serialized_start=1152
-  _globals['_NODEFILTER_LABELSENTRY']._serialized_end=1197
-  _globals['_LISTNODESRESPONSE']._serialized_start=1200
-  _globals['_LISTNODESRESPONSE']._serialized_end=1343
-  _globals['_NODEENTRY']._serialized_start=1345
-  _globals['_NODEENTRY']._serialized_end=1451
-  _globals['_WATCHNODESREQUEST']._serialized_start=1453
-  _globals['_WATCHNODESREQUEST']._serialized_end=1494
-  _globals['_WATCHNODESRESPONSE']._serialized_start=1496
-  _globals['_WATCHNODESRESPONSE']._serialized_end=1571
-  _globals['_DIRECTORYEVENT']._serialized_start=1574
-  _globals['_DIRECTORYEVENT']._serialized_end=1804
-  _globals['_SNAPSHOT']._serialized_start=1806
-  _globals['_SNAPSHOT']._serialized_end=1869
-  _globals['_DELTA']._serialized_start=1871
-  _globals['_DELTA']._serialized_end=1982
-  _globals['_BOOKMARK']._serialized_start=1984
-  _globals['_BOOKMARK']._serialized_end=1994
-  _globals['_REMOVAL']._serialized_start=1996
-  _globals['_REMOVAL']._serialized_end=2100
-  _globals['_REGISTRY']._serialized_start=2213
-  _globals['_REGISTRY']._serialized_end=2768
+  _globals['_KEEPLEASEREQUEST']._serialized_start=703
+  _globals['_KEEPLEASEREQUEST']._serialized_end=782
+  _globals['_KEEPLEASERESPONSE']._serialized_start=784
+  _globals['_KEEPLEASERESPONSE']._serialized_end=861
+  _globals['_DEREGISTERREQUEST']._serialized_start=863
+  _globals['_DEREGISTERREQUEST']._serialized_end=922
+  _globals['_DEREGISTERRESPONSE']._serialized_start=924
+  _globals['_DEREGISTERRESPONSE']._serialized_end=944
+  _globals['_LISTNODESREQUEST']._serialized_start=946
+  _globals['_LISTNODESREQUEST']._serialized_end=1055
+  _globals['_NODEFILTER']._serialized_start=1058
+  _globals['_NODEFILTER']._serialized_end=1357
+  _globals['_NODEFILTER_LABELSENTRY']._serialized_start=1312
+  _globals['_NODEFILTER_LABELSENTRY']._serialized_end=1357
+  _globals['_LISTNODESRESPONSE']._serialized_start=1360
+  _globals['_LISTNODESRESPONSE']._serialized_end=1503
+  _globals['_NODEENTRY']._serialized_start=1505
+  _globals['_NODEENTRY']._serialized_end=1611
+  _globals['_WATCHNODESREQUEST']._serialized_start=1613
+  _globals['_WATCHNODESREQUEST']._serialized_end=1654
+  _globals['_WATCHNODESRESPONSE']._serialized_start=1656
+  _globals['_WATCHNODESRESPONSE']._serialized_end=1731
+  _globals['_DIRECTORYEVENT']._serialized_start=1734
+  _globals['_DIRECTORYEVENT']._serialized_end=1964
+  _globals['_SNAPSHOT']._serialized_start=1966
+  _globals['_SNAPSHOT']._serialized_end=2029
+  _globals['_DELTA']._serialized_start=2031
+  _globals['_DELTA']._serialized_end=2142
+  _globals['_BOOKMARK']._serialized_start=2144
+  _globals['_BOOKMARK']._serialized_end=2154
+  _globals['_REMOVAL']._serialized_start=2156
+  _globals['_REMOVAL']._serialized_end=2260
+  _globals['_REGISTRY']._serialized_start=2373
+  _globals['_REGISTRY']._serialized_end=3039
 # @@protoc_insertion_point(module_scope)

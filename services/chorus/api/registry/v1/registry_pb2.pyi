@@ -175,6 +175,60 @@ class HeartbeatResponse(_message.Message):
 Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
 
 @_typing.final
+class KeepLeaseRequest(_message.Message):
+    """One heartbeat of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def heartbeat(self) -> Global___HeartbeatRequest:
+        """The heartbeat. All of a stream are of one runner."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat: Global___HeartbeatRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepLeaseRequest: _TypeAlias = KeepLeaseRequest  # noqa: Y015
+
+@_typing.final
+class KeepLeaseResponse(_message.Message):
+    """The lease, renewed.
+
+    Order: one response for each request, in the order of the requests; nothing comes by itself. A runner whose heartbeat
+    isn't answered in the time that it would give to Heartbeat takes the stream for broken. A stream that ends is no lapse
+    of the lease, nor is one that stays open a renewal. A runner that sends much more often than it was asked to is read
+    more slowly, and holds up nobody but itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___HeartbeatResponse:
+        """What Heartbeat would have answered."""
+
+    def __init__(
+        self,
+        *,
+        lease: Global___HeartbeatResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepLeaseResponse: _TypeAlias = KeepLeaseResponse  # noqa: Y015
+
+@_typing.final
 class DeregisterRequest(_message.Message):
     """A lease to give back."""
 

@@ -49,6 +49,16 @@ class RegistryStub:
     FAILED_PRECONDITION (STALE_INCARNATION).
     Retry: safe; a sequence that is not greater than the last one only renews the lease.
     """
+    KeepLease: _grpc.StreamStreamMultiCallable[_registry_pb2.KeepLeaseRequest, _registry_pb2.KeepLeaseResponse]
+    """Renews a lease and reports load as often as Heartbeat would, on one long stream: a third of the work for a registry.
+    The contract is that of KeepLeaseResponse.
+    Callers: runners, each only for the runner id in its own certificate.
+    Errors: those of Heartbeat, about the first heartbeat that has one, UNAUTHENTICATED once the caller's certificate has
+    expired, and UNAVAILABLE (DRAINING) when the registry stops; each ends the stream. UNIMPLEMENTED of an older registry:
+    call Heartbeat instead.
+    Retry: begin a new stream, with the same heartbeat or the next one; a sequence that is not greater than the last one
+    only renews the lease.
+    """
     Deregister: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeregisterRequest, _registry_pb2.DeregisterResponse]
     """Gives a lease back at once.
     Callers: runners, each only for the runner id in its own certificate; admins, for any.
@@ -88,6 +98,16 @@ class RegistryAsyncStub(RegistryStub):
     Errors: NOT_FOUND (UNKNOWN_LEASE: register again, as after a restart of the registry), PERMISSION_DENIED,
     FAILED_PRECONDITION (STALE_INCARNATION).
     Retry: safe; a sequence that is not greater than the last one only renews the lease.
+    """
+    KeepLease: _aio.StreamStreamMultiCallable[_registry_pb2.KeepLeaseRequest, _registry_pb2.KeepLeaseResponse]  # type: ignore[assignment]
+    """Renews a lease and reports load as often as Heartbeat would, on one long stream: a third of the work for a registry.
+    The contract is that of KeepLeaseResponse.
+    Callers: runners, each only for the runner id in its own certificate.
+    Errors: those of Heartbeat, about the first heartbeat that has one, UNAUTHENTICATED once the caller's certificate has
+    expired, and UNAVAILABLE (DRAINING) when the registry stops; each ends the stream. UNIMPLEMENTED of an older registry:
+    call Heartbeat instead.
+    Retry: begin a new stream, with the same heartbeat or the next one; a sequence that is not greater than the last one
+    only renews the lease.
     """
     Deregister: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeregisterRequest, _registry_pb2.DeregisterResponse]  # type: ignore[assignment]
     """Gives a lease back at once.
@@ -137,6 +157,22 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND (UNKNOWN_LEASE: register again, as after a restart of the registry), PERMISSION_DENIED,
         FAILED_PRECONDITION (STALE_INCARNATION).
         Retry: safe; a sequence that is not greater than the last one only renews the lease.
+        """
+
+    @_abc_1.abstractmethod
+    def KeepLease(
+        self,
+        request_iterator: _MaybeAsyncIterator[_registry_pb2.KeepLeaseRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.KeepLeaseResponse], _abc.AsyncIterator[_registry_pb2.KeepLeaseResponse]]:
+        """Renews a lease and reports load as often as Heartbeat would, on one long stream: a third of the work for a registry.
+        The contract is that of KeepLeaseResponse.
+        Callers: runners, each only for the runner id in its own certificate.
+        Errors: those of Heartbeat, about the first heartbeat that has one, UNAUTHENTICATED once the caller's certificate has
+        expired, and UNAVAILABLE (DRAINING) when the registry stops; each ends the stream. UNIMPLEMENTED of an older registry:
+        call Heartbeat instead.
+        Retry: begin a new stream, with the same heartbeat or the next one; a sequence that is not greater than the last one
+        only renews the lease.
         """
 
     @_abc_1.abstractmethod
