@@ -21,6 +21,7 @@ from chorus.core.errors import (
     InvalidRequestError,
     PermissionDeniedError,
     StaleIncarnationError,
+    UnauthenticatedError,
     UnknownLeaseError,
 )
 from chorus.core.fleet.events import BookmarkEvent, DeltaEvent, DirectoryEvent, RemovalReason, SnapshotEvent
@@ -178,6 +179,98 @@ async def test_errors_of_the_table_reach_the_runner(mesh: Mesh) -> None:
     assert isinstance(await refusal(runner.Heartbeat(heartbeat(incarnation=4))), StaleIncarnationError)
     nothing = pb.HeartbeatRequest(runner_id="r1", incarnation=5)
     assert isinstance(await refusal(runner.Heartbeat(nothing)), InvalidRequestError)
+
+
+def beat(*args: Any, **more: Any) -> pb.KeepLeaseRequest:
+    return pb.KeepLeaseRequest(heartbeat=heartbeat(*args, **more))
+
+
+async def exchange(stream: Any, *beats: pb.KeepLeaseRequest) -> list[pb.KeepLeaseResponse]:
+    """The answers to heartbeats sent one after another. Raises what the stream ends with."""
+    answers = []
+    for one in beats:
+        await stream.write(one)
+        answers.append(await stream.read())
+    return answers
+
+
+async def test_a_stream_of_heartbeats_is_answered_as_each_of_them_alone_would_be(mesh: Mesh) -> None:
+    async with asyncio.timeout(LONG_S):
+        await mesh.register(runner_record())
+        runner = await mesh.stub(Role.RUNNER, "r1")
+        stream = runner.KeepLease()
+        answers = await exchange(stream, beat(sequence=2), beat(sequence=3), beat(sequence=3))
+        alone = await runner.Heartbeat(heartbeat(sequence=4))
+        assert [answer.lease for answer in answers] == [alone] * 3
+        (leased,) = mesh.service.board.table.leased(0.0)
+        assert (leased.record.sequence, leased.record.load.cpu_utilization) == (4, 0.5)
+        await stream.done_writing()
+        assert await stream.code() is grpc.StatusCode.OK
+        assert len(mesh.service.board.table) == 1, "the end of a stream is no lapse of the lease"
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (beat("r2"), PermissionDeniedError),
+        (beat(incarnation=4), StaleIncarnationError),
+        (beat(incarnation=6), UnknownLeaseError),
+        (pb.KeepLeaseRequest(heartbeat=pb.HeartbeatRequest(runner_id="r1", incarnation=5)), InvalidRequestError),
+        (pb.KeepLeaseRequest(), PermissionDeniedError),
+    ],
+)
+async def test_a_heartbeat_with_an_error_ends_its_stream(
+    mesh: Mesh, second: pb.KeepLeaseRequest, expected: type[ChorusError]
+) -> None:
+    async with asyncio.timeout(LONG_S):
+        await mesh.register(runner_record("r1", 5))
+        await mesh.register(runner_record("r2"))
+        before = mesh.service.board.table.leased(0.0)[1].record
+        stream = (await mesh.stub(Role.RUNNER, "r1")).KeepLease()
+        await exchange(stream, beat(incarnation=5))
+        assert isinstance(await refusal(exchange(stream, second)), expected)
+        assert mesh.service.board.table.leased(0.0)[1].record == before
+
+
+async def test_a_stream_outlives_no_certificate(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(LONG_S):
+        await mesh.register(runner_record())
+        stream = (await mesh.stub(Role.RUNNER, "r1")).KeepLease()
+        await exchange(stream, beat())
+        monkeypatch.setattr("chorus.transport.interceptor._now", lambda: 1e11)
+        error = await refusal(exchange(stream, beat(sequence=3)))
+        assert isinstance(error, UnauthenticatedError)
+        assert "has expired since" in error.message
+
+
+async def test_a_stopping_registry_ends_its_streams_of_heartbeats_as_unavailable(mesh: Mesh) -> None:
+    async with asyncio.timeout(LONG_S):
+        await mesh.register(runner_record())
+        stream = (await mesh.stub(Role.RUNNER, "r1")).KeepLease()
+        await exchange(stream, beat())
+        await mesh.service.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            await stream.read()
+        assert isinstance(from_rpc_error(caught.value), DrainingError)
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_who_floods_a_stream_is_read_slowly_and_holds_nobody_up(start: Callable[..., Awaitable[Mesh]]) -> None:
+    # A heartbeat each 250 s is asked for, so what comes within 25 s of the one before waits for longer than this test.
+    mesh = await start(Clock(), lease_ttl_s=600.0, heartbeat_interval_s=250.0)
+    async with asyncio.timeout(LONG_S):
+        await mesh.register(runner_record("r1"))
+        await mesh.register(runner_record("r2"))
+        flood = (await mesh.stub(Role.RUNNER, "r1")).KeepLease()
+        await exchange(flood, beat("r1", sequence=2), beat("r1", sequence=3))  # an early one is answered at once
+        for sequence in range(4, 100):
+            await flood.write(beat("r1", sequence=sequence))
+        other = await mesh.stub(Role.RUNNER, "r2")
+        for sequence in range(2, 30):
+            await other.Heartbeat(heartbeat("r2", sequence=sequence))
+        sequences = [leased.record.sequence for leased in mesh.service.board.table.leased(0.0)]
+        assert sequences == [3, 29]
+        flood.cancel()
 
 
 async def test_admins_may_end_any_lease_and_runners_their_own(mesh: Mesh) -> None:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from structlog.testing import capture_logs
 
+from chorus.api.registry.v1 import registry_pb2 as pb
+from chorus.api.registry.v1 import registry_pb2_grpc
 from chorus.config import ChorusConfig, Endpoint
-from chorus.core.errors import StaleIncarnationError
+from chorus.core.errors import StaleIncarnationError, UnavailableError
 from chorus.core.fleet.events import BookmarkEvent, DeltaEvent, RemovalReason, SnapshotEvent
 from chorus.core.fleet.records import ModelState, RunnerRecord, RunnerState
+from chorus.core.identity import Role
 from chorus.hardware import Inventory
 from chorus.registry.service import RegistryService
 from chorus.runner import registrations
 from chorus.runner.service import RunnerService
 from chorus.testing.engine_fake import FakeEngine, FakeModel
+from chorus.transport import Service, build_server
 from chorus.transport.resolve import resolve
 from tests.mesh.local_mesh import FAST_REGISTRY, LocalMesh, Seen
 
@@ -164,6 +173,132 @@ async def test_a_registry_that_hangs_does_not_hold_up_another(local_mesh: LocalM
             if heartbeats == 20:  # two TTLs
                 break
         never.set()
+
+
+class ScriptedRegistry(registry_pb2_grpc.RegistryServicer):
+    """Grants leases to whoever asks and handles streams of heartbeats as told; notes what is called."""
+
+    def __init__(self, stream: Callable[[int, AsyncIterator[Any], Any], Any]) -> None:
+        self._stream = stream
+        self.terms = {"ttl": Duration(seconds=1), "heartbeat_interval": Duration(nanos=50_000_000)}
+        self.calls: Counter[str] = Counter()
+        self._called = asyncio.Condition()
+
+    async def called(self, name: str, times: int) -> None:
+        """Waits until an RPC has been called so often."""
+        async with self._called:
+            await self._called.wait_for(lambda: self.calls[name] >= times)
+
+    async def _note(self, name: str) -> None:
+        async with self._called:
+            self.calls[name] += 1
+            self._called.notify_all()
+
+    async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._note("Register")
+        return pb.RegisterResponse(epoch=1, **self.terms)
+
+    async def Deregister(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.DeregisterResponse()
+
+    async def Heartbeat(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._note("Heartbeat")
+        return pb.HeartbeatResponse(**self.terms)
+
+    async def KeepLease(self, requests: Any, context: Any) -> None:  # noqa: N802
+        await self._note("KeepLease")
+        answer = pb.KeepLeaseResponse(lease=pb.HeartbeatResponse(**self.terms))
+        await self._stream(self.calls["KeepLease"], requests, lambda: context.write(answer.SerializeToString()))
+
+
+@asynccontextmanager
+async def scripted(local_mesh: LocalMesh, stream: Any, *, add: Any = None) -> AsyncIterator[ScriptedRegistry]:
+    """A scripted registry with a runner; `add` adds it to the server where it isn't of this version."""
+    servicer = ScriptedRegistry(stream)
+    add = add if add is not None else registry_pb2_grpc.add_RegistryServicer_to_server
+    server = build_server(
+        identity=local_mesh.identity_of(Role.REGISTRY, "registry"),
+        listen=["127.0.0.1:0"],
+        services=[Service(pb.DESCRIPTOR.services_by_name["Registry"], add, servicer)],
+    )
+    await server.start()
+    try:
+        await local_mesh.runner(f"registry@{server.addresses[0]}")
+        yield servicer
+    finally:
+        await server.stop(0)
+
+
+async def test_all_heartbeats_to_a_registry_are_one_stream(local_mesh: LocalMesh) -> None:
+    many = asyncio.Event()
+
+    async def answers(_number: int, requests: AsyncIterator[Any], answer: Any) -> None:
+        count = 0
+        async for request in requests:
+            assert request.heartbeat.runner_id == "r1"
+            await answer()
+            count += 1
+            if count == 10:
+                many.set()
+
+    async with scripted(local_mesh, answers) as registry:
+        await many.wait()
+        assert registry.calls["KeepLease"] == 1
+        assert registry.calls["Heartbeat"] == 0
+
+
+async def test_a_stream_of_heartbeats_that_breaks_is_begun_again_and_no_outage(local_mesh: LocalMesh) -> None:
+    async def breaks(number: int, requests: AsyncIterator[Any], answer: Any) -> None:
+        async for _ in requests:
+            await answer()
+            if number % 3 == 1:
+                return
+            if number % 3 == 2:
+                raise UnavailableError("broken")
+            raise RuntimeError
+
+    async with scripted(local_mesh, breaks) as registry:
+        await registry.called("KeepLease", 1)
+        with capture_logs() as lines:
+            await registry.called("KeepLease", 7)
+        assert "registry.lost" not in {line["event"] for line in lines}
+        assert registry.calls["Register"] == 1
+
+
+async def test_a_registry_that_stops_answering_on_its_stream_is_noticed(local_mesh: LocalMesh) -> None:
+    async def falls_silent(number: int, requests: AsyncIterator[Any], answer: Any) -> None:
+        async for _ in requests:
+            if number > 1:
+                return
+            await answer()
+            await asyncio.Event().wait()
+
+    async with scripted(local_mesh, falls_silent) as registry:
+        await registry.called("KeepLease", 2)
+
+
+async def test_an_older_registry_gets_a_call_for_each_heartbeat(local_mesh: LocalMesh) -> None:
+    class Older:
+        """Takes the handlers of all RPCs, as generated code gives them, and leaves the newer one out."""
+
+        def __init__(self, server: Any) -> None:
+            self._server = server
+
+        def add_generic_rpc_handlers(self, _handlers: Any) -> None: ...
+
+        def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+            older = {name: handler for name, handler in handlers.items() if name != "KeepLease"}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, older),))
+
+    def add(servicer: Any, server: Any) -> None:
+        registry_pb2_grpc.add_RegistryServicer_to_server(servicer, Older(server))  # type: ignore[no-untyped-call]
+
+    async def never(_number: int, _requests: Any, _answer: Any) -> None:
+        raise AssertionError("an older registry has no such RPC")
+
+    async with scripted(local_mesh, never, add=add) as registry:
+        await registry.called("Heartbeat", 5)
+        assert registry.calls["Register"] == 1
 
 
 async def test_an_older_process_learns_that_its_time_is_over(local_mesh: LocalMesh) -> None:

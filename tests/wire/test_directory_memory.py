@@ -77,9 +77,8 @@ def test_with_a_memory_it_is_the_same_as_without(events: list[DirectoryEvent]) -
     encoder, decoder = DirectoryEncoder(), DirectoryDecoder()
     for event in events:
         for _ in range(2):  # two watchers
-            message = encoder.encode(event)
-            assert message == encode_directory_event(event)
-        raw = message.SerializeToString()
+            raw = encoder.encode(event)
+            assert pb.DirectoryEvent.FromString(raw) == encode_directory_event(event)
         assert decoder.decode(pb.DirectoryEvent.FromString(raw)) == event
         assert decode_directory_event(pb.DirectoryEvent.FromString(raw)) == event
 
@@ -91,8 +90,7 @@ def test_what_a_heartbeat_leaves_as_it_is_is_the_same_object() -> None:
     encoder, decoder = DirectoryEncoder(), DirectoryDecoder()
     runners = []
     for sequence in range(2, 5):
-        message = encoder.encode(watcher.take(0.0))
-        event = decoder.decode(pb.DirectoryEvent.FromString(message.SerializeToString()))
+        event = decoder.decode(pb.DirectoryEvent.FromString(encoder.encode(watcher.take(0.0))))
         told = event.runners if isinstance(event, SnapshotEvent) else event.upserts  # type: ignore[union-attr]
         runners.append(told[0].record.runner)
         table.heartbeat("a", 1, sequence, RunnerState.READY, Load(memory_available_bytes=sequence), 0.0)

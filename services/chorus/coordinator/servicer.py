@@ -95,10 +95,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         )
         return encode_nodes(page, directory, epoch=self._watching.epoch, registries=self._registries.health())
 
-    async def WatchNodes(self, request: pb.WatchNodesRequest, context: Any) -> AsyncIterator[pb.WatchNodesResponse]:
+    async def WatchNodes(  # type: ignore[override]
+        self, request: pb.WatchNodesRequest, context: Any
+    ) -> AsyncIterator[bytes]:
         """Streams the directory."""
         async for event in self._watching.events(without_load=request.without_load):
-            yield pb.WatchNodesResponse(event=self._encoder.encode(event))
+            yield self._encoder.response(event)
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.WatchEventsResponse]:
         """Streams what happens."""

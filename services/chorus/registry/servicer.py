@@ -20,7 +20,6 @@ from chorus.transport import current_caller
 from chorus.wire.directory import DirectoryEncoder, decode_filter, encode_node_entry
 from chorus.wire.resources import decode_load, decode_runner_record, decode_runner_state, encode_duration
 
-
 # Heartbeats of one stream that are read in the time in which one is due.
 _MOST_IN_AN_INTERVAL = 10
 
@@ -98,16 +97,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             synced=table.synced,
         )
 
-    async def WatchNodes(
+    async def WatchNodes(  # type: ignore[override]
         self,
         request: pb.WatchNodesRequest,
         context: Any,
-    ) -> AsyncIterator[pb.WatchNodesResponse]:
+    ) -> AsyncIterator[bytes]:
         """Watches the directory."""
         async with aclosing(self._board.watch(without_load=request.without_load)) as events:
             async for event in events:
-                yield pb.WatchNodesResponse(event=self._encoder.encode(event))
-
+                yield self._encoder.response(event)
 
     def _renew(self, request: pb.HeartbeatRequest) -> None:
         _check_own(request.runner_id)

@@ -27,7 +27,7 @@ class Heartbeats:
         self._only_calls = False  # the registry has no stream of heartbeats
 
     async def send(self, heartbeat: pb.HeartbeatRequest, *, timeout_s: float, patient: bool) -> pb.HeartbeatResponse:
-        """Returns the answer; `patient` waits for the connection. Raises what the registry says, or that it is silent."""
+        """Returns the answer; `patient` waits for the connection. Raises what the registry says, or that it is mute."""
         try:
             async with asyncio.timeout(timeout_s):
                 if not self._only_calls:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.registry.v1 import registry_pb2 as pb
 from chorus.api.runner.v1 import resources_pb2
@@ -17,6 +19,7 @@ from chorus.core.fleet.events import (
 )
 from chorus.core.fleet.listing import NodeEntry, NodeFilter
 from chorus.core.fleet.records import Runner, RunnerRecord
+from chorus.wire.nesting import nested
 from chorus.wire.resources import (
     RUNNER_STATES,
     TIERS,
@@ -29,9 +32,9 @@ from chorus.wire.resources import (
     decode_tier,
     encode_duration,
     encode_features,
-    encode_gpu,
     encode_load,
     encode_node,
+    encode_runner,
     encode_runner_record,
 )
 
@@ -54,81 +57,82 @@ def decode_leased(message: resources_pb2.RunnerRecord, runner: Runner | None = N
     return LeasedRecord(decode_runner_record(message, runner), decode_duration(message.lease_age), expires_in)
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A runner as it was told last: the part that heartbeats leave as it is, and all but the lease."""
+
+    record: RunnerRecord
+    runner: bytes
+    whole: bytes
+
+
 class DirectoryEncoder:
-    """Encodes the events of watches, for any number of watchers.
+    """Encodes the events of watches, for any number of watchers, as the bytes that go out.
 
     Of a thousand heartbeats a second nearly all change nothing but the load, and every watcher is told the same. So
-    what a runner last looked like is kept as a message, and only what differs is encoded anew.
+    what a runner last looked like is kept, encoded, and only what differs is encoded anew. (As bytes: a message that is
+    kept and changed again and again grows, since protobuf frees nothing of it before the whole.)
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[RunnerRecord, resources_pb2.RunnerRecord]] = {}
+        self._kept: dict[str, _Encoded] = {}
 
-    def encode(self, event: DirectoryEvent) -> pb.DirectoryEvent:
-        """One event of a watched directory."""
-        message = pb.DirectoryEvent(epoch=event.epoch, revision=event.revision, synced=event.synced)
+    def encode(self, event: DirectoryEvent) -> bytes:
+        """A DirectoryEvent."""
+        head = pb.DirectoryEvent(epoch=event.epoch, revision=event.revision, synced=event.synced).SerializeToString()
         match event:
             case SnapshotEvent():
-                message.snapshot.SetInParent()
                 # Who went while nobody watched was told to nobody.
                 there = {leased.record.runner.runner_id for leased in event.runners}
                 self._kept = {name: known for name, known in self._kept.items() if name in there}
-                for leased in event.runners:
-                    self._encode(leased, message.snapshot.runners.add())
+                runners = b"".join(
+                    nested(pb.Snapshot.RUNNERS_FIELD_NUMBER, self._leased(leased)) for leased in event.runners
+                )
+                return head + nested(pb.DirectoryEvent.SNAPSHOT_FIELD_NUMBER, runners)
             case DeltaEvent():
-                message.delta.SetInParent()
-                for leased in event.upserts:
-                    self._encode(leased, message.delta.upserts.add())
+                upserts = [nested(pb.Delta.UPSERTS_FIELD_NUMBER, self._leased(leased)) for leased in event.upserts]
                 for removal in event.removals:
                     self._kept.pop(removal.runner_id, None)
-                    message.delta.removals.append(_encode_removal(removal))
+                gone = pb.Delta(removals=map(_encode_removal, event.removals)).SerializeToString()
+                return head + nested(pb.DirectoryEvent.DELTA_FIELD_NUMBER, b"".join((*upserts, gone)))
             case BookmarkEvent():
-                message.bookmark.SetInParent()
-        return message
+                return head + nested(pb.DirectoryEvent.BOOKMARK_FIELD_NUMBER, b"")
 
-    def _encode(self, leased: LeasedRecord, message: resources_pb2.RunnerRecord) -> None:
-        record = leased.record
-        runner_id = record.runner.runner_id
-        known = self._kept.get(runner_id)
-        if known is None or not _differs_in_load_alone(known[0], record):
-            known = self._kept[runner_id] = (record, encode_runner_record(record))
-        elif known[0] is not record:
-            _encode_load_anew(record, known[1])
-            known = self._kept[runner_id] = (record, known[1])
-        message.CopyFrom(known[1])
-        message.lease_age.CopyFrom(encode_duration(leased.lease_age_s))
+    def response(self, event: DirectoryEvent) -> bytes:
+        """A WatchNodesResponse, of registries and of coordinators alike."""
+        return nested(pb.WatchNodesResponse.EVENT_FIELD_NUMBER, self.encode(event))
+
+    def _leased(self, leased: LeasedRecord) -> bytes:
+        """A RunnerRecord."""
+        record, lease = leased.record, resources_pb2.RunnerRecord(lease_age=encode_duration(leased.lease_age_s))
         if leased.lease_expires_in_s is not None:
-            message.lease_expires_in.CopyFrom(encode_duration(leased.lease_expires_in_s))
+            lease.lease_expires_in.CopyFrom(encode_duration(leased.lease_expires_in_s))
+        known = self._kept.get(record.runner.runner_id)
+        if known is None or known.record is not record:
+            known = self._kept[record.runner.runner_id] = _encode_anew(record, known)
+        return known.whole + lease.SerializeToString()
 
 
-def _differs_in_load_alone(older: RunnerRecord, newer: RunnerRecord) -> bool:
-    """Whether one came from the other by heartbeats, which leave the objects of what they don't change as they are."""
-    old, new = older.node, newer.node
-    return older is newer or (
-        older.runner is newer.runner
-        and old.cpu is new.cpu
-        and old.labels is new.labels
-        and (old.node_id, old.hostname, old.os) == (new.node_id, new.hostname, new.os)
-        and old.memory_total_bytes == new.memory_total_bytes
-    )
-
-
-def _encode_load_anew(record: RunnerRecord, message: resources_pb2.RunnerRecord) -> None:
-    """Puts into a runner's message what a heartbeat may have changed."""
-    message.state, message.sequence = RUNNER_STATES[record.state], record.sequence
-    message.load.CopyFrom(encode_load(record.load))
-    node = message.node
-    node.memory_available_bytes = record.node.memory_available_bytes
-    del node.gpus[:]
-    if record.node.gpus is record.load.gpus:
-        node.gpus.extend(message.load.gpus)
+def _encode_anew(record: RunnerRecord, known: _Encoded | None) -> _Encoded:
+    """A heartbeat leaves the runner the object that it was; then it is not encoded again."""
+    if known is not None and known.record.runner is record.runner:
+        runner = known.runner
     else:
-        node.gpus.extend(encode_gpu(gpu) for gpu in record.node.gpus)
+        runner = nested(
+            resources_pb2.RunnerRecord.RUNNER_FIELD_NUMBER, encode_runner(record.runner).SerializeToString()
+        )
+    rest = resources_pb2.RunnerRecord(
+        node=encode_node(record.node),
+        state=RUNNER_STATES[record.state],
+        load=encode_load(record.load),
+        sequence=record.sequence,
+    )
+    return _Encoded(record, runner, runner + rest.SerializeToString())
 
 
 def encode_directory_event(event: DirectoryEvent) -> pb.DirectoryEvent:
     """One event of a watched directory, when there is no other."""
-    return DirectoryEncoder().encode(event)
+    return pb.DirectoryEvent.FromString(DirectoryEncoder().encode(event))
 
 
 class DirectoryDecoder:
