@@ -21,7 +21,6 @@ from chorus.core.errors import (
     InvalidRequestError,
     PermissionDeniedError,
     StaleIncarnationError,
-    UnauthenticatedError,
     UnknownLeaseError,
 )
 from chorus.core.fleet.events import BookmarkEvent, DeltaEvent, DirectoryEvent, RemovalReason, SnapshotEvent
@@ -237,9 +236,9 @@ async def test_a_stream_outlives_no_certificate(mesh: Mesh, monkeypatch: pytest.
         await mesh.register(runner_record())
         stream = (await mesh.stub(Role.RUNNER, "r1")).KeepLease()
         await exchange(stream, beat())
-        monkeypatch.setattr("chorus.transport.interceptor._now", lambda: 1e11)
-        error = await refusal(exchange(stream, beat(sequence=3)))
-        assert isinstance(error, UnauthenticatedError)
+        monkeypatch.setattr("chorus.transport.open_calls._now", lambda: 1e11)
+        error = await refusal(stream.read())
+        assert isinstance(error, DrainingError)
         assert "has expired since" in error.message
 
 

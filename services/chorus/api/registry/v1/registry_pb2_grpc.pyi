@@ -53,9 +53,9 @@ class RegistryStub:
     """Renews a lease and reports load as often as Heartbeat would, on one long stream: a third of the work for a registry.
     The contract is that of KeepLeaseResponse.
     Callers: runners, each only for the runner id in its own certificate.
-    Errors: those of Heartbeat, about the first heartbeat that has one, UNAUTHENTICATED once the caller's certificate has
-    expired, and UNAVAILABLE (DRAINING) when the registry stops; each ends the stream. UNIMPLEMENTED of an older registry:
-    call Heartbeat instead.
+    Errors: those of Heartbeat, about the first heartbeat that has one, and UNAVAILABLE (DRAINING) when the registry stops
+    or the certificate of the connection has expired; each ends the stream. UNIMPLEMENTED of an older registry: call
+    Heartbeat instead.
     Retry: begin a new stream, with the same heartbeat or the next one; a sequence that is not greater than the last one
     only renews the lease.
     """
@@ -103,9 +103,9 @@ class RegistryAsyncStub(RegistryStub):
     """Renews a lease and reports load as often as Heartbeat would, on one long stream: a third of the work for a registry.
     The contract is that of KeepLeaseResponse.
     Callers: runners, each only for the runner id in its own certificate.
-    Errors: those of Heartbeat, about the first heartbeat that has one, UNAUTHENTICATED once the caller's certificate has
-    expired, and UNAVAILABLE (DRAINING) when the registry stops; each ends the stream. UNIMPLEMENTED of an older registry:
-    call Heartbeat instead.
+    Errors: those of Heartbeat, about the first heartbeat that has one, and UNAVAILABLE (DRAINING) when the registry stops
+    or the certificate of the connection has expired; each ends the stream. UNIMPLEMENTED of an older registry: call
+    Heartbeat instead.
     Retry: begin a new stream, with the same heartbeat or the next one; a sequence that is not greater than the last one
     only renews the lease.
     """
@@ -168,9 +168,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """Renews a lease and reports load as often as Heartbeat would, on one long stream: a third of the work for a registry.
         The contract is that of KeepLeaseResponse.
         Callers: runners, each only for the runner id in its own certificate.
-        Errors: those of Heartbeat, about the first heartbeat that has one, UNAUTHENTICATED once the caller's certificate has
-        expired, and UNAVAILABLE (DRAINING) when the registry stops; each ends the stream. UNIMPLEMENTED of an older registry:
-        call Heartbeat instead.
+        Errors: those of Heartbeat, about the first heartbeat that has one, and UNAVAILABLE (DRAINING) when the registry stops
+        or the certificate of the connection has expired; each ends the stream. UNIMPLEMENTED of an older registry: call
+        Heartbeat instead.
         Retry: begin a new stream, with the same heartbeat or the next one; a sequence that is not greater than the last one
         only renews the lease.
         """
