@@ -32,6 +32,7 @@ details = st.one_of(
     st.builds(core.RequestAdmitted, queue_s=seconds),
     st.builds(core.RequestRefused, reason=text, message=text, retry_after_s=st.none() | seconds, queue_s=seconds),
     st.builds(core.RequestSubstituted, text, text),
+    st.builds(core.LoadAsked, figure=rates),
     st.builds(
         core.RequestFinished,
         reason=text,

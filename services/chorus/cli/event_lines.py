@@ -12,6 +12,7 @@ from chorus.core.events import (
     AttemptResumed,
     Event,
     EventKind,
+    LoadAsked,
     Outcome,
     RequestAdmitted,
     RequestFinished,
@@ -20,7 +21,7 @@ from chorus.core.events import (
     RunnerJoined,
 )
 from chorus.core.generation import Priority
-from chorus.core.placement import Work
+from chorus.core.placement import LoadReason, Work
 
 _BAD = "red"
 _STYLES = {
@@ -80,6 +81,10 @@ def _what(event: Event) -> str:
                 f"{_request(event)} goes on at {_where(event)} after {detail.output_tokens} tokens and "
                 f"{detail.gap_s:.2f} s: {detail.reason}"
             )
+        case LoadAsked():
+            by_demand = f"{detail.figure:.1f} requests a slot where it is loaded"
+            why = by_demand if detail.reason is LoadReason.DEMAND else f"{detail.figure:.0%} likely to be asked for"
+            return f"{subject.artifact} on {_where(event)}: {why}"
         case RequestAdmitted():
             urgency = "" if detail.priority is Priority.INTERACTIVE else f" {detail.priority}"
             waited = f" after {detail.queue_s:.2f} s" if detail.queue_s >= 0.005 else ""

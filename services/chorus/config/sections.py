@@ -497,6 +497,20 @@ class CoordinatorSettings(_Listening):
         le=3600,
         description="Seconds for which a runner that failed too often is left alone, before one request probes it.",
     )
+    replicate_busy_s: float = Field(
+        default=20.0,
+        ge=0,
+        le=86_400,
+        description="Seconds for which a model's slots must all be taken before another runner that has room is asked "
+        "to load it, too; 0 is never.",
+    )
+    preload_likelihood: float = Field(
+        default=0.6,
+        ge=0.1,
+        le=1.0,
+        description="How likely it must be, by the times of day and week and the models after which it was asked for, "
+        "that a model will be needed for it to be loaded beforehand where there is room; 1 is never.",
+    )
     max_requests: int = Field(
         default=1024,
         ge=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -51,6 +51,10 @@ class Admission:
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._queue.waiting
+
+    def waiting_of_lanes(self) -> Mapping[str, int]:
+        """Requests that wait for their turn, by lane."""
+        return self._queue.waiting_of_lanes()
 
     @asynccontextmanager
     async def admitted(self, asking: Asking, tell: Tell | None = None) -> AsyncIterator[Place]:

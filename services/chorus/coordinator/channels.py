@@ -81,6 +81,9 @@ class RunnerChannel:
             request_serializer=runner_pb2.WatchTicketsRequest.SerializeToString,
             response_deserializer=runner_pb2.WatchTicketsResponse.FromString,
         )
+        self.load_model: Any = self._channel.unary_stream(
+            f"{_SERVICE}/LoadModel", request_serializer=runner_pb2.LoadModelRequest.SerializeToString
+        )
         self._get_node: Any = self._channel.unary_unary(
             f"{_SERVICE}/GetNode", request_serializer=runner_pb2.GetNodeRequest.SerializeToString
         )

@@ -144,7 +144,12 @@ class Placing:
         self._budget = RetryBudget()
         self._failures = Failures()
         self._breakers = Breakers(breaker_rules)
+        self._on_start: list[Callable[[Candidate], None]] = []
         live.on_change(self._follow)
+
+    def on_start(self, listener: Callable[[Candidate], None]) -> None:
+        """Has `listener` told of every attempt that begins. It must be quick and must not raise."""
+        self._on_start.append(listener)
 
     def default_model(self) -> str:
         """The family that answers generations which name no model; empty where there is none."""
@@ -313,7 +318,7 @@ class Placing:
             needs,
             refused,
             self._live.directory,
-            self._situation(NO_TRACE),
+            self.situation(),
             known=self._known,
             default=self.default_model(),
         )
@@ -382,6 +387,8 @@ class Placing:
     def _start(self, candidate: Candidate, trace: PromptTrace, attempts: Attempts | None = None) -> Running:
         number = attempts.begin(candidate.runner_id) if attempts is not None else 1
         self._in_flight.began(candidate.runner_id, self._live.now)
+        for listener in self._on_start:
+            listener(candidate)
         return Running(candidate, self._begin(candidate, trace), number, attempts, subject_of(candidate))
 
     async def _place_again(self, needs: Needs, trace: PromptTrace, carried: Carried, resuming: Resuming) -> Candidate:
@@ -400,6 +407,10 @@ class Placing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(step.seconds if left_s is None else min(step.seconds, left_s)):
                     await self._live.wait_newer(directory)
+
+    def situation(self) -> Situation:
+        """What this coordinator knows beyond the directory now, whatever the request."""
+        return self._situation(NO_TRACE)
 
     def _situation(self, trace: PromptTrace, tried: Container[str] = frozenset()) -> Situation:
         return Situation(

@@ -20,6 +20,7 @@ from chorus.coordinator.events import EventBoard
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.hedging import Hedging
 from chorus.coordinator.live import LiveDirectory
+from chorus.coordinator.loading import Loading
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
 from chorus.coordinator.requests import Requests
@@ -113,6 +114,16 @@ class CoordinatorService(HostedService):
             identity=identity,
             ttl_s=settings.ticket_ttl_s,
         )
+        self._loading = Loading(
+            self.live,
+            self._placing,
+            self._pool,
+            self._admission,
+            self.events,
+            busy_s=settings.replicate_busy_s,
+            likelihood=settings.preload_likelihood,
+            wall=time.time,
+        )
         servicer = CoordinatorServicer(
             live=self.live,
             placing=self._placing,
@@ -135,6 +146,7 @@ class CoordinatorService(HostedService):
         )
         self._watch: asyncio.Task[None] | None = None
         self._ready: asyncio.Task[None] | None = None
+        self._loads: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -151,12 +163,14 @@ class CoordinatorService(HostedService):
         await self._server.start()
         self._watch = asyncio.create_task(self._registries.run())
         self._ready = asyncio.create_task(self._say_healthy())
+        self._loads = asyncio.create_task(self._loading.run())
         self._webhooks.start()
 
     async def stop(self, grace_s: float) -> None:
         """Takes nothing new, lets requests finish within `grace_s` seconds, and ends."""
-        if self._ready is not None:
-            self._ready.cancel()
+        for task in (self._ready, self._loads):
+            if task is not None:
+                task.cancel()
         self._watching.close()
         self.events.close()
         await self._server.stop(max(grace_s, _ENDING_S))

@@ -21,6 +21,7 @@ from chorus.core.events import (
     Event,
     EventFilter,
     EventKind,
+    LoadAsked,
     Lost,
     LostReason,
     Outcome,
@@ -35,7 +36,7 @@ from chorus.core.events import (
 )
 from chorus.core.fleet.records import EngineKind
 from chorus.core.generation import Priority
-from chorus.core.placement import Work
+from chorus.core.placement import LoadReason, Work
 from chorus.wire.generation import PRIORITIES
 from chorus.wire.resources import ENGINE_KINDS, decode_duration, encode_duration
 
@@ -46,12 +47,16 @@ WORKS: dict[Work, pb.Work.ValueType] = {work: pb.Work.Value(f"WORK_{work.name}")
 OUTCOMES: dict[Outcome, pb.Outcome.ValueType] = {
     outcome: pb.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
 }
+LOAD_REASONS: dict[LoadReason, pb.LoadReason.ValueType] = {
+    reason: pb.LoadReason.Value(f"LOAD_REASON_{reason.name}") for reason in LoadReason
+}
 LOST_REASONS: dict[LostReason, pb.LostReason.ValueType] = {
     reason: pb.LostReason.Value(f"LOST_REASON_{reason.name}") for reason in LostReason
 }
 _KINDS_BACK = {value: kind for kind, value in KINDS.items()}
 _WORKS_BACK = {value: work for work, value in WORKS.items()}
 _OUTCOMES_BACK = {value: outcome for outcome, value in OUTCOMES.items()}
+_LOAD_REASONS_BACK = {value: reason for reason, value in LOAD_REASONS.items()}
 _LOST_REASONS_BACK = {value: reason for reason, value in LOST_REASONS.items()}
 _PRIORITIES_BACK: dict[generation_pb2.Priority.ValueType, Priority] = {value: key for key, value in PRIORITIES.items()}
 _ENGINE_KINDS_BACK: dict[resources_pb2.EngineKind.ValueType, EngineKind] = {
@@ -128,6 +133,8 @@ def _encode_detail(detail: Detail, message: pb.Event) -> None:
                     queue=encode_duration(detail.queue_s),
                 )
             )
+        case LoadAsked():
+            message.load_asked.CopyFrom(pb.LoadAsked(reason=LOAD_REASONS[detail.reason], figure=detail.figure))
         case RequestSubstituted():
             message.request_substituted.CopyFrom(
                 pb.RequestSubstituted(requested_model=detail.requested_model, reason=detail.reason)
@@ -199,6 +206,9 @@ def _decode_detail(message: pb.Event) -> Detail | None:
                 decode_duration(refused.retry_after) if refused.HasField("retry_after") else None,
                 decode_duration(refused.queue),
             )
+        case "load_asked":
+            asked = message.load_asked
+            return LoadAsked(_LOAD_REASONS_BACK.get(asked.reason, LoadReason.DEMAND), asked.figure)
         case "request_substituted":
             return RequestSubstituted(message.request_substituted.requested_model, message.request_substituted.reason)
         case "request_finished":

@@ -191,6 +191,10 @@ class AdmissionQueue:
         """Requests that wait."""
         return sum(len(queue.tickets) for queue in self._queues.values())
 
+    def waiting_of_lanes(self) -> Counter[str]:
+        """How many requests wait, by lane."""
+        return sum((queue.of_lane for queue in self._queues.values()), Counter[str]())
+
     def offer(
         self,
         caller: str,

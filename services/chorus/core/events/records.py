@@ -10,6 +10,7 @@ from typing import TypeAlias
 from chorus.core.fleet.records import EngineKind
 from chorus.core.generation import Priority
 from chorus.core.placement.needs import Work
+from chorus.core.placement.replicas import LoadReason
 
 
 class EventKind(StrEnum):
@@ -32,6 +33,7 @@ class EventKind(StrEnum):
     REQUEST_REFUSED = "request_refused"
     REQUEST_FINISHED = "request_finished"
     REQUEST_SUBSTITUTED = "request_substituted"
+    LOAD_ASKED = "load_asked"
 
 
 class Outcome(StrEnum):
@@ -99,6 +101,14 @@ class AttemptResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadAsked:
+    """A runner was asked to load a model beforehand; `figure` is that of placement's Wanted."""
+
+    reason: LoadReason
+    figure: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestAdmitted:
     """A request's turn has come."""
 
@@ -151,6 +161,7 @@ Detail: TypeAlias = (
     | AttemptFailed
     | AttemptHedged
     | AttemptResumed
+    | LoadAsked
     | RequestAdmitted
     | RequestRefused
     | RequestSubstituted
@@ -163,6 +174,7 @@ KIND_OF: Mapping[type[Detail], EventKind] = {
     AttemptFailed: EventKind.ATTEMPT_FAILED,
     AttemptHedged: EventKind.ATTEMPT_HEDGED,
     AttemptResumed: EventKind.ATTEMPT_RESUMED,
+    LoadAsked: EventKind.LOAD_ASKED,
     RequestAdmitted: EventKind.REQUEST_ADMITTED,
     RequestRefused: EventKind.REQUEST_REFUSED,
     RequestSubstituted: EventKind.REQUEST_SUBSTITUTED,

@@ -6,8 +6,10 @@ from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situa
 from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import default_model, families
 from chorus.core.placement.needs import Needs, Work
+from chorus.core.placement.patterns import Patterns
 from chorus.core.placement.place import Candidate, Rejected, Survey, place, survey
 from chorus.core.placement.refusal import detail, refusal
+from chorus.core.placement.replicas import LoadReason, Replicas, Wanted, load_times
 from chorus.core.placement.roster import Roster
 from chorus.core.placement.similar import FallingBack, KnownModels
 
@@ -19,20 +21,25 @@ __all__ = [
     "FallingBack",
     "InFlight",
     "KnownModels",
+    "LoadReason",
     "Miss",
     "Needs",
     "NodeLoad",
+    "Patterns",
     "PromptTrace",
     "Rejected",
     "RejectionReason",
+    "Replicas",
     "Roster",
     "Situation",
     "Survey",
+    "Wanted",
     "Work",
     "default_model",
     "detail",
     "families",
     "has_quiet_node",
+    "load_times",
     "node_loads",
     "place",
     "refusal",

@@ -40,14 +40,17 @@ def home_key(entry: DirectoryEntry, status: ModelStatus, situation: Situation) -
         status.state is ModelState.LOADING,
         runner_id not in situation.penalties,
         engine is None or engine.kind is not EngineKind.EXTERNAL,
-        _fits(record, status, engine),
+        room(record, status, engine),
         floor(log2(guessed_rate(record, status, engine) * situation.weights.get(runner_id, 1.0))),
         hashlib.blake2b(f"{status.artifact.family}\0{runner_id}".encode(), digest_size=8).digest(),
     )
 
 
-def _fits(record: RunnerRecord, status: ModelStatus, engine: EngineInfo | None) -> int:
-    """2 on a GPU, 1 in memory, 0 where others would have to go first. A server's memory is its own affair."""
+def room(record: RunnerRecord, status: ModelStatus, engine: EngineInfo | None) -> int:
+    """How well a model fits beside those in memory: 2 on a GPU, 1 in memory, 0 where others would have to go first.
+
+    A server's memory is its own affair.
+    """
     if engine is None or engine.kind is not EngineKind.LOCAL:
         return 1
     needed = _ROOM * status.artifact.size_bytes

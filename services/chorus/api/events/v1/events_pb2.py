@@ -28,51 +28,55 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/api/events/v1/events.proto\x12\x14\x63horus.api.events.v1\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\")\n\x06\x43ursor\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xa8\x06\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.chorus.api.events.v1.EventKind\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x11\n\trunner_id\x18\x07 \x01(\t\x12\x0f\n\x07node_id\x18\x08 \x01(\t\x12\x10\n\x08\x61rtifact\x18\t \x01(\t\x12;\n\rrunner_joined\x18\x10 \x01(\x0b\x32\".chorus.api.events.v1.RunnerJoinedH\x00\x12\x37\n\x0brunner_lost\x18\x11 \x01(\x0b\x32 .chorus.api.events.v1.RunnerLostH\x00\x12=\n\x0e\x61ttempt_failed\x18\x12 \x01(\x0b\x32#.chorus.api.events.v1.AttemptFailedH\x00\x12=\n\x0e\x61ttempt_hedged\x18\x13 \x01(\x0b\x32#.chorus.api.events.v1.AttemptHedgedH\x00\x12?\n\x0f\x61ttempt_resumed\x18\x14 \x01(\x0b\x32$.chorus.api.events.v1.AttemptResumedH\x00\x12\x41\n\x10request_admitted\x18\x15 \x01(\x0b\x32%.chorus.api.events.v1.RequestAdmittedH\x00\x12?\n\x0frequest_refused\x18\x16 \x01(\x0b\x32$.chorus.api.events.v1.RequestRefusedH\x00\x12\x41\n\x10request_finished\x18\x17 \x01(\x0b\x32%.chorus.api.events.v1.RequestFinishedH\x00\x12G\n\x13request_substituted\x18\x18 \x01(\x0b\x32(.chorus.api.events.v1.RequestSubstitutedH\x00\x42\x08\n\x06\x64\x65tail\"F\n\x0cRunnerJoined\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08replaced\x18\x03 \x01(\x08\"!\n\nRunnerLost\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\"P\n\rAttemptFailed\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x62\x65gun\x18\x04 \x01(\x08\"J\n\rAttemptHedged\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12(\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\x0e\x41ttemptResumed\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12&\n\x03gap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12output_token_count\x18\x04 \x01(\r\"\x9a\x01\n\x0fRequestAdmitted\x12(\n\x04work\x18\x01 \x01(\x0e\x32\x1a.chorus.api.events.v1.Work\x12\x33\n\x08priority\x18\x02 \x01(\x0e\x32!.chorus.api.inference.v1.Priority\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb5\x01\n\x0eRequestRefused\x12(\n\x04work\x18\x01 \x01(\x0e\x32\x1a.chorus.api.events.v1.Work\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x12RequestSubstituted\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xd5\x03\n\x0fRequestFinished\x12(\n\x04work\x18\x01 \x01(\x0e\x32\x1a.chorus.api.events.v1.Work\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.chorus.api.events.v1.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x15\n\rattempt_count\x18\x05 \x01(\r\x12\x35\n\x0b\x65ngine_kind\x18\x06 \x01(\x0e\x32 .chorus.api.runner.v1.EngineKind\x12(\n\x05queue\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12prompt_token_count\x18\n \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x0b \x01(\r\x12\x1a\n\x12output_token_count\x18\x0c \x01(\r\x12\x19\n\x11tokens_per_second\x18\r \x01(\x01\"p\n\x0b\x45ventFilter\x12.\n\x05kinds\x18\x01 \x03(\x0e\x32\x1f.chorus.api.events.v1.EventKind\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"9\n\nEventBatch\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.chorus.api.events.v1.Event\"G\n\x04Lost\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .chorus.api.events.v1.LostReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\n\n\x08\x42ookmark\"\xd8\x01\n\rWatchedEvents\x12,\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x1c.chorus.api.events.v1.Cursor\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32 .chorus.api.events.v1.EventBatchH\x00\x12*\n\x04lost\x18\x03 \x01(\x0b\x32\x1a.chorus.api.events.v1.LostH\x00\x12\x32\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x1e.chorus.api.events.v1.BookmarkH\x00\x42\x06\n\x04told*\xbf\x04\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_KIND_NODE_JOINED\x10\x01\x12\x18\n\x14\x45VENT_KIND_NODE_LOST\x10\x02\x12\x1c\n\x18\x45VENT_KIND_RUNNER_JOINED\x10\x03\x12\x1a\n\x16\x45VENT_KIND_RUNNER_LOST\x10\x04\x12\x1e\n\x1a\x45VENT_KIND_RUNNER_DRAINING\x10\x05\x12!\n\x1d\x45VENT_KIND_RUNNER_UNREACHABLE\x10\x06\x12\x1f\n\x1b\x45VENT_KIND_RUNNER_REACHABLE\x10\x07\x12\x1d\n\x19\x45VENT_KIND_ATTEMPT_FAILED\x10\x08\x12\x1d\n\x19\x45VENT_KIND_ATTEMPT_HEDGED\x10\t\x12\x1e\n\x1a\x45VENT_KIND_ATTEMPT_RESUMED\x10\n\x12\x1d\n\x19\x45VENT_KIND_BREAKER_OPENED\x10\x0b\x12 \n\x1c\x45VENT_KIND_BREAKER_HALF_OPEN\x10\x0c\x12\x1d\n\x19\x45VENT_KIND_BREAKER_CLOSED\x10\r\x12\x1f\n\x1b\x45VENT_KIND_REQUEST_ADMITTED\x10\x0e\x12\x1e\n\x1a\x45VENT_KIND_REQUEST_REFUSED\x10\x0f\x12\x1f\n\x1b\x45VENT_KIND_REQUEST_FINISHED\x10\x10\x12\"\n\x1e\x45VENT_KIND_REQUEST_SUBSTITUTED\x10\x11*g\n\x04Work\x12\x14\n\x10WORK_UNSPECIFIED\x10\x00\x12\x11\n\rWORK_GENERATE\x10\x01\x12\x0e\n\nWORK_EMBED\x10\x02\x12\x0f\n\x0bWORK_RERANK\x10\x03\x12\x15\n\x11WORK_COUNT_TOKENS\x10\x04*d\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMPLETED\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03*^\n\nLostReason\x12\x1b\n\x17LOST_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12LOST_REASON_LAGGED\x10\x01\x12\x1b\n\x17LOST_REASON_OTHER_EPOCH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/api/events/v1/events.proto\x12\x14\x63horus.api.events.v1\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\")\n\x06\x43ursor\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xdf\x06\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.chorus.api.events.v1.EventKind\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x11\n\trunner_id\x18\x07 \x01(\t\x12\x0f\n\x07node_id\x18\x08 \x01(\t\x12\x10\n\x08\x61rtifact\x18\t \x01(\t\x12;\n\rrunner_joined\x18\x10 \x01(\x0b\x32\".chorus.api.events.v1.RunnerJoinedH\x00\x12\x37\n\x0brunner_lost\x18\x11 \x01(\x0b\x32 .chorus.api.events.v1.RunnerLostH\x00\x12=\n\x0e\x61ttempt_failed\x18\x12 \x01(\x0b\x32#.chorus.api.events.v1.AttemptFailedH\x00\x12=\n\x0e\x61ttempt_hedged\x18\x13 \x01(\x0b\x32#.chorus.api.events.v1.AttemptHedgedH\x00\x12?\n\x0f\x61ttempt_resumed\x18\x14 \x01(\x0b\x32$.chorus.api.events.v1.AttemptResumedH\x00\x12\x41\n\x10request_admitted\x18\x15 \x01(\x0b\x32%.chorus.api.events.v1.RequestAdmittedH\x00\x12?\n\x0frequest_refused\x18\x16 \x01(\x0b\x32$.chorus.api.events.v1.RequestRefusedH\x00\x12\x41\n\x10request_finished\x18\x17 \x01(\x0b\x32%.chorus.api.events.v1.RequestFinishedH\x00\x12G\n\x13request_substituted\x18\x18 \x01(\x0b\x32(.chorus.api.events.v1.RequestSubstitutedH\x00\x12\x35\n\nload_asked\x18\x19 \x01(\x0b\x32\x1f.chorus.api.events.v1.LoadAskedH\x00\x42\x08\n\x06\x64\x65tail\"F\n\x0cRunnerJoined\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08replaced\x18\x03 \x01(\x08\"!\n\nRunnerLost\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\"P\n\rAttemptFailed\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x62\x65gun\x18\x04 \x01(\x08\"J\n\rAttemptHedged\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12(\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\x0e\x41ttemptResumed\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12&\n\x03gap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12output_token_count\x18\x04 \x01(\r\"\x9a\x01\n\x0fRequestAdmitted\x12(\n\x04work\x18\x01 \x01(\x0e\x32\x1a.chorus.api.events.v1.Work\x12\x33\n\x08priority\x18\x02 \x01(\x0e\x32!.chorus.api.inference.v1.Priority\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb5\x01\n\x0eRequestRefused\x12(\n\x04work\x18\x01 \x01(\x0e\x32\x1a.chorus.api.events.v1.Work\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x12RequestSubstituted\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"M\n\tLoadAsked\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .chorus.api.events.v1.LoadReason\x12\x0e\n\x06\x66igure\x18\x02 \x01(\x01\"\xd5\x03\n\x0fRequestFinished\x12(\n\x04work\x18\x01 \x01(\x0e\x32\x1a.chorus.api.events.v1.Work\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.chorus.api.events.v1.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x15\n\rattempt_count\x18\x05 \x01(\r\x12\x35\n\x0b\x65ngine_kind\x18\x06 \x01(\x0e\x32 .chorus.api.runner.v1.EngineKind\x12(\n\x05queue\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12prompt_token_count\x18\n \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x0b \x01(\r\x12\x1a\n\x12output_token_count\x18\x0c \x01(\r\x12\x19\n\x11tokens_per_second\x18\r \x01(\x01\"p\n\x0b\x45ventFilter\x12.\n\x05kinds\x18\x01 \x03(\x0e\x32\x1f.chorus.api.events.v1.EventKind\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"9\n\nEventBatch\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.chorus.api.events.v1.Event\"G\n\x04Lost\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .chorus.api.events.v1.LostReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\n\n\x08\x42ookmark\"\xd8\x01\n\rWatchedEvents\x12,\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x1c.chorus.api.events.v1.Cursor\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32 .chorus.api.events.v1.EventBatchH\x00\x12*\n\x04lost\x18\x03 \x01(\x0b\x32\x1a.chorus.api.events.v1.LostH\x00\x12\x32\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x1e.chorus.api.events.v1.BookmarkH\x00\x42\x06\n\x04told*\xda\x04\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_KIND_NODE_JOINED\x10\x01\x12\x18\n\x14\x45VENT_KIND_NODE_LOST\x10\x02\x12\x1c\n\x18\x45VENT_KIND_RUNNER_JOINED\x10\x03\x12\x1a\n\x16\x45VENT_KIND_RUNNER_LOST\x10\x04\x12\x1e\n\x1a\x45VENT_KIND_RUNNER_DRAINING\x10\x05\x12!\n\x1d\x45VENT_KIND_RUNNER_UNREACHABLE\x10\x06\x12\x1f\n\x1b\x45VENT_KIND_RUNNER_REACHABLE\x10\x07\x12\x1d\n\x19\x45VENT_KIND_ATTEMPT_FAILED\x10\x08\x12\x1d\n\x19\x45VENT_KIND_ATTEMPT_HEDGED\x10\t\x12\x1e\n\x1a\x45VENT_KIND_ATTEMPT_RESUMED\x10\n\x12\x1d\n\x19\x45VENT_KIND_BREAKER_OPENED\x10\x0b\x12 \n\x1c\x45VENT_KIND_BREAKER_HALF_OPEN\x10\x0c\x12\x1d\n\x19\x45VENT_KIND_BREAKER_CLOSED\x10\r\x12\x1f\n\x1b\x45VENT_KIND_REQUEST_ADMITTED\x10\x0e\x12\x1e\n\x1a\x45VENT_KIND_REQUEST_REFUSED\x10\x0f\x12\x1f\n\x1b\x45VENT_KIND_REQUEST_FINISHED\x10\x10\x12\"\n\x1e\x45VENT_KIND_REQUEST_SUBSTITUTED\x10\x11\x12\x19\n\x15\x45VENT_KIND_LOAD_ASKED\x10\x12*g\n\x04Work\x12\x14\n\x10WORK_UNSPECIFIED\x10\x00\x12\x11\n\rWORK_GENERATE\x10\x01\x12\x0e\n\nWORK_EMBED\x10\x02\x12\x0f\n\x0bWORK_RERANK\x10\x03\x12\x15\n\x11WORK_COUNT_TOKENS\x10\x04*Z\n\nLoadReason\x12\x1b\n\x17LOAD_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12LOAD_REASON_DEMAND\x10\x01\x12\x17\n\x13LOAD_REASON_PATTERN\x10\x02*d\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMPLETED\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03*^\n\nLostReason\x12\x1b\n\x17LOST_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12LOST_REASON_LAGGED\x10\x01\x12\x1b\n\x17LOST_REASON_OTHER_EPOCH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.api.events.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTKIND']._serialized_start=2796
-  _globals['_EVENTKIND']._serialized_end=3371
-  _globals['_WORK']._serialized_start=3373
-  _globals['_WORK']._serialized_end=3476
-  _globals['_OUTCOME']._serialized_start=3478
-  _globals['_OUTCOME']._serialized_end=3578
-  _globals['_LOSTREASON']._serialized_start=3580
-  _globals['_LOSTREASON']._serialized_end=3674
+  _globals['_EVENTKIND']._serialized_start=2930
+  _globals['_EVENTKIND']._serialized_end=3532
+  _globals['_WORK']._serialized_start=3534
+  _globals['_WORK']._serialized_end=3637
+  _globals['_LOADREASON']._serialized_start=3639
+  _globals['_LOADREASON']._serialized_end=3729
+  _globals['_OUTCOME']._serialized_start=3731
+  _globals['_OUTCOME']._serialized_end=3831
+  _globals['_LOSTREASON']._serialized_start=3833
+  _globals['_LOSTREASON']._serialized_end=3927
   _globals['_CURSOR']._serialized_start=204
   _globals['_CURSOR']._serialized_end=245
   _globals['_EVENT']._serialized_start=248
-  _globals['_EVENT']._serialized_end=1056
-  _globals['_RUNNERJOINED']._serialized_start=1058
-  _globals['_RUNNERJOINED']._serialized_end=1128
-  _globals['_RUNNERLOST']._serialized_start=1130
-  _globals['_RUNNERLOST']._serialized_end=1163
-  _globals['_ATTEMPTFAILED']._serialized_start=1165
-  _globals['_ATTEMPTFAILED']._serialized_end=1245
-  _globals['_ATTEMPTHEDGED']._serialized_start=1247
-  _globals['_ATTEMPTHEDGED']._serialized_end=1321
-  _globals['_ATTEMPTRESUMED']._serialized_start=1323
-  _globals['_ATTEMPTRESUMED']._serialized_end=1440
-  _globals['_REQUESTADMITTED']._serialized_start=1443
-  _globals['_REQUESTADMITTED']._serialized_end=1597
-  _globals['_REQUESTREFUSED']._serialized_start=1600
-  _globals['_REQUESTREFUSED']._serialized_end=1781
-  _globals['_REQUESTSUBSTITUTED']._serialized_start=1783
-  _globals['_REQUESTSUBSTITUTED']._serialized_end=1844
-  _globals['_REQUESTFINISHED']._serialized_start=1847
-  _globals['_REQUESTFINISHED']._serialized_end=2316
-  _globals['_EVENTFILTER']._serialized_start=2318
-  _globals['_EVENTFILTER']._serialized_end=2430
-  _globals['_EVENTBATCH']._serialized_start=2432
-  _globals['_EVENTBATCH']._serialized_end=2489
-  _globals['_LOST']._serialized_start=2491
-  _globals['_LOST']._serialized_end=2562
-  _globals['_BOOKMARK']._serialized_start=2564
-  _globals['_BOOKMARK']._serialized_end=2574
-  _globals['_WATCHEDEVENTS']._serialized_start=2577
-  _globals['_WATCHEDEVENTS']._serialized_end=2793
+  _globals['_EVENT']._serialized_end=1111
+  _globals['_RUNNERJOINED']._serialized_start=1113
+  _globals['_RUNNERJOINED']._serialized_end=1183
+  _globals['_RUNNERLOST']._serialized_start=1185
+  _globals['_RUNNERLOST']._serialized_end=1218
+  _globals['_ATTEMPTFAILED']._serialized_start=1220
+  _globals['_ATTEMPTFAILED']._serialized_end=1300
+  _globals['_ATTEMPTHEDGED']._serialized_start=1302
+  _globals['_ATTEMPTHEDGED']._serialized_end=1376
+  _globals['_ATTEMPTRESUMED']._serialized_start=1378
+  _globals['_ATTEMPTRESUMED']._serialized_end=1495
+  _globals['_REQUESTADMITTED']._serialized_start=1498
+  _globals['_REQUESTADMITTED']._serialized_end=1652
+  _globals['_REQUESTREFUSED']._serialized_start=1655
+  _globals['_REQUESTREFUSED']._serialized_end=1836
+  _globals['_REQUESTSUBSTITUTED']._serialized_start=1838
+  _globals['_REQUESTSUBSTITUTED']._serialized_end=1899
+  _globals['_LOADASKED']._serialized_start=1901
+  _globals['_LOADASKED']._serialized_end=1978
+  _globals['_REQUESTFINISHED']._serialized_start=1981
+  _globals['_REQUESTFINISHED']._serialized_end=2450
+  _globals['_EVENTFILTER']._serialized_start=2452
+  _globals['_EVENTFILTER']._serialized_end=2564
+  _globals['_EVENTBATCH']._serialized_start=2566
+  _globals['_EVENTBATCH']._serialized_end=2623
+  _globals['_LOST']._serialized_start=2625
+  _globals['_LOST']._serialized_end=2696
+  _globals['_BOOKMARK']._serialized_start=2698
+  _globals['_BOOKMARK']._serialized_end=2708
+  _globals['_WATCHEDEVENTS']._serialized_start=2711
+  _globals['_WATCHEDEVENTS']._serialized_end=2927
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A request that some runner was asked for has ended, however it did."""
     EVENT_KIND_REQUEST_SUBSTITUTED: _EventKind.ValueType  # 17
     """Another model answers a request than the one that it asked for."""
+    EVENT_KIND_LOAD_ASKED: _EventKind.ValueType  # 18
+    """A runner was asked to load a model, though no request waits for that."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What kind of thing happened."""
@@ -105,6 +107,8 @@ EVENT_KIND_REQUEST_FINISHED: EventKind.ValueType  # 16
 """A request that some runner was asked for has ended, however it did."""
 EVENT_KIND_REQUEST_SUBSTITUTED: EventKind.ValueType  # 17
 """Another model answers a request than the one that it asked for."""
+EVENT_KIND_LOAD_ASKED: EventKind.ValueType  # 18
+"""A runner was asked to load a model, though no request waits for that."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _Work:
@@ -138,6 +142,30 @@ WORK_RERANK: Work.ValueType  # 3
 WORK_COUNT_TOKENS: Work.ValueType  # 4
 """The length of a prompt."""
 Global___Work: _TypeAlias = Work  # noqa: Y015
+
+class _LoadReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOAD_REASON_UNSPECIFIED: _LoadReason.ValueType  # 0
+    """Not set."""
+    LOAD_REASON_DEMAND: _LoadReason.ValueType  # 1
+    """The runners that have it loaded are full."""
+    LOAD_REASON_PATTERN: _LoadReason.ValueType  # 2
+    """It is usually asked for at about this time, or after a model that has just been asked for."""
+
+class LoadReason(_LoadReason, metaclass=_LoadReasonEnumTypeWrapper):
+    """Why a model is loaded that no request waits for."""
+
+LOAD_REASON_UNSPECIFIED: LoadReason.ValueType  # 0
+"""Not set."""
+LOAD_REASON_DEMAND: LoadReason.ValueType  # 1
+"""The runners that have it loaded are full."""
+LOAD_REASON_PATTERN: LoadReason.ValueType  # 2
+"""It is usually asked for at about this time, or after a model that has just been asked for."""
+Global___LoadReason: _TypeAlias = LoadReason  # noqa: Y015
 
 class _Outcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -241,6 +269,7 @@ class Event(_message.Message):
     REQUEST_REFUSED_FIELD_NUMBER: _builtins.int
     REQUEST_FINISHED_FIELD_NUMBER: _builtins.int
     REQUEST_SUBSTITUTED_FIELD_NUMBER: _builtins.int
+    LOAD_ASKED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Its number, rising by one from event to event of a coordinator's life."""
     kind: Global___EventKind.ValueType
@@ -297,6 +326,10 @@ class Event(_message.Message):
     def request_substituted(self) -> Global___RequestSubstituted:
         """Of REQUEST_SUBSTITUTED."""
 
+    @_builtins.property
+    def load_asked(self) -> Global___LoadAsked:
+        """Of LOAD_ASKED."""
+
     def __init__(
         self,
         *,
@@ -318,12 +351,13 @@ class Event(_message.Message):
         request_refused: Global___RequestRefused | None = ...,
         request_finished: Global___RequestFinished | None = ...,
         request_substituted: Global___RequestSubstituted | None = ...,
+        load_asked: Global___LoadAsked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "detail", b"detail", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_refused", b"request_refused", "request_substituted", b"request_substituted", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "detail", b"detail", "load_asked", b"load_asked", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_refused", b"request_refused", "request_substituted", b"request_substituted", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "caller", b"caller", "detail", b"detail", "kind", b"kind", "model", b"model", "node_id", b"node_id", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_id", b"request_id", "request_refused", b"request_refused", "request_substituted", b"request_substituted", "runner_id", b"runner_id", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "at", b"at", "attempt_failed", b"attempt_failed", "attempt_hedged", b"attempt_hedged", "attempt_resumed", b"attempt_resumed", "caller", b"caller", "detail", b"detail", "kind", b"kind", "load_asked", b"load_asked", "model", b"model", "node_id", b"node_id", "request_admitted", b"request_admitted", "request_finished", b"request_finished", "request_id", b"request_id", "request_refused", b"request_refused", "request_substituted", b"request_substituted", "runner_id", b"runner_id", "runner_joined", b"runner_joined", "runner_lost", b"runner_lost", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["runner_joined", "runner_lost", "attempt_failed", "attempt_hedged", "attempt_resumed", "request_admitted", "request_refused", "request_finished", "request_substituted"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["runner_joined", "runner_lost", "attempt_failed", "attempt_hedged", "attempt_resumed", "request_admitted", "request_refused", "request_finished", "request_substituted", "load_asked"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
@@ -578,6 +612,34 @@ class RequestSubstituted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestSubstituted: _TypeAlias = RequestSubstituted  # noqa: Y015
+
+@_typing.final
+class LoadAsked(_message.Message):
+    """A model that the event's runner was asked to load."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    FIGURE_FIELD_NUMBER: _builtins.int
+    reason: Global___LoadReason.ValueType
+    """Why."""
+    figure: _builtins.float
+    """By demand: how many requests there are for each of the slots that it has. By a pattern: how likely it will be
+    asked for, 0 to 1.
+    """
+    def __init__(
+        self,
+        *,
+        reason: Global___LoadReason.ValueType = ...,
+        figure: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figure", b"figure", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAsked: _TypeAlias = LoadAsked  # noqa: Y015
 
 @_typing.final
 class RequestFinished(_message.Message):
