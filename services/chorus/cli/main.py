@@ -32,6 +32,7 @@ ENTRIES = (
     Entry("certs", "chorus.cli.certs:app", "Make, show and check the certificates of a mesh.", _SETUP),
     Entry("config", "chorus.cli.config:app", "Show the configuration in use, and describe its keys.", _SETUP),
     Entry("version", "chorus.cli.version:version", "Show the versions of Chorus and of what it stands on.", _SETUP),
+    Entry("k8s", "chorus.cli.k8s:app", "Run the mesh in Kubernetes: K3s and others.", _SETUP),
     Entry("registry", "chorus.cli.services:registry", "Run a registry.", _SERVICES),
     Entry("runner", "chorus.cli.services:runner", "Run a runner.", _SERVICES),
     Entry("coordinator", "chorus.cli.services:coordinator", "Run a coordinator.", _SERVICES),

@@ -24,7 +24,7 @@ from chorus.core.identity import Role, SpiffeId
 from chorus.telemetry.corelog import core_log_events
 from chorus.telemetry.logs import configure_logging, get_logger
 from chorus.telemetry.metrics_server import MetricsServer
-from chorus.transport.tls import TlsIdentity
+from chorus.transport.tls import CERTIFICATE_FILE, TlsIdentity
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
@@ -75,11 +75,12 @@ Build: TypeAlias = Callable[[CollectorRegistry], HostedService | Awaitable[Hoste
 def load_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentity | None:
     """Returns who the process is that serves as `name`, or None for a mesh without TLS on loopback.
 
-    Raises CertificateError where there is no valid certificate, or it is of somebody else.
+    Its folder is that of its role and name under `mesh.certs_dir`, or `certs_dir` itself where that holds a leaf: a
+    Kubernetes Secret. Raises CertificateError where there is no valid certificate, or it is of somebody else.
     """
     if mesh.insecure_loopback:
         return None
-    directory = mesh.certs_dir / f"{role}-{name}"
+    directory = mesh.certs_dir if (mesh.certs_dir / CERTIFICATE_FILE).exists() else mesh.certs_dir / f"{role}-{name}"
     identity = TlsIdentity.load(directory)
     expected = SpiffeId(mesh.trust_domain, role, name)
     if identity.spiffe_id != expected:

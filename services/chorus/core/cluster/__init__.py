@@ -1,0 +1,1 @@
+"""What Chorus decides about a Kubernetes cluster that it runs in."""

@@ -1,0 +1,1 @@
+"""Chorus in Kubernetes: the manifests, what renders and examines them, and what runs beside the services there."""

@@ -1,0 +1,233 @@
+"""The Job that makes a mesh's certificates in its cluster: the authority once, and a leaf for whoever lacks one.
+
+Everything is kept in Secrets, which this Job's service account alone may read. Run again, it makes what has come to be
+missing: leaves of new nodes, and those that have lived for two thirds of their time.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from chorus.core.errors import CertificateError, ConfigError, InvalidRequestError, NotFoundError
+from chorus.core.identity import Role, SpiffeId
+from chorus.identity.ca import CA_KEY, CertificateAuthority, Leaf
+from chorus.identity.policy import Policy
+from chorus.k8s.cluster import Cluster, ConflictError, Object
+from chorus.k8s.draining import RUNNER_LABEL
+from chorus.k8s.leaves import LEAVES_SECRET, certificate_key, private_key
+from chorus.transport.tls import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    check_chain,
+    check_key,
+    read_certificates,
+    spiffe_id_of,
+)
+
+AUTHORITY_SECRET = "chorus-ca"  # noqa: S105 - a name
+_LABELS = {"app.kubernetes.io/part-of": "chorus", "app.kubernetes.io/managed-by": "chorus-issue"}
+_RENEWED_AT = 2 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """A leaf with a Secret of its own. `service` is the Service that it is reached by, for tools that check that."""
+
+    role: Role
+    name: str
+    secret: str
+    service: str = ""
+
+
+SINGLES = (
+    Single(Role.REGISTRY, "registry", "chorus-registry-tls", "chorus-registry"),
+    Single(Role.COORDINATOR, "coordinator", "chorus-coordinator-tls", "chorus-coordinator"),
+    Single(Role.CLIENT, "cli", "chorus-client-tls"),
+    Single(Role.ADMIN, "operator", "chorus-admin-tls"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What one run did: names of identities, and of nodes that can be no runner's name."""
+
+    made: tuple[str, ...]
+    kept: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+class Issuer:
+    """One run over one namespace. `now` is when; certificates are as `policy` says."""
+
+    def __init__(self, cluster: Cluster, policy: Policy, *, trust_domain: str, now: datetime) -> None:
+        self._cluster = cluster
+        self._policy = policy
+        self._trust_domain = trust_domain
+        self._now = now
+        self._made: list[str] = []
+        self._kept: list[str] = []
+
+    def run(self, runners: Iterable[str] = ()) -> Issued:
+        """Makes what is missing, for the labelled nodes and for `runners` besides.
+
+        Raises UnavailableError where the API server can't be asked, CertificateError where the authority's Secret is
+        damaged, ConfigError where it is of another mesh.
+        """
+        authority = self._authority()
+        for single in SINGLES:
+            self._single(authority, single)
+        names, refused = self._runner_names(runners)
+        self._leaves(authority, names)
+        return Issued(tuple(self._made), tuple(self._kept), tuple(refused))
+
+    def _authority(self) -> CertificateAuthority:
+        stored = self._read(AUTHORITY_SECRET)
+        if stored is None:
+            with TemporaryDirectory() as scratch:
+                made = CertificateAuthority.create(self._policy, now=self._now, trust_domain=self._trust_domain)
+                made.write(Path(scratch), replace=True)
+                data = {name: (Path(scratch) / name).read_bytes() for name in (CA_FILE, CA_KEY)}
+            try:
+                self._cluster.create(self._secrets(), _secret(AUTHORITY_SECRET, data))
+            except ConflictError:  # another run was faster, and its authority is the one
+                stored = self._read(AUTHORITY_SECRET)
+            else:
+                self._made.append(f"the authority of {self._trust_domain}")
+                return made
+        return self._loaded(stored or {})
+
+    def _loaded(self, data: Mapping[str, bytes]) -> CertificateAuthority:
+        with TemporaryDirectory() as scratch:
+            for name in (CA_FILE, CA_KEY):
+                path = Path(scratch) / name
+                path.touch(mode=0o600)
+                path.write_bytes(data.get(name, b""))
+            try:
+                authority = CertificateAuthority.load(Path(scratch))
+            except CertificateError as error:
+                raise CertificateError(
+                    f"the Secret {AUTHORITY_SECRET} is damaged ({error.message}); restore it from a backup, or delete "
+                    "it and every other Secret chorus-*, after which all pods have to be restarted"
+                ) from error
+        if authority.trust_domain != self._trust_domain:
+            raise ConfigError(
+                f"the Secret {AUTHORITY_SECRET} is the authority of {authority.trust_domain}, and mesh.trust_domain "
+                f"says {self._trust_domain}"
+            )
+        return authority
+
+    def _single(self, authority: CertificateAuthority, single: Single) -> None:
+        identity = SpiffeId(self._trust_domain, single.role, single.name)
+        stored = self._read(single.secret)
+        data = stored or {}
+        if self._lasts(authority, identity, data.get(CERTIFICATE_FILE), data.get(KEY_FILE)):
+            self._kept.append(str(identity))
+            return
+        leaf = self._issue(authority, identity, self._service_names(single.service))
+        fresh = {CERTIFICATE_FILE: leaf.cert_pem, KEY_FILE: leaf.key_pem, CA_FILE: leaf.ca_pem}
+        self._write(single.secret, fresh, exists=stored is not None)
+
+    def _leaves(self, authority: CertificateAuthority, runners: Sequence[str]) -> None:
+        stored = self._read(LEAVES_SECRET)
+        wanted: dict[str, bytes] = {CA_FILE: authority.certificate_pem}
+        for runner in runners:
+            identity = SpiffeId(self._trust_domain, Role.RUNNER, runner)
+            pair = [(stored or {}).get(key) for key in (certificate_key(runner), private_key(runner))]
+            if self._lasts(authority, identity, *pair):
+                self._kept.append(str(identity))
+                cert_pem, key_pem = pair
+            else:
+                leaf = self._issue(authority, identity, ())
+                cert_pem, key_pem = leaf.cert_pem, leaf.key_pem
+            assert cert_pem is not None, "what lasts is there"
+            assert key_pem is not None, "what lasts is there"
+            wanted |= {certificate_key(runner): cert_pem, private_key(runner): key_pem}
+        if wanted != stored:
+            # Leaves of nodes that are gone go as well: a merge patch takes away what is set to null.
+            gone = dict.fromkeys((stored or {}).keys() - wanted.keys())
+            self._write(LEAVES_SECRET, {**gone, **wanted}, exists=stored is not None)
+
+    def _runner_names(self, more: Iterable[str]) -> tuple[list[str], list[str]]:
+        nodes = self._cluster.get("/api/v1/nodes", labelSelector=f"{RUNNER_LABEL}=true")
+        names, refused = [], []
+        for name in dict.fromkeys([*(node["metadata"]["name"] for node in nodes["items"]), *more]):
+            try:
+                SpiffeId(self._trust_domain, Role.RUNNER, name)
+            except InvalidRequestError:
+                refused.append(name)
+            else:
+                names.append(name)
+        return names, refused
+
+    def _issue(self, authority: CertificateAuthority, identity: SpiffeId, addresses: Sequence[str]) -> Leaf:
+        leaf = authority.issue(identity, self._policy, now=self._now, addresses=addresses)
+        self._made.append(str(identity))
+        return leaf
+
+    def _lasts(
+        self, authority: CertificateAuthority, identity: SpiffeId, cert_pem: bytes | None, key_pem: bytes | None
+    ) -> bool:
+        """Whether a leaf is that identity's, of this authority, and has more than a third of its life left."""
+        if cert_pem is None or key_pem is None:
+            return False
+        try:
+            chain = read_certificates(cert_pem, CERTIFICATE_FILE)
+            check_key(chain[0], key_pem)
+            check_chain(chain, [authority.certificate])
+            if spiffe_id_of(chain[0]) != identity:
+                return False
+        except CertificateError:
+            return False
+        begin, end = chain[0].not_valid_before_utc, chain[0].not_valid_after_utc
+        return self._now < begin + (end - begin) * _RENEWED_AT
+
+    def _service_names(self, service: str) -> tuple[str, ...]:
+        if not service:
+            return ()
+        namespace = self._cluster.namespace
+        return (
+            service,
+            *(f"{service}.{namespace}{end}" for end in ("", ".svc", ".svc.cluster.local")),
+            *("localhost", "127.0.0.1", "::1"),  # kubectl port-forward
+        )
+
+    def _secrets(self, name: str = "") -> str:
+        path = f"/api/v1/namespaces/{self._cluster.namespace}/secrets"
+        return f"{path}/{name}" if name else path
+
+    def _read(self, name: str) -> dict[str, bytes] | None:
+        try:
+            found = self._cluster.get(self._secrets(name))
+        except NotFoundError:
+            return None
+        try:
+            return {key: base64.b64decode(text, validate=True) for key, text in (found.get("data") or {}).items()}
+        except binascii.Error as error:
+            raise CertificateError(f"the Secret {name} is damaged: {error}") from error
+
+    def _write(self, name: str, data: Mapping[str, bytes | None], *, exists: bool) -> None:
+        if exists:
+            self._cluster.merge(self._secrets(name), {"data": _encoded(data)})
+        else:
+            self._cluster.create(self._secrets(), _secret(name, data))
+
+
+def _secret(name: str, data: Mapping[str, bytes | None]) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "labels": _LABELS},
+        "type": "Opaque",
+        "data": _encoded(data),
+    }
+
+
+def _encoded(data: Mapping[str, bytes | None]) -> dict[str, str | None]:
+    return {key: None if value is None else base64.b64encode(value).decode() for key, value in data.items()}

@@ -1,0 +1,279 @@
+"""Who listens and who dials, by the services' own configuration; what manifests let through; where the two differ."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from chorus.config import ChorusConfig, Endpoint, load_config
+from chorus.core.identity import Role, SpiffeId
+from tests.deploy.manifests import Document, containers, pod_template
+
+SERVICES = ("registry", "runner", "coordinator")
+HANGS_AFTER_S = 15  # transport/process.py: so long after its grace a service is left where it is
+_STAND_INS = {"spec.nodeName": "desktop", "metadata.name": "chorus-runner-0", "status.podIP": "10.42.0.7"}
+
+
+@dataclass(frozen=True)
+class Pods:
+    """The pods of one workload: one service of the mesh each, by `service`, or something beside it ("models")."""
+
+    name: str
+    labels: Mapping[str, str]
+    template: Document
+
+    @property
+    def service(self) -> str:
+        return self.labels.get("app.kubernetes.io/component", "client")
+
+    @property
+    def main(self) -> Document:
+        container: Document = self.template["spec"]["containers"][0]
+        return container
+
+    def environment(self, container: Document | None = None) -> dict[str, str]:
+        """A container's variables, as the kubelet makes them."""
+        made: dict[str, str] = {}
+        for entry in (container or self.main).get("env", []):
+            if "value" in entry:
+                value = str(entry["value"])
+                for name, known in made.items():
+                    value = value.replace(f"$({name})", known)
+                made[entry["name"]] = value
+            else:
+                made[entry["name"]] = _STAND_INS[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        return made
+
+    @property
+    def config(self) -> ChorusConfig:
+        """What the service makes of them."""
+        return load_config(environ=self.environment())
+
+    def ports(self) -> dict[str, int]:
+        """The ports that it says it has, by name."""
+        return {port["name"]: port["containerPort"] for port in self.main.get("ports", [])}
+
+    def listens(self) -> dict[str, int]:
+        """The ports that it listens on, by what they are for."""
+        settings = getattr(self.config, self.service)
+        found = {"grpc": settings.listen, "health": settings.health_listen, "metrics": settings.metrics_listen}
+        for address in found.values():
+            assert address is None or address.is_wildcard, "nobody but itself could reach it"
+        return {name: address.port for name, address in found.items() if address is not None}
+
+
+@dataclass(frozen=True)
+class Dial:
+    """`who` dials a service at a Service's name, or at the pod's own address where `host` is empty."""
+
+    who: str
+    role: Role
+    name: str
+    host: str
+    port: int
+
+
+def workloads(documents: Iterable[Document]) -> list[Pods]:
+    """The pods of every workload."""
+    found = []
+    for document in documents:
+        template = pod_template(document)
+        if template is not None:
+            found.append(Pods(document["metadata"]["name"], template["metadata"]["labels"], template))
+    return found
+
+
+def dials(pods: Iterable[Pods]) -> Iterator[Dial]:
+    """Every connection that the services make, and that of a client within the cluster."""
+    for each in pods:
+        if each.service in ("runner", "coordinator"):
+            for endpoint in getattr(each.config, each.service).registries:
+                yield _dial(each.service, Role.REGISTRY, endpoint)
+        if each.service == "runner":
+            runner = each.config.runner
+            assert runner.name is not None, "nobody could tell whose certificate it has to show"
+            assert runner.advertise is not None, "it listens on every address, and would not know which to tell"
+            for who in ("coordinator", "client"):
+                yield Dial(who, Role.RUNNER, runner.name, "", runner.advertise.port)
+        if each.service == "coordinator":
+            yield Dial("client", Role.COORDINATOR, each.config.coordinator.name, "chorus-coordinator", 7301)
+
+
+def _dial(who: str, role: Role, endpoint: Endpoint) -> Dial:
+    return Dial(who, role, endpoint.name or str(role), endpoint.host, endpoint.port)
+
+
+def matches(selector: Document | None, labels: Mapping[str, str]) -> bool:
+    """Whether a label selector takes these labels."""
+    selector = selector or {}
+    exact = selector.get("matchLabels", {}).items() <= labels.items()
+    return exact and all(_holds(one, labels) for one in selector.get("matchExpressions", []))
+
+
+def _holds(expression: Document, labels: Mapping[str, str]) -> bool:
+    value = labels.get(expression["key"])
+    match expression["operator"]:
+        case "In":
+            return value in expression["values"]
+        case "NotIn":
+            return value not in expression["values"]
+        case "Exists":
+            return value is not None
+    raise AssertionError(f"not used so far: {expression['operator']}")
+
+
+class Policies:
+    """What the NetworkPolicies of a namespace let through between two of its pods."""
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
+
+    def allow(self, source: Pods, target: Pods, port: int) -> bool:
+        """Whether a TCP connection may be made: both sides have to let it."""
+        out = source is STRANGER or self._let(source, "Egress", "egress", "to", target, port, target)
+        into = self._let(target, "Ingress", "ingress", "from", source, port, target)
+        return out and into
+
+    def _let(self, of: Pods, kind: str, rules: str, peers: str, other: Pods, port: int, target: Pods) -> bool:
+        held = [
+            spec for spec in self._policies if kind in spec["policyTypes"] and matches(spec["podSelector"], of.labels)
+        ]
+        if not held:
+            return True
+        return any(
+            self._port(rule, port, target) and self._peer(rule, peers, other)
+            for spec in held
+            for rule in spec.get(rules, [])
+        )
+
+    @staticmethod
+    def _port(rule: Document, port: int, target: Pods) -> bool:
+        wanted = [entry["port"] for entry in rule.get("ports", []) if entry.get("protocol", "TCP") == "TCP"]
+        return "ports" not in rule or any(target.ports().get(one, one) == port for one in wanted)
+
+    @staticmethod
+    def _peer(rule: Document, peers: str, other: Pods) -> bool:
+        # Pods of this namespace; an ipBlock means addresses outside of the cluster, as ours leave its ranges out.
+        if peers not in rule:
+            return True
+        return any(
+            "podSelector" in peer and "namespaceSelector" not in peer and matches(peer["podSelector"], other.labels)
+            for peer in rule[peers]
+        )
+
+
+CLIENT = Pods("a-client", {"chorus.mesh/client": "true"}, {"spec": {"containers": [{}]}})
+# Whose own connections no policy holds back, such as a pod that was there before the policies were.
+STRANGER = Pods("a-stranger", {"app.kubernetes.io/component": "stranger"}, {"spec": {"containers": [{}]}})
+
+
+def disagreements(documents: Iterable[Document], names: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Where manifests and services differ, in words. `names`: the DNS names and the SPIFFE id of each Secret's leaf."""
+    documents = list(documents)
+    pods = workloads(documents)
+    mesh = [each for each in pods if each.service in SERVICES]
+    found = [] if {each.service for each in mesh} == set(SERVICES) else ["a service has no pods"]
+    for each in mesh:
+        found += _of_ports(each)
+        found += _of_ending(each)
+        found += _of_certificates(each, names)
+    wanted = list(dict.fromkeys(dials(mesh)))
+    for dial in wanted:
+        found += _of_dial(dial, mesh, documents)
+    return [*found, *_of_policies(wanted, [*pods, CLIENT, STRANGER], documents)]
+
+
+def _of_ports(pods: Pods) -> Iterator[str]:
+    listens = pods.listens()
+    if pods.ports() != listens:
+        yield f"{pods.name} says {pods.ports()} and listens on {listens}"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        if (port := pods.main[probe]["grpc"]["port"]) != listens.get("health"):
+            yield f"{pods.name}: the {probe} asks port {port}, and health is told on {listens.get('health')}"
+    if pods.main["args"] != [pods.service]:
+        yield f"{pods.name} runs {pods.main['args']}"
+
+
+def _of_ending(pods: Pods) -> Iterator[str]:
+    grace_s = getattr(getattr(pods.config, pods.service), "drain_grace_s", 0.0)
+    before = pods.main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
+    needed_s = float(before[1]) + grace_s + HANGS_AFTER_S
+    if pods.template["spec"]["terminationGracePeriodSeconds"] < needed_s:
+        yield f"{pods.name} may take {needed_s:g} s to end, and is killed before"
+
+
+def _of_certificates(pods: Pods, names: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """That the mounted leaf is the one that the service's own name asks for."""
+    config = pods.config
+    name = getattr(config, pods.service).name
+    identity = SpiffeId(config.mesh.trust_domain, Role(pods.service), name)
+    mounted = {mount["name"] for mount in pods.main["volumeMounts"] if mount["mountPath"] == str(config.mesh.certs_dir)}
+    volumes = {volume["name"]: volume for volume in pods.template["spec"]["volumes"]}
+    (volume,) = [volumes[key] for key in mounted]
+    if "csi" in volume:
+        attributes = {key.partition("/")[2]: value for key, value in volume["csi"]["volumeAttributes"].items()}
+        given = tuple(attributes[key].replace("${POD_NAME}", name) for key in ("uri-sans", "dns-names"))
+    elif "secret" in volume:
+        given = names.get(volume["secret"]["secretName"], ())
+    else:
+        given = _handed_over(pods, names)
+    for wanted in (str(identity), identity.dns_name):
+        if wanted not in given:
+            yield f"{pods.name} serves as {wanted}, and its certificate says {given}"
+
+
+def _handed_over(pods: Pods, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What the init container `leaf` takes from the Secret of all leaves."""
+    leaf = next(container for container in containers(pods.template) if container["name"] == "leaf")
+    runner = pods.environment(leaf)["CHORUS_RUNNER__NAME"]
+    assert leaf["args"] == [
+        "k8s",
+        "leaf",
+        "$(CHORUS_RUNNER__NAME)",
+        "--from",
+        "/etc/chorus/leaves",
+        "--to",
+        "/etc/chorus/certs",
+    ]
+    secrets = [volume["secret"]["secretName"] for volume in pods.template["spec"]["volumes"] if "secret" in volume]
+    return tuple(itertools.chain.from_iterable(names.get(f"{secret}/{runner}", ()) for secret in secrets))
+
+
+def _of_dial(dial: Dial, mesh: list[Pods], documents: list[Document]) -> Iterator[str]:
+    targets = [each for each in mesh if each.service == dial.role]
+    port: int | str = dial.port
+    if dial.host:
+        service = next((d for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == dial.host), None)
+        if service is None:
+            yield f"{dial.who} dials {dial.host}, and there is no such Service"
+            return
+        entry = next((entry for entry in service["spec"]["ports"] if entry["port"] == dial.port), None)
+        if entry is None:
+            yield f"{dial.who} dials {dial.host}:{dial.port}, and that Service has no such port"
+            return
+        port = entry["targetPort"]
+        if not all(service["spec"]["selector"].items() <= target.labels.items() for target in targets):
+            yield f"the Service {dial.host} does not lead to every {dial.role}"
+        # Nothing translates ports behind a headless Service: the pods themselves are dialled.
+        if service["spec"].get("clusterIP") == "None":
+            port = dial.port
+    for target in targets:
+        if target.ports().get(str(port), port) != target.listens()["grpc"]:
+            yield f"{dial.who} reaches port {port} of {target.name}, which listens on {target.listens()['grpc']}"
+        if getattr(target.config, target.service).name != dial.name and dial.role is not Role.RUNNER:
+            yield f"{dial.who} asks for {dial.name}, and {target.name} is called otherwise"
+
+
+def _of_policies(wanted: list[Dial], pods: list[Pods], documents: list[Document]) -> Iterator[str]:
+    """Every edge that is dialled is let through, and no other one between two pods of the mesh."""
+    policies = Policies(documents)
+    needed = {(dial.who, str(dial.role)) for dial in wanted}
+    for source, target in itertools.product(pods, pods):
+        if target.service not in SERVICES:
+            continue
+        for purpose, port in target.listens().items():
+            edge = (source.service, target.service)
+            due = purpose == "grpc" and edge in needed
+            if policies.allow(source, target, port) != due:
+                yield f"{source.name} -> {target.name}:{purpose} is {'kept out' if due else 'let through'}"
