@@ -29,7 +29,7 @@ test: ## every check and every test; PYTEST="-k placement -x" narrows it
 	@$(BIN)/python tools/check.py
 	@$(BIN)/python tools/llama_server.py
 	@if [ -f tests/interop/setup.sh ]; then bash tests/interop/setup.sh; fi
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 lint: ## style, types, layers, protos, generated code, locks
 	@$(SETUP) --no-llama
