@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from chorus.core.ensemble.steps import Ask
 from chorus.core.ensemble.strategies import STRATEGIES
 from chorus.core.errors import InvalidRequestError
 from chorus.core.fleet.records import Tier
+from chorus.core.generation import Conversation, TextPrompt
 from tests.core.ensemble_world import Says, World, request, task_of, text_asked
 
 TRIO = [Member("a", "m1"), Member("b", "m2"), Member("c", "m3")]
@@ -147,7 +150,7 @@ def test_a_cascade_goes_up_while_it_is_unsure(says: dict[str, str], asked: int, 
 MESH = (
     Offer("big", Tier.FULL, 30_000_000_000),
     Offer("mid", Tier.SMALL, 3_000_000_000, artifacts=frozenset({"mid.Q4.gguf"})),
-    Offer("tiny", Tier.MICRO, 200_000_000, chats=False),
+    Offer("tiny", Tier.MICRO, 200_000_000),
 )
 
 
@@ -210,6 +213,16 @@ def test_members_that_cannot_be(members: tuple[MemberSpec, ...]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         plan(EnsembleSpec(Strategy.VOTE, members), request(), MESH, Policy())
     assert caught.value.metadata["field"] == "ensemble.members"
+
+
+def test_who_has_no_chat_template_is_told_in_plain_text() -> None:
+    mesh = (MESH[0], replace(MESH[2], chats=False))
+    task = plan(EnsembleSpec(Strategy.VOTE, (MemberSpec("big"), MemberSpec("tiny"))), request(), mesh, Policy())
+    asked = World(task, STRATEGIES[Strategy.VOTE], lambda _: "Paris").asked
+    assert isinstance(asked["big"].request.prompt, Conversation)
+    assert asked["tiny"].request.prompt == TextPrompt("Question: Which?\nAnswer:")
+    assert asked["tiny"].request.stop.strings == ("\nQuestion:", "\n\n")
+    assert choose_members(request(), mesh, PROFILE[Complexity.SIMPLE])[0].model == "big"
 
 
 def test_what_is_left_open_is_chosen() -> None:

@@ -53,8 +53,8 @@ _EVENTS: dict[type[ClientEvent], str] = {
     Finished: "finished",
 }
 # What a terminal would obey instead of showing: everything below space but the line feed, and the upper controls.
-_FOR_TERMINAL: dict[int, str | None] = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160)))
-_FOR_TERMINAL[9] = "    "
+FOR_TERMINAL: dict[int, str | None] = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160)))
+FOR_TERMINAL[9] = "    "
 
 
 @dataclass
@@ -156,7 +156,7 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
                 if isinstance(event, TokenDelta):
                     waiting.end()
                     if event.text:
-                        sys.stdout.write(wrap.feed(event.text.translate(_FOR_TERMINAL)) if wrap else event.text)
+                        sys.stdout.write(wrap.feed(event.text.translate(FOR_TERMINAL)) if wrap else event.text)
                         sys.stdout.flush()
                 elif isinstance(event, AttemptChanged):
                     waiting.end()
@@ -208,9 +208,14 @@ async def stream_events(generation: Generation) -> Answer:
     async with generation:
         async for event in generation:
             answer.take(event)
-            facts = {**asdict(event.origin), **asdict(event.started)} if isinstance(event, StartedAt) else asdict(event)
-            print_json({"event": _EVENTS[type(event)], **facts}, lines=True)
+            print_json(event_facts(event), lines=True)
     return answer
+
+
+def event_facts(event: ClientEvent) -> dict[str, Any]:
+    """An event as an object of JSON."""
+    facts = {**asdict(event.origin), **asdict(event.started)} if isinstance(event, StartedAt) else asdict(event)
+    return {"event": _EVENTS[type(event)], **facts}
 
 
 class _Waiting:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from chorus.cli.answering import Answer, stream_events, stream_text
 from chorus.cli.connecting import Adapter, Directory, Model, System, Timeout, connected
+from chorus.cli.ensemble_options import (
+    Complexity,
+    Deadline,
+    Facets,
+    Judge,
+    Members,
+    Quorum,
+    Rounds,
+    Strategy,
+    Threshold,
+    ensemble_options,
+)
+from chorus.cli.ensembles import EnsembleAnswer, read_ensemble, show_verdict, stream_ensemble, stream_ensemble_events
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import err, print_json
-from chorus.client import Fallback, MeshClient
+from chorus.client import EnsembleGeneration, Fallback, MeshClient
 
 
 def ask(
@@ -31,6 +44,15 @@ def ask(
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Where no runner can serve the model, let the most similar one answer.")
     ] = False,
+    strategy: Strategy = None,
+    member: Members = None,
+    complexity: Complexity = None,
+    judge: Judge = "",
+    quorum: Quorum = 0,
+    deadline: Deadline = None,
+    threshold: Threshold = None,
+    rounds: Rounds = 0,
+    facets: Facets = "",
     stats: Annotated[
         bool | None, typer.Option("--stats/--no-stats", help="Show who answered and how fast. Default: on a terminal.")
     ] = None,
@@ -45,20 +67,40 @@ def ask(
     git diff | chorus ask "Write a commit message for this:" -
 
     chorus ask --json --max-tokens 20 "Name a river." | jq -r .text
+
+    chorus ask --strategy vote --member smollm2-135m-instruct*3 --member gemma-3-270m "What is the capital of Chile?"
     """
     question = _question(prompt or [])
+    ensemble = ensemble_options(
+        strategy, member, complexity, judge, quorum, deadline, threshold, rounds=rounds, facet_set=facets
+    )
+    common: dict[str, Any] = {
+        "model": model,
+        "instructions": system,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "fallback": Fallback(similar_model=fallback),
+    }
+    if ensemble is not None:
+        if adapter:
+            raise typer.BadParameter("an adapter is one model's; leave --adapter out of an ensemble")
+        whole = asyncio.run(
+            connected(
+                lambda mesh: _ensemble(mesh.ensemble(question, ensemble, **common), as_json, json_events),
+                directory=directory,
+                file=config,
+                timeout_s=timeout,
+            )
+        )
+        if as_json:
+            print_json(whole.to_json())
+        elif whole.verdict is not None and stats is not False and not json_events:
+            show_verdict(whole.verdict)
+        return
 
     async def run(mesh: MeshClient) -> Answer:
-        generation = mesh.generate(
-            question,
-            model=model,
-            adapter=adapter,
-            instructions=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            fallback=Fallback(similar_model=fallback),
-        )
+        generation = mesh.generate(question, adapter=adapter, **common)
         if json_events:
             return await stream_events(generation)
         if as_json:
@@ -74,6 +116,12 @@ def ask(
         print_json(answer.to_json())
     elif stats or (stats is None and not json_events and sys.stdout.isatty() and err().is_terminal):
         err().print(f"[dim]{answer.stats()}[/]", soft_wrap=True)
+
+
+async def _ensemble(generation: EnsembleGeneration, as_json: bool, json_events: bool) -> EnsembleAnswer:
+    if json_events:
+        return await stream_ensemble_events(generation)
+    return await (read_ensemble(generation) if as_json else stream_ensemble(generation))
 
 
 def _question(words: list[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from chorus.core.ensemble.prompts import question_of
+from chorus.core.ensemble.prompts import question_of, told_plainly
 from chorus.core.ensemble.records import Level, Member, MemberSpec
 from chorus.core.fleet.directory import Directory
 from chorus.core.fleet.records import EngineKind, Feature, ModelState, RunnerState, Tier
-from chorus.core.generation import GenerationRequest
+from chorus.core.generation import Conversation, GenerationRequest
 from chorus.core.placement.fit import NOT_GENERATING_TAGS, may_fit
 from chorus.core.placement.needs import Needs
 
@@ -41,7 +41,7 @@ def offers(request: GenerationRequest, directory: Directory, *, allow_external: 
     """What the mesh has for a request, the greatest first, paid providers last. Its `model`, where it names one, is the
     only one."""
     found: dict[str, Offer] = {}
-    fitting: dict[tuple[str, str], bool] = {}
+    fitting: dict[tuple[str, str, bool], bool] = {}
     for entry in directory.entries.values():
         runner = entry.record.runner
         if not entry.reachable or entry.record.state is not RunnerState.READY:
@@ -54,10 +54,13 @@ def offers(request: GenerationRequest, directory: Directory, *, allow_external: 
             model = request.model or artifact.family
             if status.state is ModelState.FAILED or not NOT_GENERATING_TAGS.isdisjoint(artifact.tags):
                 continue
-            if (model, runner.runner_id) not in fitting:
-                needs = Needs.of_generation(replace(request, model=model), allow_external=allow_external)
-                fitting[model, runner.runner_id] = may_fit(needs, entry.record)
-            if not fitting[model, runner.runner_id]:
+            chats = Feature.CHAT in status.features
+            asked = (model, runner.runner_id, chats)
+            if asked not in fitting:
+                told = request if chats else told_plainly(request)
+                needs = Needs.of_generation(replace(told, model=model), allow_external=allow_external)
+                fitting[asked] = may_fit(needs, entry.record)
+            if not fitting[asked]:
                 continue
             offer = Offer(
                 model,
@@ -66,7 +69,7 @@ def offers(request: GenerationRequest, directory: Directory, *, allow_external: 
                 frozenset(artifact.tags),
                 loaded=status.state is ModelState.LOADED,
                 external=status.engine in external,
-                chats=Feature.CHAT in status.features,
+                chats=chats,
                 tells_logprobs=Feature.LOGPROBS in status.features,
                 artifacts=frozenset({artifact.name}),
             )
@@ -81,6 +84,8 @@ def choose_members(request: GenerationRequest, available: Sequence[Offer], level
     (Self-MoA, arXiv 2502.00674), so the greatest of those tiers come first.
     """
     suitable = [offer for offer in _for_code(request, available) if not offer.external] or list(available)
+    if isinstance(request.prompt, Conversation):
+        suitable = [offer for offer in suitable if offer.chats] or suitable
     chosen = [offer for offer in suitable if offer.tier in level.tiers] or _nearest(suitable, level.tiers)
     if not chosen:
         return ()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from chorus.core.ensemble.prompts import told_plainly
 from chorus.core.ensemble.records import Answer, MemberOutcome, MemberState, Verdict
 from chorus.core.ensemble.steps import Ask, Final, Round, Steps, Task
 from chorus.core.ensemble.verdict import judged
@@ -211,12 +212,17 @@ class Ensemble:
             step = next(self._steps) if sent is None else self._steps.send(sent)
         except StopIteration as end:
             return self._conclude(end.value, now)
-        asks = step.asks if isinstance(step, Round) else (step.ask,)
+        asks = [self._adapted(ask) for ask in (step.asks if isinstance(step, Round) else (step.ask,))]
         assert not any(ask.part_id in self._parts for ask in asks), "parts have ids of their own"
         deadline = None if isinstance(step, Final) or self._task.deadline_s is None else now + self._task.deadline_s
         quorum = step.quorum if isinstance(step, Round) else 0
         self._step = _Running(Waves(asks, self._room), quorum, deadline, step)
         return self._look(self._step, now)
+
+    def _adapted(self, ask: Ask) -> Ask:
+        """What its model can be asked."""
+        has_chat = ask.request.model not in self._task.without_chat
+        return ask if has_chat else replace(ask, request=told_plainly(ask.request))
 
     def _conclude(self, answer: Answer | None, now: float) -> list[Action]:
         if answer is None:

@@ -67,6 +67,7 @@ def plan(spec: EnsembleSpec, request: GenerationRequest, available: Sequence[Off
         round_count=spec.round_count or 1,
         complexity=complexity,
         with_logprobs=frozenset(name for offer in available if offer.tells_logprobs for name in offer.names),
+        without_chat=frozenset(name for offer in available if not offer.chats for name in offer.names),
         measures=policy.measures,
     )
 

@@ -22,6 +22,9 @@ from chorus.core.generation import (
 
 # Of a question that is sampled several times: without any chance all samples would be the same.
 SAMPLED_TEMPERATURE = 0.8
+_SPEAKS = {MessageRole.USER: "Question: ", MessageRole.ASSISTANT: "Answer: "}
+_NEXT_QUESTION = ("\nQuestion:", "\n\n")
+MAX_STOP_STRINGS = 16
 # Of other models' texts that one is shown: some 1,500 tokens.
 SHOWN_CHARACTERS = 6000
 
@@ -83,6 +86,22 @@ def composing_request(request: GenerationRequest, model: str, task: str) -> Gene
         tool_choice=ToolChoice.AUTO,
         prompt_logprobs=None,
         adapter="",
+    )
+
+
+def told_plainly(request: GenerationRequest) -> GenerationRequest:
+    """A conversation as text that a model without a chat template goes on with; other prompts as they are.
+
+    Such a model asks itself the next question once it has answered, so that it is stopped there.
+    """
+    if not isinstance(request.prompt, Conversation):
+        return request
+    lines = [f"{_SPEAKS.get(turn.role, '')}{_text_of(turn).strip()}" for turn in request.prompt.messages]
+    if not request.prompt.continue_last:
+        lines.append(_SPEAKS[MessageRole.ASSISTANT].rstrip())
+    strings = tuple(dict.fromkeys((*request.stop.strings, *_NEXT_QUESTION)))
+    return replace(
+        request, prompt=TextPrompt("\n".join(lines)), stop=replace(request.stop, strings=strings[:MAX_STOP_STRINGS])
     )
 
 

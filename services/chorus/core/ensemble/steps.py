@@ -39,7 +39,7 @@ class Task:
     """What an ensemble is to do. `simpler` are the sets of members to fall back to where none of one can answer.
 
     `quorum` 0: all are waited for, `deadline_s` seconds in each round. `with_logprobs` names the models that tell
-    log-probabilities. `facets` are the sides that members take, in their order, where they have no instructions.
+    log-probabilities, `without_chat` those that have no chat template.
     """
 
     request: GenerationRequest
@@ -53,6 +53,7 @@ class Task:
     round_count: int = 1
     complexity: Complexity | None = None
     with_logprobs: frozenset[str] = frozenset()
+    without_chat: frozenset[str] = frozenset()
     measures: Measures = field(default_factory=Measures)
 
 
