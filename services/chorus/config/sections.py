@@ -16,7 +16,9 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
+from chorus.config.ensembles import EnsembleSettings
 from chorus.config.remote import RemoteServer
+from chorus.config.section import AbsolutePath, Section
 from chorus.config.webhooks import ALERTS, checked_kinds, checked_urls
 from chorus.core.errors import ConfigError
 
@@ -25,16 +27,6 @@ _TRUST_DOMAIN_MAX_LENGTH = 253 - len(".coordinator.") - 63
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
 _LABEL_VALUE_MAX_LENGTH = 63
 MAX_LABELS = 64
-
-
-def absolute(path: Path) -> Path:
-    """Returns `path` from the root, with `~` as the user's home; raises ValueError where it can be no path."""
-    if "\0" in str(path):
-        raise ValueError("should hold no zero bytes")
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError:
-        raise ValueError("names the home folder of a user who has none") from None
 
 
 def _service_name(text: str) -> str:
@@ -125,7 +117,6 @@ def _endpoints_named(default: str) -> Any:
 
 
 ServiceName = Annotated[str, AfterValidator(_service_name)]
-AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
 Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
@@ -150,27 +141,6 @@ Coordinators = Annotated[
 def _shown(default: str, **extra: str) -> dict[str, Any]:
     """What documentation shows for a default that differs between machines."""
     return {"shown_default": default, **extra}
-
-
-class Section(BaseModel):
-    """One table of the configuration. Immutable; an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, str_strip_whitespace=True
-    )
-
-    flag_prefix: ClassVar[str] = ""
-    """Comes before the key in the name of a command-line flag, where the key alone would be ambiguous."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _nothing_by_accident(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, str) and not value.strip():
-            raise ValueError("should not be empty")
-        # pydantic reads true as 1, so `slots = true` would pass.
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("should not be true or false")
-        return value
 
 
 class MeshSettings(Section):
@@ -582,6 +552,7 @@ class ChorusConfig(BaseModel):
     runner: RunnerSettings = Field(default_factory=RunnerSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
     client: ClientSettings = Field(default_factory=ClientSettings)
+    ensemble: EnsembleSettings = Field(default_factory=EnsembleSettings)
 
 
 SECTIONS: Mapping[str, type[Section]] = {

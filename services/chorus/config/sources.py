@@ -12,7 +12,8 @@ from pathlib import Path
 import platformdirs
 
 from chorus.config.document import CONFIG_FILE_ENV, ENV_PREFIX, Key, Kind, keys
-from chorus.config.sections import SECTIONS, absolute
+from chorus.config.section import absolute
+from chorus.config.sections import SECTIONS
 from chorus.core.errors import ConfigError
 
 FILE_NAME = "chorus.toml"

@@ -104,6 +104,7 @@ class CoordinatorService(HostedService):
             silence_wait_s=settings.resume_wait_s,
             metrics=generations,
         )
+        policy = Policy(profile=config.ensemble.profile, threshold=config.ensemble.confidence_threshold)
         self._granting = Granting(
             self.live,
             self._placing,
@@ -128,7 +129,7 @@ class CoordinatorService(HostedService):
             live=self.live,
             placing=self._placing,
             requests=requests,
-            ensembles=Ensembles(self.live, self._placing, requests, events=self.events, policy=Policy()),
+            ensembles=Ensembles(self.live, self._placing, requests, events=self.events, policy=policy),
             granting=self._granting,
             registries=self._registries,
             watching=self._watching,
