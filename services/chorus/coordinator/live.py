@@ -35,6 +35,11 @@ class LiveDirectory:
         """The clock by which the directory's entries were heard."""
         return self._clock()
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The same, for who looks at it with every message."""
+        return self._clock
+
     def registries(self) -> tuple[RegistryView, ...]:
         """How we stand with each registry that has told us something."""
         return self._merger.registries()

@@ -133,7 +133,7 @@ class Requests:
                 first_attempt=request.attempt,
                 allow_external=request.fallback.external,
                 arrived=began,
-                clock=lambda: self._live.now,
+                clock=self._live.clock,
                 time_left=lambda: _time_left(context),
                 events=self._events,
             )
@@ -176,7 +176,7 @@ class Requests:
                         carrying,
                         runner_id=running.candidate.runner_id,
                         timer=timers[0],
-                        clock=lambda: self._live.now,
+                        clock=self._live.clock,
                         watch=guard.watch,
                     )
                     await _await_end(messages)
@@ -352,7 +352,7 @@ class Requests:
             patience=patience,
             wait_s=self._silence_wait_s,
             goes_elsewhere=goes_elsewhere,
-            clock=lambda: self._live.now,
+            clock=self._live.clock,
         )
 
     @contextmanager

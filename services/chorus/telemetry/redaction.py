@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from datetime import date, timedelta
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import PurePath
 from uuid import UUID
@@ -74,6 +75,7 @@ def _plain(name: str, value: object, prompts: bool, depth: int) -> object:
     return f"<{type(value).__name__}>"
 
 
+@lru_cache(maxsize=1024)
 def _is_named(name: str, fields: frozenset[str]) -> bool:
     """Whether `name` is one of `fields` or ends in one, as `system_prompt` and `hub-token` do."""
     lowered = name.lower().replace("-", "_")

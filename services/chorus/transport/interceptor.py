@@ -233,8 +233,9 @@ def _streaming(behaviour: Any, encode: Callable[[Any], bytes]) -> Body:
 
 
 def _decoding(body: Body, decode: Callable[[bytes], Any], method: str) -> Body:
-    async def decoded(request: bytes, context: Context) -> Any:
-        return await body(_decode(decode, request, method), context)
+    # No coroutine of its own: each that a call waits in is passed through with every message of its stream.
+    def decoded(request: bytes, context: Context) -> Awaitable[Any]:
+        return body(_decode(decode, request, method), context)
 
     return decoded
 

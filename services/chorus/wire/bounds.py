@@ -17,17 +17,22 @@ MAX_STRUCT_BYTES = 512 * 1024
 
 def check_bounds(message: pb.GenerationSpec) -> None:
     """Raises `InvalidRequestError` where a request holds so much that decoding it would take long."""
-    messages = message.conversation.messages
-    # Counted separately: a message without parts costs as much as one with.
-    _at_most("conversation.messages", len(messages), MAX_PARTS)
-    _at_most("conversation.messages.parts", sum(len(turn.parts) for turn in messages), MAX_PARTS)
+    if message.HasField("conversation"):
+        messages = message.conversation.messages
+        # Counted separately: a message without parts costs as much as one with.
+        _at_most("conversation.messages", len(messages), MAX_PARTS)
+        _at_most("conversation.messages.parts", sum(len(turn.parts) for turn in messages), MAX_PARTS)
     _at_most("tools", len(message.tools), MAX_TOOLS)
     structs = [message.conversation.template_variables, *(tool.parameters for tool in message.tools)]
     size = sum(struct.ByteSize() for struct in structs)
     if size > MAX_STRUCT_BYTES:
         field = "tools.parameters" if message.tools else "conversation.template_variables"
         raise InvalidRequestError(field, f"takes {size} bytes; at most {MAX_STRUCT_BYTES} are taken")
-    needs = message.requirements
+    if message.HasField("requirements"):
+        _check_requirements(message.requirements)
+
+
+def _check_requirements(needs: pb.Requirements) -> None:
     for name, values in (
         ("labels", needs.labels),
         ("tags", needs.tags),

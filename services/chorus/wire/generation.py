@@ -89,7 +89,7 @@ def decode_generation(message: pb.GenerationSpec) -> GenerationRequest:
         prompt=prompt,
         tools=tools,
         tool_choice=tool_choice,
-        sampling=_decode_sampling(message.sampling),
+        sampling=_decode_sampling(message.sampling) if message.HasField("sampling") else Sampling(),
         stop=_decode_stop(message.stop),
         choice_count=choice_count,
         logprobs=_alternatives("logprobs", message.logprobs) if message.HasField("logprobs") else None,
@@ -109,6 +109,8 @@ def decode_generation(message: pb.GenerationSpec) -> GenerationRequest:
 
 def decode_requirements(message: pb.Requirements) -> Requirements:
     """What runner, node or model must be like."""
+    if not message.ByteSize():  # as of nearly every request
+        return Requirements()
     if message.artifact_sha256 and not _SHA256.fullmatch(message.artifact_sha256):
         raise InvalidRequestError("requirements.artifact_sha256", "must be 64 lower-case hexadecimal digits")
     tier = decode_tier(message.tier)

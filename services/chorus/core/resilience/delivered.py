@@ -88,7 +88,7 @@ class Delivered:
     ) -> int | None:
         """Takes a delta; returns the index under which to deliver it, or None where all of it was delivered before.
 
-        `more`: it holds reasoning or a tool call. Raises EngineError where it leaves something out or contradicts.
+        `text` counts where there are no token ids. `more`: it holds reasoning or a tool call. Raises EngineError where it leaves something out or contradicts.
         """
         if not 0 <= number < self._choice_count:
             raise EngineError(f"the runner sent choice {number} of {self._choice_count}")
@@ -101,17 +101,18 @@ class Delivered:
             choice.shift = choice.next - index
         index += choice.shift
         # Beside token ids, a message without any adds to the last token (a second tool call) and has no index.
-        count = len(token_ids) or (0 if self._with_ids else 1)
+        given = len(token_ids)
+        count = given or (0 if self._with_ids else 1)
         if index != choice.next:
             _check_again(choice, number, index, token_ids, count)
             return None
         choice.next += count
         choice.token_ids.extend(token_ids)
-        if not token_ids and not self._with_ids:
+        if not given and not self._with_ids:
             choice.text.append(text)
             self._more_than_text = self._more_than_text or more
         self.started = True
-        self.output_tokens += len(token_ids) or 1
+        self.output_tokens += given or 1
         if self.first_at is None:
             self.first_at = now
         self.last_at = now
