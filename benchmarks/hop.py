@@ -23,21 +23,20 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import envoy_hop
 import grpc.aio
-import psutil
+from figures import Bar, percentile, verdict
+from meshes import Mesh, Shape
+from processes import BenchmarkError, Processes, Started, free_port, machine, processes_in, say
 from prometheus_client import CollectorRegistry
 
 from chorus.api.coordinator.v1 import coordinator_pb2
@@ -45,20 +44,19 @@ from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.config import load_config
 from chorus.core.generation import Event, GenerationRequest, Priority, TokenDelta
-from chorus.core.identity import Role
+from chorus.core.identity import Role, SpiffeId
 from chorus.hardware import Inventory
 from chorus.runner.service import RunnerService
-from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine, FakeModel
-from chorus.transport import TlsIdentity, open_channel
+from chorus.transport import open_channel
 from chorus.transport.process import load_identity, run_service
 
+_HERE = Path(__file__).resolve().parent
 PACED_STREAMS, PACED_RATE, PACED_TOKENS = 8, 50.0, 100
 FREE_STREAMS, FREE_TOKENS = 16, 400
 UNARY_CALLS = 150
 SHARES = (0.50, 0.99)
 PATHS = ("direct", "ticket", "relay", "envoy", "coordinator")
-MIDDLES = ("relay", "envoy", "coordinator")
 HOP_BAR = 1.3
 # What two measurements of the same path differ by, in milliseconds.
 NOTHING_MS = 0.05
@@ -104,11 +102,11 @@ def serve_runner() -> int:
 
 
 @dataclass(frozen=True)
-class Mesh:
-    """Where everybody is, and the process in the middle of each path."""
+class Ways:
+    """A channel for each path, and the process in the middle of it."""
 
     channels: dict[str, grpc.aio.Channel]
-    processes: dict[str, psutil.Process]
+    middles: dict[str, Started]
 
     @property
     def paths(self) -> list[str]:
@@ -116,126 +114,96 @@ class Mesh:
         return [path for path in PATHS if path in self.channels]
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody has just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(listener.getsockname()[1]) for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
-@contextlib.contextmanager
-def processes_in(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes whose errors go to a file in `folder`; ends those that it started."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(name: str, *command: str, environ: dict[str, str]) -> subprocess.Popen[str]:
-        with (folder / f"{name}.log").open("w") as log:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, **environ},
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        started.append(process)
-        return process
-
-    try:
-        yield start
-    finally:
-        for process in reversed(started):
-            process.send_signal(signal.SIGTERM)
-        for process in started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 @contextlib.asynccontextmanager
-async def running_mesh(folder: Path) -> AsyncIterator[Mesh]:
-    """The four processes, up once a generation went through each path."""
-    certificates = MeshCertificates()
-    members = (Role.REGISTRY, "registry"), (Role.RUNNER, "bench"), (Role.COORDINATOR, "coordinator")
-    others = (Role.COORDINATOR, "relay"), (Role.COORDINATOR, "envoy"), (Role.CLIENT, "bench"), (Role.ADMIN, "bench")
-    for role, name in (*members, *others):
-        certificates.leaf(role, name).write(folder)
-    registry, runner, coordinator, envoy = free_ports(4)
-    environ = {
-        "CHORUS_MESH__TRUST_DOMAIN": certificates.authority.trust_domain,
-        "CHORUS_MESH__CERTS_DIR": str(folder),
-        "CHORUS_LOG__FORMAT": "json",
-        "CHORUS_REGISTRY__LISTEN": f"127.0.0.1:{registry}",
-        "CHORUS_REGISTRY__LEASE_TTL_S": "30",  # nobody leaves because the machine is busy with the benchmark
-        "CHORUS_RUNNER__LISTEN": f"127.0.0.1:{runner}",
-        "CHORUS_RUNNER__REGISTRIES": f"127.0.0.1:{registry}",
-        "CHORUS_COORDINATOR__LISTEN": f"127.0.0.1:{coordinator}",
-        "CHORUS_COORDINATOR__REGISTRIES": f"127.0.0.1:{registry}",
-    }
-    runner_id = certificates.id(Role.RUNNER, "bench")
-    with processes_in(folder) as start:
-        start("registry", sys.executable, "-m", "chorus.cli.main", "registry", environ=environ)
-        start("runner", sys.executable, __file__, "--serve-runner", environ=environ)
-        middles = {
-            "coordinator": start("coordinator", sys.executable, "-m", "chorus.cli.main", "coordinator", environ=environ)
-        }
-        relay_file = str(Path(__file__).with_name("relay.py"))
-        upstream = f"127.0.0.1:{runner}", str(runner_id), str(folder / "coordinator-relay")
-        relay = middles["relay"] = start("relay", sys.executable, relay_file, *upstream, environ=environ)
-        assert relay.stdout is not None
-        relay_port = int(await asyncio.to_thread(relay.stdout.readline))
-        client, admin = TlsIdentity.load(folder / "client-bench"), TlsIdentity.load(folder / "admin-bench")
-        ways = [
-            ("direct", runner, Role.RUNNER, "bench", admin),
-            ("ticket", runner, Role.RUNNER, "bench", client),
-            ("grantor", coordinator, Role.COORDINATOR, "coordinator", client),
-            ("relay", relay_port, Role.COORDINATOR, "relay", client),
-            ("coordinator", coordinator, Role.COORDINATOR, "coordinator", client),
-        ]
-        if (program := envoy_hop.executable()) is not None:
-            configuration = folder / "envoy.json"
-            envoy_hop.write_configuration(
-                configuration,
-                port=envoy,
-                own=folder / "coordinator-envoy",
-                upstream_port=runner,
-                upstream_name=runner_id.dns_name,
-                prefixes=(COORDINATOR, RUNNER),
-            )
-            words = ("--config-path", str(configuration), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
-            middles["envoy"] = start("envoy", str(program), *words, environ={})
-            ways.append(("envoy", envoy, Role.COORDINATOR, "envoy", client))
-        async with contextlib.AsyncExitStack() as stack:
-            channels = {}
-            for path, port, role, name, identity in ways:
-                channel = open_channel(f"127.0.0.1:{port}", identity=identity, server=certificates.id(role, name))
-                channels[path] = await stack.enter_async_context(channel)
-            mesh = Mesh(channels, {name: psutil.Process(process.pid) for name, process in middles.items()})
-            await until_ready(mesh, folder)
-            yield mesh
+async def ways_through(processes: Processes) -> AsyncIterator[Ways]:
+    """A mesh with a relay and Envoy beside its coordinator, up once a generation went through each path."""
+    runner = free_port()
+    shape = Shape(
+        runners=("bench",),
+        runner=f"import sys; sys.path.insert(0, {str(_HERE)!r}); import hop; sys.exit(hop.serve_runner())",
+        # Nobody leaves because the machine is busy with the benchmark.
+        environ={"CHORUS_REGISTRY__LEASE_TTL_S": "30", "CHORUS_LOG__FORMAT": "json"},
+        own={"bench": {"CHORUS_RUNNER__LISTEN": f"127.0.0.1:{runner}"}},
+    )
+    mesh = Mesh(processes, shape)
+    middles = {"coordinator": mesh.started["coordinator"]}
+    coordinator = mesh.port("coordinator")
+    admin, client = mesh.certify(Role.ADMIN, "caller"), mesh.certify(Role.CLIENT, "caller")
+    trust_domain = client.spiffe_id.trust_domain
+    upstream = SpiffeId(trust_domain, Role.RUNNER, "bench")
+
+    def server(name: str) -> SpiffeId:
+        return SpiffeId(trust_domain, Role.COORDINATOR, name)
+
+    relay_port = await start_relay(processes, mesh, middles, runner, upstream)
+    ways = [
+        ("direct", runner, upstream, admin),
+        ("ticket", runner, upstream, client),
+        ("grantor", coordinator, server("coordinator"), client),
+        ("relay", relay_port, server("relay"), client),
+        ("coordinator", coordinator, server("coordinator"), client),
+    ]
+    envoy_port = start_envoy(processes, mesh, middles, runner, upstream)
+    if envoy_port is not None:
+        ways.append(("envoy", envoy_port, server("envoy"), client))
+    async with contextlib.AsyncExitStack() as stack:
+        channels = {}
+        for path, port, who, identity in ways:
+            channel = open_channel(f"127.0.0.1:{port}", identity=identity, server=who)
+            channels[path] = await stack.enter_async_context(channel)
+        found = Ways(channels, middles)
+        await until_ready(found, processes)
+        yield found
 
 
-async def until_ready(mesh: Mesh, folder: Path) -> None:
-    """Returns once a generation went through each path; says what the processes said if none does in 30 seconds."""
+async def start_relay(
+    processes: Processes, mesh: Mesh, middles: dict[str, Started], port: int, upstream: SpiffeId
+) -> int:
+    """Starts the bare relay; returns its port."""
+    mesh.certify(Role.COORDINATOR, "relay")
+    argv = [sys.executable, _HERE / "relay.py", f"127.0.0.1:{port}", str(upstream), mesh.folder / "coordinator-relay"]
+    relay = middles["relay"] = processes.start("relay", argv)
+    line = await asyncio.to_thread(relay.stdout.readline)
+    relay.check()
+    return int(line)
+
+
+def start_envoy(
+    processes: Processes, mesh: Mesh, middles: dict[str, Started], upstream_port: int, upstream: SpiffeId
+) -> int | None:
+    """Starts Envoy, where it is installed; returns its port."""
+    program = envoy_hop.executable()
+    if program is None:
+        return None
+    mesh.certify(Role.COORDINATOR, "envoy")
+    port, configuration = free_port(), mesh.folder / "envoy.json"
+    envoy_hop.write_configuration(
+        configuration,
+        port=port,
+        own=mesh.folder / "coordinator-envoy",
+        upstream_port=upstream_port,
+        upstream_name=upstream.dns_name,
+        prefixes=(COORDINATOR, RUNNER),
+    )
+    words = ("--config-path", configuration, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
+    middles["envoy"] = processes.start("envoy", [program, *words])
+    return port
+
+
+async def until_ready(ways: Ways, processes: Processes) -> None:
+    """Returns once a generation went through each path. Raises `BenchmarkError` if none does in 30 seconds."""
     deadline = time.monotonic() + 30
-    for path in mesh.paths:
+    for path in ways.paths:
         while True:
             try:
-                async for _ in generate(mesh, path, tokens=1, paced=False):
+                async for _ in generate(ways, path, tokens=1, paced=False):
                     pass
                 break
             except grpc.aio.AioRpcError as error:
+                processes.check()
                 if time.monotonic() > deadline:
-                    raise SystemExit(f"{path} did not come up: {error.details()}\n{logs_in(folder)}") from None
+                    raise BenchmarkError(f"{path} did not come up: {error.details()}") from None
                 await asyncio.sleep(0.1)
-
-
-def logs_in(folder: Path) -> str:
-    """What the processes said."""
-    return "\n".join(log.read_text() for log in sorted(folder.glob("*.log")))
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------
@@ -246,21 +214,21 @@ def prefix(path: str) -> str:
     return RUNNER if path in ("direct", "ticket") else COORDINATOR
 
 
-async def generate(mesh: Mesh, path: str, *, tokens: int, paced: bool) -> AsyncIterator[generation_pb2.GenerationEvent]:
+async def generate(ways: Ways, path: str, *, tokens: int, paced: bool) -> AsyncIterator[generation_pb2.GenerationEvent]:
     """The events of a generation."""
     request: coordinator_pb2.GenerateRequest | runner_pb2.GenerateRequest = coordinator_pb2.GenerateRequest()
     request.spec.prompt = "how much does a hop cost?"
     request.spec.stop.max_tokens = tokens
     request.spec.priority = generation_pb2.PRIORITY_INTERACTIVE if paced else generation_pb2.PRIORITY_BATCH
     if path == "ticket":
-        place = mesh.channels["grantor"].unary_unary(
+        place = ways.channels["grantor"].unary_unary(
             f"{COORDINATOR}Place",
             request_serializer=coordinator_pb2.PlaceRequest.SerializeToString,
             response_deserializer=coordinator_pb2.PlaceResponse.FromString,
         )
         placed = await place(coordinator_pb2.PlaceRequest(spec=request.spec), timeout=10)
         request = runner_pb2.GenerateRequest(spec=request.spec, ticket=placed.ticket)
-    call = mesh.channels[path].unary_stream(
+    call = ways.channels[path].unary_stream(
         f"{prefix(path)}Generate",
         request_serializer=type(request).SerializeToString,
         response_deserializer=coordinator_pb2.GenerateResponse.FromString,
@@ -272,11 +240,11 @@ async def generate(mesh: Mesh, path: str, *, tokens: int, paced: bool) -> AsyncI
         call.cancel()
 
 
-async def unary_latencies(mesh: Mesh, path: str) -> list[float]:
+async def unary_latencies(ways: Ways, path: str) -> list[float]:
     """Milliseconds of each of many CountTokens calls, one after another."""
     request = coordinator_pb2.CountTokensRequest()
     request.spec.prompt = "how much does a hop cost?"
-    call = mesh.channels[path].unary_unary(
+    call = ways.channels[path].unary_unary(
         f"{prefix(path)}CountTokens",
         request_serializer=coordinator_pb2.CountTokensRequest.SerializeToString,
         response_deserializer=coordinator_pb2.CountTokensResponse.FromString,
@@ -289,7 +257,7 @@ async def unary_latencies(mesh: Mesh, path: str) -> list[float]:
     return found
 
 
-async def message_latencies(mesh: Mesh, path: str) -> tuple[list[float], list[float]]:
+async def message_latencies(ways: Ways, path: str) -> tuple[list[float], list[float]]:
     """Milliseconds to the first token of each stream, and of each token from the engine to here."""
     first: list[float] = []
     later: list[float] = []
@@ -297,7 +265,7 @@ async def message_latencies(mesh: Mesh, path: str) -> tuple[list[float], list[fl
     async def one(delay_s: float) -> None:
         await asyncio.sleep(delay_s)  # apart, as callers are
         began, seen = time.monotonic_ns(), False
-        async for event in generate(mesh, path, tokens=PACED_TOKENS, paced=True):
+        async for event in generate(ways, path, tokens=PACED_TOKENS, paced=True):
             now = time.monotonic_ns()
             if event.WhichOneof("event") == "delta":
                 if not seen:
@@ -309,59 +277,50 @@ async def message_latencies(mesh: Mesh, path: str) -> tuple[list[float], list[fl
     return first, later
 
 
-async def capacity(mesh: Mesh, path: str) -> tuple[float, float]:
+async def capacity(ways: Ways, path: str) -> tuple[float, float]:
     """Messages a second, and messages for each CPU second of the process in the middle (0 on the direct path)."""
-    process = mesh.processes.get(path)
+    process = ways.middles.get(path)
     count = 0
 
     async def one() -> None:
         nonlocal count
-        async for _ in generate(mesh, path, tokens=FREE_TOKENS, paced=False):
+        async for _ in generate(ways, path, tokens=FREE_TOKENS, paced=False):
             count += 1
 
-    before = sum(process.cpu_times()[:2]) if process else 0.0
+    before = process.cpu_s() if process else 0.0
     began = time.monotonic()
     await asyncio.gather(*(one() for _ in range(FREE_STREAMS)))
     elapsed = time.monotonic() - began
-    used = sum(process.cpu_times()[:2]) - before if process else 0.0
+    used = process.cpu_s() - before if process else 0.0
     return count / elapsed, count / used if used else 0.0
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 Found = dict[tuple[str, str], list[list[float]]]
 Rates = dict[tuple[str, str], list[float]]
 
 
-async def measure(rounds: int) -> int:
+async def measure(processes: Processes, rounds: int) -> int:
     """Runs the rounds and prints the tables; returns the exit code."""
     found: Found = defaultdict(list)
     rates: Rates = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="chorus-hop-") as folder:
-        async with running_mesh(Path(folder)) as mesh:
-            paths = mesh.paths
-            for number in range(rounds + 1):
-                for path in random.sample(paths, len(paths)):
-                    unary = [] if path == "ticket" else await unary_latencies(mesh, path)
-                    first, later = await message_latencies(mesh, path)
-                    total, per_cpu = await capacity(mesh, path)
-                    if number == 0:
-                        continue  # a warm-up
-                    found["unary", path].append(unary)
-                    found["first", path].append(first)
-                    found["message", path].append(later)
-                    rates["messages/s", path].append(total)
-                    rates["messages/CPU s", path].append(per_cpu)
-                if number:
-                    print(f"\rround {number}/{rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    async with ways_through(processes) as ways:
+        paths = ways.paths
+        for number in range(rounds + 1):
+            for path in random.sample(paths, len(paths)):
+                unary = [] if path == "ticket" else await unary_latencies(ways, path)
+                first, later = await message_latencies(ways, path)
+                total, per_cpu = await capacity(ways, path)
+                if number == 0:
+                    continue  # a warm-up
+                found["unary", path].append(unary)
+                found["first", path].append(first)
+                found["message", path].append(later)
+                rates["messages/s", path].append(total)
+                rates["messages/CPU s", path].append(per_cpu)
+            say(f"round {number} of {rounds}" if number else "warmed up")
     print_tables(found, rates, paths, rounds)
     return judge(found)
 
@@ -374,12 +333,7 @@ def added(found: Found, kind: str, path: str, share: float) -> list[float]:
 
 def print_tables(found: Found, rates: Rates, paths: list[str], rounds: int) -> None:
     """Latencies with what each path adds to the direct one, then rates; medians over the rounds."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "unknown",
-    )
-    versions = f"grpcio {grpc.__version__}, Python {sys.version.split()[0]}"
-    print(f"{rounds} interleaved rounds on {os.cpu_count()} cores of {cpu}; {versions}; loopback, mutual TLS 1.3\n")
+    print(f"{rounds} interleaved rounds; {machine()}, grpcio {grpc.__version__}; loopback, mutual TLS 1.3\n")
     others = paths[1:]
     print("| latency (ms) | direct p50 | p99 |" + "".join(f" {path} adds p50 | p99 |" for path in others))
     print("|---|---|---|" + "---|---|" * len(others))
@@ -402,25 +356,17 @@ def print_tables(found: Found, rates: Rates, paths: list[str], rounds: int) -> N
 
 def judge(found: Found) -> int:
     """Says whether the bars are met; returns the exit code."""
-    print()
-    good = True
+    bars = []
     for kind in ("message", "first"):
         ours, theirs = (statistics.median(added(found, kind, path, 0.5)) for path in ("coordinator", "relay"))
-        met = ours <= HOP_BAR * theirs
-        good &= met
-        print(
-            f"{'met' if met else 'MISSED'}: the coordinator adds {ours:.2f} ms to a {kind}, a bare relay {theirs:.2f} "
-            f"ms: {ours / theirs:.2f} times (bar: {HOP_BAR})"
-        )
+        added_ms = f"the coordinator adds {ours:.2f} ms to a {kind}, a bare relay {theirs:.2f} ms"
+        bars.append(Bar(f"{added_ms}: {ours / theirs:.2f} times (bar: {HOP_BAR})", ours <= HOP_BAR * theirs))
     more = statistics.median(added(found, "message", "ticket", 0.5))
-    met = more <= NOTHING_MS
-    good &= met
-    print(
-        f"{'met' if met else 'MISSED'}: direct mode adds {more:.2f} ms to a message (bar: nothing, to {NOTHING_MS} ms)"
-    )
+    nothing = f"direct mode adds {more:.2f} ms to a message (bar: nothing, to {NOTHING_MS} ms)"
+    status = verdict([*bars, Bar(nothing, more <= NOTHING_MS)])
     if ("message", "envoy") not in found:
         print(f"not measured: Envoy, which isn't installed here ({envoy_hop.INSTALL})")
-    return 0 if good else 1
+    return status
 
 
 def main() -> int:
@@ -428,11 +374,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (default: 10, some 4 minutes)")
     parser.add_argument("--quick", action="store_true", help="one round: does it run at all?")
-    parser.add_argument("--serve-runner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve_runner:
-        return serve_runner()
-    return asyncio.run(measure(1 if arguments.quick else arguments.rounds))
+    with tempfile.TemporaryDirectory(prefix="chorus-hop-") as folder, processes_in(Path(folder)) as processes:
+        try:
+            return asyncio.run(measure(processes, 1 if arguments.quick else arguments.rounds))
+        except BenchmarkError as error:
+            say(str(error))
+            return 2
 
 
 if __name__ == "__main__":

@@ -148,6 +148,11 @@ class Mesh:
         """Where a registry or a coordinator listens."""
         return self._ports[name]
 
+    def certify(self, role: Role, name: str) -> TlsIdentity:
+        """A certificate for somebody who is not of it; in `folder`, as those of its own processes are."""
+        self._certificates.leaf(role, name).write(self._folder)
+        return TlsIdentity.load(self._folder / f"{role.value}-{name}")
+
     def server_name(self, name: str) -> str:
         """The pinned DNS name of a coordinator."""
         return self._certificates.id(Role.COORDINATOR, name).dns_name
