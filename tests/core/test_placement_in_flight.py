@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.core.placement.in_flight import MAX_STEPS, REPORT_LAG_S, InFlight
+from chorus.core.placement.in_flight import MAX_COMPANY, MAX_STEPS, REPORT_LAG_S, InFlight
 
 
 def test_a_report_takes_over_what_was_before_it() -> None:
@@ -14,13 +16,13 @@ def test_a_report_takes_over_what_was_before_it() -> None:
     counts.began("r", 1.0)
     counts.began("r", 1.5)
     assert counts.unreported == {"r": 3}
-    counts.reported("r", 1.5)
+    counts.reported("r", 1.5, None)
     assert counts.unreported == {"r": 1}
     assert counts.running("r") == 3
     counts.ended("r", 1.6)
     counts.ended("r", 1.6)
     assert counts.unreported == {"r": -1}
-    counts.reported("r", 5.0)
+    counts.reported("r", 5.0, None)
     assert counts.unreported == {}
     assert counts.running("r") == 1
 
@@ -32,7 +34,7 @@ def test_who_left_is_forgotten_and_its_requests_still_end() -> None:
     assert counts.unreported == {}
     counts.ended("r", 1.0)
     assert counts.running("r") == 0
-    counts.reported("r", 9.0)
+    counts.reported("r", 9.0, None)
     assert counts.unreported == {}
 
 
@@ -47,7 +49,7 @@ def test_unreported_is_what_happened_since_the_last_report_less_its_lag(taken: l
     for kind, gap in taken:
         now += gap
         if kind == "reported":
-            counts.reported("r", now)
+            counts.reported("r", now, None)
             horizon = now - REPORT_LAG_S
         elif kind == "began":
             counts.began("r", now)
@@ -67,5 +69,50 @@ def test_without_reports_memory_is_bounded_and_the_count_right() -> None:
         counts.began("r", float(number))
     assert counts.unreported["r"] == 10 * MAX_STEPS
     assert len(counts._steps["r"]) <= MAX_STEPS
-    counts.reported("r", 1e9)
+    counts.reported("r", 1e9, None)
+    assert counts.unreported == {}
+
+
+WHO = ("me", "you", "them")
+whose = st.dictionaries(st.sampled_from(WHO), st.integers(0, 9))
+moves = st.tuples(st.sampled_from(["began", "ended", "left"]), st.sampled_from("rs"), st.none())
+reports = st.tuples(st.just("reported"), st.sampled_from("rs"), whose)
+
+
+@given(st.lists(moves | reports, max_size=60))
+def test_where_a_report_says_whose_they_are_ours_are_known_exactly(
+    taken: list[tuple[str, str, dict[str, int]]],
+) -> None:
+    counts, running = InFlight("me"), Counter[str]()
+    told: dict[str, dict[str, int]] = {"r": {}, "s": {}}
+    for runner_id in told:
+        counts.reported(runner_id, 0.0, {})
+    for now, (kind, runner_id, by_coordinator) in enumerate(taken):
+        if kind == "reported":
+            told[runner_id] = by_coordinator
+            counts.reported(runner_id, now, by_coordinator)
+        elif kind == "left":
+            told[runner_id] = {}
+            counts.left(runner_id)
+            counts.reported(runner_id, now, {})  # another one of its name has come
+        elif kind == "began":
+            counts.began(runner_id, now)
+            running[runner_id] += 1
+        elif running[runner_id]:
+            counts.ended(runner_id, now)
+            running[runner_id] -= 1
+        ours = sum(report.get("me", 0) for report in told.values())
+        everybody = sum(sum(report.values()) for report in told.values())
+        assert counts.company == min(MAX_COMPANY, (everybody + 1) / (ours + 1))
+        for one, report in told.items():
+            # What placement adds to the runner's own count: nobody is counted twice or left out.
+            assert counts.unreported.get(one, 0) == running[one] - report.get("me", 0)
+
+
+def test_a_coordinator_without_a_name_goes_by_what_is_older_than_the_report() -> None:
+    counts = InFlight()
+    counts.began("r", 0.0)
+    counts.reported("r", 0.0, {"me": 5})
+    assert (counts.unreported, counts.company) == ({"r": 1}, 1.0)
+    counts.reported("r", 1.0, {"me": 5})
     assert counts.unreported == {}

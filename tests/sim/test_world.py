@@ -78,6 +78,32 @@ def test_the_dead_are_not_asked_and_their_requests_go_on() -> None:
     assert outcome.attempts_on[Trouble.DEAD] == 0
 
 
+class Blind(Chorus):
+    """One that can't tell its own requests from others' in a report, as with runners of an older version."""
+
+    def named(self, coordinator: str) -> None:
+        """It has no name."""
+
+
+def mean_wait(policy: Callable[[Random], Policy], coordinators: int) -> float:
+    """At 85% of what equal machines can decode, whose reports are up to a second old; the mean of three runs."""
+    waits: list[float] = []
+    for seed in range(3):
+        fleet = Fleet([Machine(f"r{number}", 50.0, 8) for number in range(12)])
+        rate = 0.85 * fleet.tokens_per_second / 40.0
+        plan = Plan(seconds=7.0, requests_per_second=rate, tokens=40.0, spread=0.5, coordinators=coordinators)
+        waits += simulate(fleet, plan, policy, seed).waits_s
+    return sum(waits) / len(waits)
+
+
+def test_several_coordinators_that_see_the_same_old_reports_do_not_herd() -> None:
+    alone = mean_wait(Chorus, 1)
+    for coordinators in (2, 4):
+        together, blind = mean_wait(Chorus, coordinators), mean_wait(Blind, coordinators)
+        assert together < 1.06 * alone
+        assert together - alone < 0.5 * (blind - alone)
+
+
 def test_nobody_is_left() -> None:
     plan = Plan(seconds=2.0, warm_s=0.0, requests_per_second=5.0, tokens=20.0, coordinators=1)
     outcome = simulate(Fleet([Machine("only", 10.0, 1)], [(0.0, 0, Trouble.DEAD)]), plan, Chorus)

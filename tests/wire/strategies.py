@@ -201,6 +201,7 @@ loads = st.builds(
     uint64,
     st.floats(0, 1),
     st.lists(gpus, max_size=1).map(tuple),
+    st.none() | st.dictionaries(name, uint32, max_size=2),
 )
 model_statuses = st.builds(
     records.ModelStatus,

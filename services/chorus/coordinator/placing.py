@@ -124,8 +124,10 @@ class Placing:
         weights: Mapping[str, float] | None = None,
         metrics: GenerationMetrics | None = None,
         events: EventBoard | None = None,
+        coordinator: str = "",
         rng: random.Random | None = None,
     ) -> None:
+        """`coordinator` is this one's SPIFFE id, by which runners tell of its requests; empty where it has none."""
         self._live = live
         self._default_model = default_model
         self._max_attempts = max_attempts
@@ -140,7 +142,7 @@ class Placing:
         self._sized = live.directory
         self._slots: dict[str, int] = {}  # by lane, in the directory above
         self._node_loads: dict[str, tuple[NodeLoad, ...]] = {}
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(coordinator)
         self._budget = RetryBudget()
         self._failures = Failures()
         self._breakers = Breakers(breaker_rules)
@@ -415,6 +417,7 @@ class Placing:
     def _situation(self, trace: PromptTrace, tried: Container[str] = frozenset()) -> Situation:
         return Situation(
             in_flight=self._in_flight.unreported,
+            company=self._in_flight.company,
             tried=tried,
             barred=self._breakers.barred(self._live.now),
             penalties=self._failures.penalties(self._live.now),
@@ -478,7 +481,7 @@ class Placing:
             runner = entry.record.runner
             self._breakers.incarnated(runner.runner_id, runner.incarnation)
             self._affinity.incarnated(runner.runner_id, runner.incarnation)
-            self._in_flight.reported(runner.runner_id, now)
+            self._in_flight.reported(runner.runner_id, now, entry.record.load.by_coordinator)
 
 
 def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:

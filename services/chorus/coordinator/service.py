@@ -80,6 +80,7 @@ class CoordinatorService(HostedService):
             weights=settings.runner_weights,
             metrics=generations,
             events=self.events,
+            coordinator=str(identity.spiffe_id) if identity is not None else "",
             rng=rng,
         )
         self._registries = Registries(

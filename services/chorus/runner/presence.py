@@ -8,10 +8,13 @@ of the old one lasts; it ends, its supervisor starts it again, and by then the l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from chorus.core.fleet.records import Load, Node, Runner, RunnerRecord, RunnerState
+from chorus.core.identity import Role, SpiffeId
 from chorus.engine.base import Engine
 from chorus.hardware import HardwareLoad
 
@@ -32,6 +35,7 @@ class Presence:
         self._sequence = 0
         self._registered_version = 0
         self._changed = asyncio.Event()  # replaced at every change: whoever has the old one is woken
+        self._requests: Counter[str] = Counter()  # by coordinator
         self._hardware = HardwareLoad(0.0, node.memory_total_bytes, node.memory_available_bytes, node.gpus)
 
     @property
@@ -92,6 +96,21 @@ class Presence:
         self._wake()
         return self._runner.incarnation
 
+    @contextmanager
+    def serving(self, sender: SpiffeId | None) -> Iterator[None]:
+        """Counts a request for the length of the block, where a coordinator sent it, or the client with its ticket."""
+        if sender is None or sender.role is not Role.COORDINATOR:
+            yield
+            return
+        name = str(sender)
+        self._requests[name] += 1
+        try:
+            yield
+        finally:
+            self._requests[name] -= 1
+            if not self._requests[name]:
+                del self._requests[name]
+
     # --- what is told -----------------------------------------------------------------------------------------------
 
     def next_sequence(self) -> int:
@@ -112,7 +131,11 @@ class Presence:
         """The load of the models now, and of the machine as last measured."""
         measured = self._hardware
         return Load(
-            self._engine.load_report(), measured.memory_available_bytes, measured.cpu_utilization, measured.gpus
+            self._engine.load_report(),
+            measured.memory_available_bytes,
+            measured.cpu_utilization,
+            measured.gpus,
+            dict(self._requests),
         )
 
     def record(self) -> RunnerRecord:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from chorus.api.runner.v1 import runner_pb2 as pb
@@ -72,7 +72,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Turns texts into vectors."""
-        with self._work.begun(), self._reporter.request(context) as cost:
+        with self._begun(), self._reporter.request(context) as cost:
             artifact, embeddings = await self._engine.embed(decode_embedding(request.spec))
             cost["prompt_tokens"] = sum(embedding.token_count for embedding in embeddings)
         presence = self._presence
@@ -81,7 +81,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:
         """Orders documents."""
-        with self._work.begun(), self._reporter.request(context) as cost:
+        with self._begun(), self._reporter.request(context) as cost:
             artifact, ranking = await self._engine.rerank(decode_rerank(request.spec))
             cost["prompt_tokens"] = ranking.token_count
         presence = self._presence
@@ -106,7 +106,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
         """Counts a prompt's tokens."""
-        with self._work.begun():
+        with self._begun():
             generation = decode_generation(request.spec)
             status, count = await self._engine.count_tokens(generation.model, generation.prompt, generation.tools)
         return pb.CountTokensResponse(count=encode_token_count(status, count))
@@ -152,6 +152,12 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
             state=RUNNER_STATES[presence.state],
             load=encode_load(presence.load()),
         )
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """A request that its caller sent on its own account."""
+        with self._work.begun(), self._presence.serving(current_caller()):
+            yield
 
     def _origin(self, attempt: int) -> Origin:
         call, presence = request_context.current(), self._presence

@@ -47,13 +47,15 @@ class TicketDesk:
         """
         usage = _Usage()
         if caller is None or caller.role is not Role.CLIENT:
-            yield usage
+            with self._presence.serving(caller):
+                yield usage
             return
         arrived = self._clock()
-        ticket, use = self._redeem(request, caller)
+        ticket, grantor, use = self._redeem(request, caller)
         request.spec.model = ticket.artifact
         try:
-            yield usage
+            with self._presence.serving(grantor):
+                yield usage
         except BaseException as error:
             self._ended(use, usage, reason_of(error, finished=usage.finished), arrived)
             raise
@@ -87,7 +89,7 @@ class TicketDesk:
         for watch in self._watches:
             watch.woken.set()
 
-    def _redeem(self, request: pb.GenerateRequest, caller: SpiffeId) -> tuple[Ticket, TicketUse]:
+    def _redeem(self, request: pb.GenerateRequest, caller: SpiffeId) -> tuple[Ticket, SpiffeId, TicketUse]:
         if not request.ticket:
             raise TicketRequiredError(
                 f"{caller} needs a ticket to ask a runner directly: put that of Coordinator.Place into `ticket`, or "
@@ -111,7 +113,7 @@ class TicketDesk:
             _log.warning("ticket.refused", caller=str(caller), reason=error.reason, why=error.message)
             raise
         self._tell(str(grantor), use)
-        return ticket, use
+        return ticket, grantor, use
 
     def _ended(self, use: TicketUse, usage: _Usage, reason: str, arrived: float) -> None:
         account = usage.account

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -44,6 +44,11 @@ _STATUS = ModelStatus(
     1,
 )
 _ENGINE = EngineInfo("llama.cpp", "1", EngineKind.LOCAL, ("cuda",))
+
+
+def coordinator_name(number: int) -> str:
+    """What machines call a coordinator in their reports."""
+    return f"coordinator-{number}"
 
 
 class Trouble(StrEnum):
@@ -91,7 +96,9 @@ class Machine:
             self.name, 1, node.node_id, "10.0.0.1:7201", f"{self.name}.runner.sim", "1", (_ENGINE,), (_STATUS,)
         )
         load = ModelLoad(ARTIFACT, len(self.running), self.slots, len(self.queue), tokens_per_second=self.measured)
-        return DirectoryEntry(RunnerRecord(runner, node, RunnerState.READY, Load((load,)), self.sequence), now)
+        whose = Counter(coordinator_name(job.coordinator) for job in (*self.running, *self.queue))
+        report = Load((load,), by_coordinator=whose)
+        return DirectoryEntry(RunnerRecord(runner, node, RunnerState.READY, report, self.sequence), now)
 
 
 @dataclass(frozen=True, slots=True)

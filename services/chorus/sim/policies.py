@@ -36,6 +36,10 @@ class Ended:
 class Policy(Protocol):
     """What a coordinator knows and how it chooses. `now` is simulated seconds."""
 
+    def named(self, coordinator: str) -> None:
+        """Before anything: what machines call this coordinator in their reports."""
+        ...
+
     def changed(self, directory: Directory, change: DirectoryChange, now: float) -> None:
         """Another directory: it is what `choose` goes by from now on."""
         ...
@@ -62,6 +66,9 @@ class _Counting:
         self._busy: dict[str, int] = {}
         self._in_flight = InFlight()
 
+    def named(self, coordinator: str) -> None:
+        self._in_flight = InFlight(coordinator)
+
     def changed(self, directory: Directory, change: DirectoryChange, now: float) -> None:
         for record in change.removed:
             self._busy.pop(record.runner.runner_id, None)
@@ -69,7 +76,7 @@ class _Counting:
         for entry in change.upserts:
             (load,) = entry.record.load.models
             self._busy[entry.record.runner.runner_id] = load.slots_used + load.queued
-            self._in_flight.reported(entry.record.runner.runner_id, now)
+            self._in_flight.reported(entry.record.runner.runner_id, now, entry.record.load.by_coordinator)
         if len(self._names) != len(directory.entries) or change.removed:
             self._names = sorted(directory.entries)
 
@@ -143,6 +150,9 @@ class Chorus:
         self._roster, self._in_flight = Roster(), InFlight()
         self._failures, self._breakers = Failures(), Breakers()
 
+    def named(self, coordinator: str) -> None:
+        self._in_flight = InFlight(coordinator)
+
     def changed(self, directory: Directory, change: DirectoryChange, now: float) -> None:
         self._directory = directory
         for record in change.removed:
@@ -153,12 +163,13 @@ class Chorus:
         for entry in change.upserts:
             runner = entry.record.runner
             self._breakers.incarnated(runner.runner_id, runner.incarnation)
-            self._in_flight.reported(runner.runner_id, now)
+            self._in_flight.reported(runner.runner_id, now, entry.record.load.by_coordinator)
 
     def choose(self, asking: Asking) -> str | None:
         needs = Needs(model=MODEL, answer_tokens=asking.tokens)
         situation = Situation(
             in_flight=self._in_flight.unreported,
+            company=self._in_flight.company,
             tried=asking.tried,
             barred=self._breakers.barred(asking.now),
             penalties=self._failures.penalties(asking.now),

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.resilience.breakers import Trial
-from chorus.sim.machines import Fleet, Machine, Trouble
+from chorus.sim.machines import Fleet, Machine, Trouble, coordinator_name
 from chorus.sim.policies import Asking, Ended, Policy
 
 _HEARTBEAT_S = 1.0
@@ -85,6 +85,8 @@ class World:
         self._fleet, self._plan = fleet, plan
         self._arrivals, self._heartbeats = Random(seed), Random(seed + 1)
         self._policies = [policy(Random(seed + 2 + number)) for number in range(plan.coordinators)]
+        for number, made in enumerate(self._policies):
+            made.named(coordinator_name(number))
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._entries: dict[str, DirectoryEntry] = {}

@@ -347,12 +347,17 @@ def decode_model_load(message: pb.ModelLoad) -> ModelLoad:
 
 def encode_load(load: Load) -> pb.Load:
     """A runner's load."""
-    return pb.Load(
+    message = pb.Load(
         models=[encode_model_load(model) for model in load.models],
         memory_available_bytes=load.memory_available_bytes,
         cpu_utilization=load.cpu_utilization,
         gpus=[encode_gpu(gpu) for gpu in load.gpus],
     )
+    if load.by_coordinator is not None:
+        message.by_coordinator.SetInParent()
+        for coordinator, count in load.by_coordinator.items():
+            message.by_coordinator.coordinators.add(coordinator=coordinator, request_count=count)
+    return message
 
 
 def decode_load(message: pb.Load) -> Load:
@@ -362,6 +367,11 @@ def decode_load(message: pb.Load) -> Load:
         memory_available_bytes=message.memory_available_bytes,
         cpu_utilization=_finite(message.cpu_utilization),
         gpus=tuple(decode_gpu(gpu) for gpu in message.gpus),
+        by_coordinator=(
+            {one.coordinator: one.request_count for one in message.by_coordinator.coordinators}
+            if message.HasField("by_coordinator")
+            else None
+        ),
     )
 
 

@@ -204,12 +204,17 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a runner reports in every heartbeat."""
+    """What a runner reports in every heartbeat.
+
+    `by_coordinator`: its requests under way, by the SPIFFE id of the coordinator that sent them; None from an older
+    runner, which does not tell.
+    """
 
     models: tuple[ModelLoad, ...] = ()
     memory_available_bytes: int = 0
     cpu_utilization: float = 0.0  # 0..1 over all cores
     gpus: tuple[Gpu, ...] = ()
+    by_coordinator: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

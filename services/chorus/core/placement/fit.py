@@ -66,13 +66,15 @@ class Situation:
     """What a coordinator knows beyond the directory, at one moment; every mapping and set is by runner id.
 
     `in_flight`: its own requests that a runner's last load report can't know of yet (negative: they ended since).
-    `tried`: runners that this very request was tried on. `penalties`: seconds added to a runner's cost, for its recent
-    failures. `weights`: configured, above 0 and at most 1; one of 0.5 makes a runner count as twice as slow. By runner
-    and model (artifact name): `barred`, those whose circuit breaker lets no request through; `shared`, about how many
-    tokens of this request's prompt are in memory there.
+    `company`: how many times as many requests all coordinators send as this one, at least 1. `tried`: runners that this
+    very request was tried on. `penalties`: seconds added to a runner's cost, for its recent failures. `weights`:
+    configured, above 0 and at most 1; one of 0.5 makes a runner count as twice as slow. By runner and model (artifact
+    name): `barred`, those whose circuit breaker lets no request through; `shared`, about how many tokens of this
+    request's prompt are in memory there.
     """
 
     in_flight: Mapping[str, int] = field(default_factory=dict)
+    company: float = 1.0
     tried: Container[str] = frozenset()
     barred: frozenset[tuple[str, str]] = frozenset()
     penalties: Mapping[str, float] = field(default_factory=dict)
@@ -227,8 +229,10 @@ def demand(record: RunnerRecord, status: ModelStatus, situation: Situation) -> i
 
 
 def demand_of(load: ModelLoad | None, runner_id: str, situation: Situation) -> int:
-    """The same, where the load is known."""
+    """The same, where the load is known. What other coordinators have sent since is counted by what we have."""
     count = situation.in_flight.get(runner_id, 0)
+    if count > 0:
+        count = round(count * situation.company)
     if load is not None:
         count += load.slots_used + load.queued
     return count if count > 0 else 0

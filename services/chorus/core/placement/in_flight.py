@@ -1,7 +1,15 @@
-"""A coordinator's own requests under way, and how many of them a runner's last load report can't know of.
+"""A coordinator's own requests under way, those that a runner's last load report can't know of, and its company.
 
 Load reports are a heartbeat old. A coordinator that went by them alone would send everything of half a second to the
-runner that was idle then. Times are seconds on any clock that only goes forward.
+runner that was idle then. A report tells how many requests each coordinator had at the runner (`Load.by_coordinator`),
+so its own are taken out and counted as they stand now, and only the others' are old.
+
+What the others have sent since is not known, but they go by the same reports and choose as this one does: of what it
+sent somewhere since, they will have sent as many times as much as they have requests in all. `company` is that factor;
+without it, several coordinators that see one idle runner would each fill it.
+
+An older runner does not tell whose requests it has. Then steps are kept, and those that are older than a report and its
+way are taken to be in it. Times are seconds on any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -13,20 +21,33 @@ from collections.abc import Mapping
 REPORT_LAG_S = 0.2
 # Steps remembered for one runner without a report; beyond it the oldest are counted together.
 MAX_STEPS = 256
+# More than so many times its own are not expected of the others, however little this one has.
+MAX_COMPANY = 8.0
 
 
 class InFlight:
-    """Counts for every runner. `unreported`, which changes in place, is what placement takes as `in_flight`."""
+    """Counts for every runner. `unreported`, which changes in place, is what placement takes as `in_flight`.
 
-    def __init__(self) -> None:
+    `coordinator` is its own name as reports have it; empty where it has none, so that no report tells of it.
+    """
+
+    def __init__(self, coordinator: str = "") -> None:
+        self._coordinator = coordinator
         self._steps: dict[str, deque[tuple[float, int]]] = {}
         self._unreported: dict[str, int] = {}
         self._running: dict[str, int] = {}
+        self._told: dict[str, tuple[int, int]] = {}  # of the last report: ours and the others'
+        self._ours = self._others = 0  # in all reports
 
     @property
     def unreported(self) -> Mapping[str, int]:
-        """By runner id: requests begun less requests ended since its last report. Negative where more ended."""
+        """By runner id: requests that it has of ours beyond those reported. Negative where it has fewer."""
         return self._unreported
+
+    @property
+    def company(self) -> float:
+        """How many times as many requests all coordinators have as this one; at least 1."""
+        return min(MAX_COMPANY, (self._ours + self._others + 1) / (self._ours + 1))
 
     def running(self, runner_id: str) -> int:
         """Requests of ours that are under way at a runner."""
@@ -46,10 +67,20 @@ class InFlight:
             self._running.pop(runner_id, None)
         self._step(runner_id, now, -1)
 
-    def reported(self, runner_id: str, now: float) -> None:
-        """A load report of a runner has come; what was long before it is in it."""
+    def reported(self, runner_id: str, now: float, by_coordinator: Mapping[str, int] | None) -> None:
+        """A load report of a runner has come; `by_coordinator` None: it does not tell whose its requests are."""
+        self._forget(runner_id)
+        if self._coordinator and by_coordinator is not None:
+            ours = by_coordinator.get(self._coordinator, 0)
+            others = sum(by_coordinator.values()) - ours
+            self._told[runner_id] = (ours, others)
+            self._ours, self._others = self._ours + ours, self._others + others
+            self._steps.pop(runner_id, None)
+            self._count(runner_id, ours)
+            return
         steps = self._steps.get(runner_id)
         if steps is None:
+            self._unreported.pop(runner_id, None)
             return
         while steps and steps[0][0] <= now - REPORT_LAG_S:
             self._unreported[runner_id] -= steps.popleft()[1]
@@ -58,13 +89,29 @@ class InFlight:
 
     def left(self, runner_id: str) -> None:
         """A runner has left the directory; another of its name starts from nothing."""
+        self._forget(runner_id)
         self._steps.pop(runner_id, None)
         self._unreported.pop(runner_id, None)
 
+    def _forget(self, runner_id: str) -> None:
+        ours, others = self._told.pop(runner_id, (0, 0))
+        self._ours, self._others = self._ours - ours, self._others - others
+
+    def _count(self, runner_id: str, ours: int) -> None:
+        """What is beyond `ours`, which were reported."""
+        more = self._running.get(runner_id, 0) - ours
+        if more:
+            self._unreported[runner_id] = more
+        else:
+            self._unreported.pop(runner_id, None)
+
     def _step(self, runner_id: str, now: float, change: int) -> None:
+        if runner_id in self._told:
+            return self._count(runner_id, self._told[runner_id][0])
         steps = self._steps.setdefault(runner_id, deque())
         steps.append((now, change))
         self._unreported[runner_id] = self._unreported.get(runner_id, 0) + change
         if len(steps) > MAX_STEPS:
             (_, first), (at, second) = steps.popleft(), steps.popleft()
             steps.appendleft((at, first + second))
+        return None

@@ -660,6 +660,7 @@ class Load(_message.Message):
     MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     CPU_UTILIZATION_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    BY_COORDINATOR_FIELD_NUMBER: _builtins.int
     memory_available_bytes: _builtins.int
     """Memory of the node that a new program could have."""
     cpu_utilization: _builtins.float
@@ -672,6 +673,10 @@ class Load(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
         """The node's graphics devices now."""
 
+    @_builtins.property
+    def by_coordinator(self) -> Global___RequestsByCoordinator:
+        """Whose requests it has. Absent: the runner is of a version that does not tell."""
+
     def __init__(
         self,
         *,
@@ -679,14 +684,65 @@ class Load(_message.Message):
         memory_available_bytes: _builtins.int = ...,
         cpu_utilization: _builtins.float = ...,
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        by_coordinator: Global___RequestsByCoordinator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["by_coordinator", b"by_coordinator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_utilization", b"cpu_utilization", "gpus", b"gpus", "memory_available_bytes", b"memory_available_bytes", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_coordinator", b"by_coordinator", "cpu_utilization", b"cpu_utilization", "gpus", b"gpus", "memory_available_bytes", b"memory_available_bytes", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class RequestsByCoordinator(_message.Message):
+    """A runner's requests under way, by who sent them, so that a coordinator can tell its own from others'."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def coordinators(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoordinatorRequests]:
+        """Each coordinator that has some there, whether it relays them or granted a ticket for them."""
+
+    def __init__(
+        self,
+        *,
+        coordinators: _abc.Iterable[Global___CoordinatorRequests] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinators", b"coordinators"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestsByCoordinator: _TypeAlias = RequestsByCoordinator  # noqa: Y015
+
+@_typing.final
+class CoordinatorRequests(_message.Message):
+    """The requests of one coordinator."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATOR_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    coordinator: _builtins.str
+    """Its SPIFFE id."""
+    request_count: _builtins.int
+    """How many are under way."""
+    def __init__(
+        self,
+        *,
+        coordinator: _builtins.str = ...,
+        request_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "request_count", b"request_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoordinatorRequests: _TypeAlias = CoordinatorRequests  # noqa: Y015
 
 @_typing.final
 class ModelLoad(_message.Message):
