@@ -9,19 +9,24 @@ from typing import Any
 
 import pytest
 
-from chorus.client import AttemptChanged, StartedAt
+from chorus.client import AttemptChanged, ClientEvent, StartedAt
 from chorus.core.errors import DrainingError
 from chorus.core.generation import (
     Constraint,
     ConstraintKind,
+    Conversation,
     Event,
     Finished,
     FinishReason,
     GenerationRequest,
+    Message,
+    MessageRole,
     Sampling,
     StopConditions,
+    TextPart,
     TextPrompt,
     TokenDelta,
+    Tool,
 )
 from chorus.engine.llama import LlamaEngine
 from chorus.testing.mesh import InProcessMesh
@@ -82,12 +87,26 @@ async def test_a_form_and_several_choices_go_on_elsewhere(seed: int | None) -> N
     assert breaks == []
     (started,) = (event for event in events if isinstance(event, StartedAt))
     assert seed is None or started.started.seed == seed
+    check_documents(events)
+
+
+def check_whole(events: list[ClientEvent]) -> Finished:
+    """Every token once, in order, and counted."""
     finished = events[-1]
     assert isinstance(finished, Finished)
     for outcome in finished.choices:
         deltas = [event for event in events if isinstance(event, TokenDelta) and event.choice == outcome.choice]
-        assert [delta.index for delta in deltas] == list(range(outcome.token_count))
-        text = "".join(delta.text for delta in deltas)
+        indexes = [delta.index + offset for delta in deltas for offset in range(len(delta.token_ids))]
+        assert indexes == list(range(outcome.token_count))
+    assert finished.usage.completion_tokens == sum(outcome.token_count for outcome in finished.choices)
+    return finished
+
+
+def check_documents(events: list[ClientEvent]) -> None:
+    """The same, and each choice keeps to the schema."""
+    for outcome in check_whole(events).choices:
+        choice = outcome.choice
+        text = "".join(event.text for event in events if isinstance(event, TokenDelta) and event.choice == choice)
         if outcome.reason is FinishReason.END:
             document = json.loads(text)
             assert document["kind"] in ("cat", "dog")
@@ -96,4 +115,53 @@ async def test_a_form_and_several_choices_go_on_elsewhere(seed: int | None) -> N
         else:
             assert outcome.reason is FinishReason.LENGTH
             assert text.startswith("{")
-    assert finished.usage.completion_tokens == sum(outcome.token_count for outcome in finished.choices)
+
+
+async def without_its_coordinator(mesh: InProcessMesh, request: GenerationRequest, after: int) -> list[ClientEvent]:
+    """The events of an answer whose coordinator is killed after so many tokens."""
+    events: list[ClientEvent] = []
+    tokens = 0
+    async with mesh.client(timeout_s=200.0).generate(request) as generation:
+        async for event in generation:
+            events.append(event)
+            tokens += len(event.token_ids) if isinstance(event, TokenDelta) else 0
+            if tokens >= after:
+                (index,) = (index for index, one in enumerate(mesh.coordinators) if one._admission.running)
+                await mesh.kill_coordinator(index)
+                break
+        events += [event async for event in generation]
+    assert [event.reason for event in events if isinstance(event, AttemptChanged)] == ["UNAVAILABLE"]
+    return events
+
+
+async def test_a_form_and_tool_calls_outlive_their_coordinators() -> None:
+    # The model is shown its first message alone: calls, which it goes on with.
+    template = "{% if tools %}{# <tool_call> #}{% endif %}{{ messages[0].content }}"
+    engine = LlamaEngine([smollm2(chat_template=template)], SETTINGS)
+    cities = ("Bern", "Rome", "Oslo", "Bonn")
+    said = "".join(
+        f'<tool_call>{{"name": "weather", "arguments": {{"city": "{city}"}}}}</tool_call>\n' for city in cities
+    )
+    form = GenerationRequest(
+        model="",
+        prompt=TextPrompt("A pet as JSON: "),
+        sampling=Sampling(temperature=1.2, seed=7),
+        stop=StopConditions(max_tokens=60),
+        constraint=Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(_SCHEMA)),
+    )
+    calls = GenerationRequest(
+        model="",
+        prompt=Conversation((Message(MessageRole.USER, (TextPart(said),)),)),
+        tools=(Tool("weather", "", {"type": "object"}),),
+        sampling=Sampling(temperature=0.0),
+        stop=StopConditions(max_tokens=48),
+    )
+    async with asyncio.timeout(240), InProcessMesh(runners=[engine], coordinators=3) as mesh:
+        check_documents(await without_its_coordinator(mesh, form, 6))
+        events = await without_its_coordinator(mesh, calls, 1)
+    check_whole(events)
+    deltas = [event for event in events if isinstance(event, TokenDelta)]
+    called = [delta.tool_call for delta in deltas if delta.tool_call is not None]
+    assert called
+    assert all(call.name == "weather" and isinstance(json.loads(call.arguments_json), dict) for call in called)
+    assert "</tool_call>" not in "".join(delta.text for delta in deltas)
