@@ -88,7 +88,8 @@ class Delivered:
     ) -> int | None:
         """Takes a delta; returns the index under which to deliver it, or None where all of it was delivered before.
 
-        `text` counts where there are no token ids. `more`: it holds reasoning or a tool call. Raises EngineError where it leaves something out or contradicts.
+        `text` counts where there are no token ids. `more`: it holds reasoning or a tool call. Raises EngineError where
+        it leaves something out or contradicts.
         """
         if not 0 <= number < self._choice_count:
             raise EngineError(f"the runner sent choice {number} of {self._choice_count}")
