@@ -36,7 +36,7 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "LoadModel": {Role.COORDINATOR, Role.ADMIN},
         "UnloadModel": {Role.COORDINATOR, Role.ADMIN},
         "WatchTickets": {Role.COORDINATOR},
-        "GetNode": set(Role),
+        "GetNode": set(Role) - {Role.IDENTITY},
     },
     "coordinator": {
         "Generate": ASKERS,
@@ -51,6 +51,17 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "GetStats": ASKERS,
         "ExplainPlacement": ASKERS,
     },
+    "identity": {
+        "CreateToken": {Role.ADMIN},
+        "ListTokens": {Role.ADMIN},
+        "RevokeToken": {Role.ADMIN},
+        "ListMembers": {Role.ADMIN},
+        "Revoke": {Role.ADMIN},
+        "Restore": {Role.ADMIN},
+        "WatchRevocations": set(Role),
+    },
+    # Asked of a listener to which nobody shows who they are.
+    "enrolment": {"Join": set(Role), "Renew": set(Role)},
 }
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from chorus.api.coordinator.v1 import coordinator_pb2
+from chorus.api.identity.v1 import identity_pb2
 from chorus.api.registry.v1 import registry_pb2
 from chorus.api.runner.v1 import runner_pb2
+from chorus.config import ChorusConfig
 from chorus.core.identity import Role, SpiffeId
+from chorus.identity.service import IdentityService
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.mesh import InProcessMesh
 from chorus.transport import TlsIdentity, open_sync_channel
@@ -24,6 +29,8 @@ SERVICES: Mapping[str, ServiceDescriptor] = {
     "registry": registry_pb2.DESCRIPTOR.services_by_name["Registry"],
     "runner": runner_pb2.DESCRIPTOR.services_by_name["ModelRunner"],
     "coordinator": coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"],
+    "identity": identity_pb2.DESCRIPTOR.services_by_name["Identity"],
+    "enrolment": identity_pb2.DESCRIPTOR.services_by_name["Enrolment"],
 }
 
 
@@ -86,6 +93,24 @@ def path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
+@asynccontextmanager
+async def _identity_service(certificates: MeshCertificates) -> AsyncIterator[IdentityService]:
+    with tempfile.TemporaryDirectory() as folder:
+        certificates.authority.write(Path(folder))
+        config = ChorusConfig.model_validate(
+            {
+                "mesh": {"certs_dir": folder},
+                "identity": {"listen": "127.0.0.1:0", "join_listen": "127.0.0.1:0", "joins_per_minute": 6000},
+            }
+        )
+        service = IdentityService(config)
+        await service.start()
+        try:
+            yield service
+        finally:
+            await service.stop()
+
+
 @contextmanager
 def running(certificates: MeshCertificates, **settings: Any) -> Iterator[WholeMesh]:
     """A mesh that runs until the block is left."""
@@ -95,11 +120,16 @@ def running(certificates: MeshCertificates, **settings: Any) -> Iterator[WholeMe
     async def serve() -> None:
         done = found["done"] = asyncio.Event()
         found["loop"] = asyncio.get_running_loop()
-        async with InProcessMesh(certificates=certificates, **settings) as mesh:
+        async with (
+            InProcessMesh(certificates=certificates, **settings) as mesh,
+            _identity_service(certificates) as identity,
+        ):
             found["servers"] = {
                 "registry": Server(mesh.registries[0].address, certificates.id(Role.REGISTRY, "registry-1")),
                 "runner": Server(mesh.runners[0].address, certificates.id(Role.RUNNER, "runner-1")),
                 "coordinator": Server(mesh.coordinators[0].address, certificates.id(Role.COORDINATOR, "coordinator-1")),
+                "identity": Server(identity.address, certificates.id(Role.IDENTITY, "identity")),
+                "enrolment": Server(identity.join_address, certificates.id(Role.IDENTITY, "identity")),
             }
             ready.set()
             await done.wait()

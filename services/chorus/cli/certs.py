@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chorus.cli.connecting import Directory as MeshDirectory
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, console, handles_errors, note, print_json
 from chorus.core.identity import Role
 
 if TYPE_CHECKING:
+    from chorus.client.identity import IdentityClient
+    from chorus.core.identity import SpiffeId
     from chorus.identity.inspection import Report
 
 _EPILOG = """\
@@ -181,6 +185,43 @@ def verify(
             _print_verdict(report, now)
     if not works:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+@handles_errors
+def revoke(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="ROLE-NAME such as runner-laptop, or a SPIFFE id.")],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="For whoever looks at it later.")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Let it in again.")] = False,
+    mesh: MeshDirectory = None,
+    config: ConfigFile = None,
+) -> None:
+    """Shut somebody out of the mesh: within seconds no service answers them, and what they had open has ended.
+
+    It needs the identity service (`chorus up --lan`, `chorus identity`). Its name stays barred; a machine that comes
+    back takes another one, or `--undo` comes first.
+    """
+    from chorus.cli.identity import as_admin
+
+    async def ask(admin: IdentityClient) -> None:
+        identity = _identity_of(node, admin.trust_domain)
+        await (admin.restore(identity) if undo else admin.revoke(identity, why))
+        note(f"{identity} {'may join again' if undo else 'is out'}")
+
+    asyncio.run(as_admin(ask, mesh, config))
+
+
+def _identity_of(text: str, trust_domain: str) -> SpiffeId:
+    from chorus.core.errors import InvalidRequestError
+    from chorus.core.identity import SpiffeId
+    from chorus.core.identity.spiffe import parse_role
+
+    if text.startswith("spiffe://"):
+        return SpiffeId.parse(text)
+    role, dash, name = text.partition("-")
+    if not dash:
+        raise InvalidRequestError("node", f"{text[:80]!r} should be ROLE-NAME, such as runner-laptop")
+    return SpiffeId(trust_domain, parse_role(role), name)
 
 
 def _settings(given: Path | None, file: Path | None) -> tuple[Path, str]:

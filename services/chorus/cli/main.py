@@ -19,6 +19,7 @@ ENTRIES = (
     Entry("up", "chorus.cli.up:up", "Start a mesh on this machine: registry, runners, coordinator.", _MESH),
     Entry("down", "chorus.cli.down:down", "Stop the mesh on this machine.", _MESH),
     Entry("demo", "chorus.cli.demo:demo", "See it all once: a mesh of its own, one answer.", _MESH),
+    Entry("join", "chorus.cli.join:join", "Join a mesh with the line that `chorus token create` printed.", _MESH),
     Entry("doctor", "chorus.cli.doctor:doctor", "Find out what is wrong on this machine and what to do.", _MESH),
     Entry("ask", "chorus.cli.ask:ask", "Ask one question; the answer is streamed as it is written.", _EVERY_DAY),
     Entry("chat", "chorus.cli.chat:chat", "Talk with a model, turn by turn.", _EVERY_DAY),
@@ -29,6 +30,7 @@ ENTRIES = (
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),
     Entry("models", "chorus.cli.models:app", "Fetch, list and remove models; see what fits this machine.", _SETUP),
     Entry("tune", "chorus.cli.tune:app", "Measure how a model runs best on this machine.", _SETUP),
+    Entry("token", "chorus.cli.token:app", "Let machines join: make, list and revoke join tokens.", _SETUP),
     Entry("certs", "chorus.cli.certs:app", "Make, show and check the certificates of a mesh.", _SETUP),
     Entry("config", "chorus.cli.config:app", "Show the configuration in use, and describe its keys.", _SETUP),
     Entry("version", "chorus.cli.version:version", "Show the versions of Chorus and of what it stands on.", _SETUP),
@@ -36,6 +38,7 @@ ENTRIES = (
     Entry("registry", "chorus.cli.services:registry", "Run a registry.", _SERVICES),
     Entry("runner", "chorus.cli.services:runner", "Run a runner.", _SERVICES),
     Entry("coordinator", "chorus.cli.services:coordinator", "Run a coordinator.", _SERVICES),
+    Entry("identity", "chorus.cli.services:identity", "Run the identity service.", _SERVICES),
 )
 
 _EPILOG = """\

@@ -1,4 +1,4 @@
-"""`chorus registry|runner|coordinator`: one service in this process, configured by flags, environment and file."""
+"""`chorus registry|runner|coordinator|identity`: one service in this process, by flags, environment and file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ def _prepare() -> None:
     prepare_core()
 
 
-def _run_registry(config: ChorusConfig) -> None:
+def run_registry(config: ChorusConfig) -> None:
+    """Runs a registry, and ends the command with its exit code."""
     _prepare()
     from chorus.registry.main import run
 
     raise typer.Exit(run(config))
 
 
-def _run_runner(config: ChorusConfig) -> None:
+def run_runner(config: ChorusConfig) -> None:
+    """Runs a runner, and ends the command with its exit code."""
     _prepare()
     from chorus.runner.main import run
 
@@ -40,9 +42,18 @@ def _run_runner(config: ChorusConfig) -> None:
     raise typer.Exit(run(config))
 
 
-def _run_coordinator(config: ChorusConfig) -> None:
+def run_coordinator(config: ChorusConfig) -> None:
+    """Runs a coordinator, and ends the command with its exit code."""
     _prepare()
     from chorus.coordinator.main import run
+
+    raise typer.Exit(run(config))
+
+
+def run_identity(config: ChorusConfig) -> None:
+    """Runs an identity service, and ends the command with its exit code."""
+    _prepare()
+    from chorus.identity.main import run
 
     raise typer.Exit(run(config))
 
@@ -51,17 +62,24 @@ registry = configured(
     "registry",
     ("registry", "mesh", "log"),
     "Run a registry: it knows which runners live.\n\nCtrl-C or SIGTERM stops it; runners find it again by themselves.",
-    _run_registry,
+    run_registry,
 )
 runner = configured(
     "runner",
     ("runner", "mesh", "log"),
     "Run a runner: it makes this machine's models answer.\n\nCtrl-C or SIGTERM lets running answers finish first.",
-    _run_runner,
+    run_runner,
 )
 coordinator = configured(
     "coordinator",
     ("coordinator", "mesh", "log"),
     "Run a coordinator: it picks who answers.\n\nCtrl-C or SIGTERM lets running answers finish first.",
-    _run_coordinator,
+    run_coordinator,
+)
+identity = configured(
+    "identity",
+    ("identity", "mesh", "log"),
+    "Run the identity service: it has the authority's key, lets machines join and shuts them out.\n\n"
+    "One for a mesh, on the machine where `chorus certs init` was run. Back up its certificates folder.",
+    run_identity,
 )

@@ -154,6 +154,16 @@ class MeshSettings(Section):
         description="Folder with the mesh's CA and one folder per identity, as `chorus certs` writes it.",
         json_schema_extra=_shown("certs in the user's data folder"),
     )
+    identity_service: Endpoint | None = Field(
+        default=None,
+        description="Identity service, NAME@HOST:PORT; this process learns there who was revoked.",
+        json_schema_extra=_shown("none"),
+    )
+    renewal: Endpoint | None = Field(
+        default=None,
+        description="Where this process renews its certificate, NAME@HOST:PORT: identity.join_listen of that service.",
+        json_schema_extra=_shown("nowhere: it is replaced by hand"),
+    )
     insecure_loopback: bool = Field(
         default=False,
         description="Talk without TLS. Only loopback addresses are served and dialled; for trying things out.",
@@ -523,6 +533,56 @@ class CoordinatorSettings(_Listening):
     )
 
 
+class IdentitySettings(_Listening):
+    """The identity service: who may join the mesh, and who is out."""
+
+    name: ServiceName = Field(default="identity", description="This service's name, as in its certificate.")
+    listen: ListenAddress = Field(
+        default=ListenAddress("127.0.0.1", 7311),
+        description="Address for admins and services, over mutual TLS.",
+    )
+    join_listen: ListenAddress = Field(
+        default=ListenAddress("127.0.0.1", 7312),
+        description="Address where machines join and renew, which have no valid certificate to show.",
+    )
+    advertise_join: Endpoint | None = Field(
+        default=None,
+        description="HOST:PORT at which other machines reach join_listen; it is part of what they are told.",
+        json_schema_extra=_shown("the address of join_listen", shown_kind="HOST:PORT"),
+    )
+    advertise: Endpoint | None = Field(
+        default=None,
+        description="HOST:PORT at which other machines reach listen.",
+        json_schema_extra=_shown("the address of listen", shown_kind="HOST:PORT"),
+    )
+    ledger: AbsolutePath | None = Field(
+        default=None,
+        description="File in which tokens, members and revocations are kept.",
+        json_schema_extra=_shown("identity.json beside the authority's key"),
+    )
+    leaf_lifetime_s: float = Field(
+        default=86_400.0,
+        ge=5,
+        le=366 * 86_400,
+        description="Seconds that certificates live which machines get when they join or renew.",
+    )
+    joins_per_minute: float = Field(
+        default=12.0,
+        gt=0,
+        le=1e6,
+        description="Tries to join or renew that one address has in a minute, and twice that at once; ten times as "
+        "many are shared by all.",
+    )
+    registries: Registries = Field(
+        default=(Endpoint("127.0.0.1", 7101, "registry"),),
+        description="Registries that machines which join are told of, each NAME@HOST:PORT.",
+    )
+    coordinators: Coordinators = Field(
+        default=(Endpoint("127.0.0.1", 7301, "coordinator"),),
+        description="Coordinators that machines which join are told of, each NAME@HOST:PORT.",
+    )
+
+
 class ClientSettings(Section):
     """How the command line and the Python client reach the mesh."""
 
@@ -551,6 +611,7 @@ class ChorusConfig(BaseModel):
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     runner: RunnerSettings = Field(default_factory=RunnerSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
+    identity: IdentitySettings = Field(default_factory=IdentitySettings)
     client: ClientSettings = Field(default_factory=ClientSettings)
     ensemble: EnsembleSettings = Field(default_factory=EnsembleSettings)
 

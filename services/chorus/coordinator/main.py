@@ -11,14 +11,15 @@ from chorus.config import ChorusConfig
 from chorus.coordinator.service import CoordinatorService
 from chorus.core.identity import Role
 from chorus.telemetry.metrics import new_registry
-from chorus.transport.process import load_identity, run_service
+from chorus.transport.keeping import keep_identity
+from chorus.transport.process import run_service
 
 
 def run(config: ChorusConfig) -> int:
     """Runs a coordinator until it is asked to stop; returns the exit code of the process."""
 
-    def build(metrics: CollectorRegistry) -> CoordinatorService:
-        identity = load_identity(config.mesh, Role.COORDINATOR, config.coordinator.name)
+    async def build(metrics: CollectorRegistry) -> CoordinatorService:
+        identity = await keep_identity(config.mesh, Role.COORDINATOR, config.coordinator.name)
         # Modules and classes stay for ever: without them a full collection, which stops every stream, takes a tenth.
         gc.collect()
         gc.freeze()

@@ -24,8 +24,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from chorus.core.errors import CertificateError, InvalidRequestError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.spiffe import check_trust_domain
-from chorus.identity.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
 from chorus.identity.policy import Policy
+from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
 from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, date_problem
 
 CA_KEY = "ca.key"
@@ -106,7 +106,7 @@ class CertificateAuthority:
         """Reads an authority back. Raises CertificateError naming the file and what to do."""
         certificate_path, key_path = directory / CA_FILE, directory / CA_KEY
         try:
-            certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+            certificates = x509.load_pem_x509_certificates(certificate_path.read_bytes())
             key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
         except FileNotFoundError as error:
             raise CertificateError(
@@ -117,9 +117,11 @@ class CertificateAuthority:
             raise CertificateError(f"cannot read {error.filename}: {error.strerror}") from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise CertificateError(f"{CA_FILE} or {CA_KEY} in {directory} is damaged: not PEM") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        # While one authority takes over from another, both are in the file; the key says which of them signs.
+        own = [certificate for certificate in certificates if certificate.public_key() == key.public_key()]
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not own:
             raise CertificateError(f"{key_path} is not the key of {certificate_path}; restore the pair from one backup")
-        return cls(certificate, key, authority_trust_domain(certificate))
+        return cls(own[0], key, authority_trust_domain(own[0]))
 
     @property
     def not_after(self) -> datetime:
@@ -159,6 +161,27 @@ class CertificateAuthority:
         outlives the authority. Raises InvalidRequestError for an address that cannot be, or that belongs to another
         identity, CertificateError where the authority itself has expired.
         """
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self.certify(identity, key.public_key(), policy, now=now, addresses=addresses, lifetime=lifetime)
+        return Leaf(
+            spiffe_id=identity,
+            not_after=certificate.not_valid_after_utc,
+            ca_pem=self.certificate_pem,
+            cert_pem=certificate.public_bytes(serialization.Encoding.PEM),
+            key_pem=_key_pem(key),
+        )
+
+    def certify(
+        self,
+        identity: SpiffeId,
+        public_key: ec.EllipticCurvePublicKey,
+        policy: Policy,
+        *,
+        now: datetime,
+        addresses: Sequence[str] = (),
+        lifetime: timedelta | None = None,
+    ) -> x509.Certificate:
+        """Signs a certificate of `identity` for a key that somebody else may hold. Raises as `issue`."""
         if identity.trust_domain != self.trust_domain:
             raise InvalidRequestError(
                 "trust_domain", f"{identity} is not of this authority's trust domain, {self.trust_domain}"
@@ -167,7 +190,6 @@ class CertificateAuthority:
             raise CertificateError(f"the authority {problem}".replace("certs issue", "certs init"))
         wanted = lifetime if lifetime is not None else policy.lifetimes[identity.role]
         not_after = min(now + wanted, self.not_after)
-        key = ec.generate_private_key(ec.SECP256R1())
         purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if identity.role.serves:
             purposes.append(ExtendedKeyUsageOID.SERVER_AUTH)
@@ -176,7 +198,7 @@ class CertificateAuthority:
             x509.DNSName(identity.dns_name),
             *(_alternative_name(address, identity) for address in dict.fromkeys(addresses)),
         ]
-        certificate = (
+        return (
             x509.CertificateBuilder()
             .subject_name(
                 x509.Name(
@@ -189,15 +211,15 @@ class CertificateAuthority:
                 )
             )
             .issuer_name(self.certificate.subject)
-            .public_key(key.public_key())
+            .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(max(now - policy.backdate, self.certificate.not_valid_before_utc))
+            .not_valid_before(max(now - min(policy.backdate, wanted / 10), self.certificate.not_valid_before_utc))
             .not_valid_after(not_after)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
                     self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -205,13 +227,6 @@ class CertificateAuthority:
                 critical=False,
             )
             .sign(self._key, hashes.SHA256())
-        )
-        return Leaf(
-            spiffe_id=identity,
-            not_after=certificate.not_valid_after_utc,
-            ca_pem=self.certificate_pem,
-            cert_pem=certificate.public_bytes(serialization.Encoding.PEM),
-            key_pem=_key_pem(key),
         )
 
 

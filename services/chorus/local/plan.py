@@ -16,7 +16,7 @@ from chorus.local.home import MeshHome
 from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, RUNNERS_USUAL, Ports
 
 LOOPBACK = "127.0.0.1"
-_REGISTRY, _COORDINATOR = "registry", "coordinator"
+_REGISTRY, _COORDINATOR, _IDENTITY = "registry", "coordinator", "identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,9 @@ class MeshPlan:
     @property
     def ports(self) -> Mapping[str, int]:
         """The port of every process by its name."""
-        return {process.name: process.address.port for process in self.processes}
+        opening = [process for process in self.processes if process.role is Role.IDENTITY]
+        joining = {f"{process.name}, to join at": process.config.identity.join_listen.port for process in opening}
+        return {process.name: process.address.port for process in self.processes} | joining
 
     @property
     def metrics_ports(self) -> Mapping[str, int]:
@@ -117,8 +119,16 @@ class MeshPlan:
     def certificates(self) -> Mapping[tuple[Role, str], tuple[str, ...]]:
         """Every certificate that the mesh needs, with the addresses it must name: (role, name) -> addresses."""
         addresses = LOOPBACK_NAMES if self.options.lan_ip is None else (*LOOPBACK_NAMES, self.options.lan_ip)
-        wanted: dict[tuple[Role, str], tuple[str, ...]] = {(p.role, p.name): addresses for p in self.processes}
-        return wanted | {(Role.CLIENT, CLIENT_NAME): ()}
+        # The identity service, which has the authority's key, makes its own.
+        served = [process for process in self.processes if process.role is not Role.IDENTITY]
+        wanted: dict[tuple[Role, str], tuple[str, ...]] = {(p.role, p.name): addresses for p in served}
+        people = {(Role.CLIENT, CLIENT_NAME): ()} | ({(Role.ADMIN, CLIENT_NAME): ()} if self.others_join else {})
+        return wanted | people
+
+    @property
+    def others_join(self) -> bool:
+        """Whether other machines may join: the mesh has an identity service then."""
+        return any(process.role is Role.IDENTITY for process in self.processes)
 
     def with_trust_domain(self, trust_domain: str) -> MeshPlan:
         """Returns the plan for the authority that there turned out to be."""
@@ -162,6 +172,9 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
     shared = _changed(shared, "log", format="console" if config.log.format == "auto" else config.log.format, file=None)
     registry = Endpoint(host, ports.registry, _REGISTRY)
     coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
+    identity = Endpoint(host, ports.identity, _IDENTITY)
+    if options.lan_ip is not None:
+        shared = _changed(shared, "mesh", identity_service=identity)
     # A mesh that is to answer needs a model, even where runners are configured to load none.
     models = options.models or config.runner.models or None
     runner_common: dict[str, Any] = {
@@ -197,10 +210,16 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
         process(f"{prefix}{index + 1}", Role.RUNNER, ports.runner(index), **runner_common)
         for index in range(options.runners)
     ]
+    opening: list[ProcessPlan] = []
+    if options.lan_ip is not None:
+        join_listen = ListenAddress(host, ports.join)
+        told = {"registries": (registry,), "coordinators": (coordinator,)}
+        opening.append(process(_IDENTITY, Role.IDENTITY, ports.identity, join_listen=join_listen, **told))
     return MeshPlan(
         options=options,
         trust_domain=config.mesh.trust_domain if "mesh.trust_domain" in base.origins else None,
         processes=(
+            *opening,
             process(_REGISTRY, Role.REGISTRY, ports.registry),
             *runners,
             process(_COORDINATOR, Role.COORDINATOR, ports.coordinator, registries=(registry,)),

@@ -37,6 +37,16 @@ class Ports:
         """The coordinator's."""
         return self.base + 201
 
+    @property
+    def identity(self) -> int:
+        """The identity service's, for admins and services."""
+        return self.base + 211
+
+    @property
+    def join(self) -> int:
+        """Where other machines join."""
+        return self.base + 212
+
     @staticmethod
     def metrics(port: int) -> int:
         """Where the service on `port` shows its metrics."""
@@ -72,7 +82,7 @@ def find_base(host: str, runners: int, candidates: Iterable[int]) -> int:
     """Returns the first of `candidates` from which every port is free. Raises ConfigError where there is none."""
     for base in candidates:
         ports = Ports(base)
-        wanted = (ports.registry, ports.coordinator, *map(ports.runner, range(runners)))
+        wanted = (ports.registry, ports.coordinator, ports.identity, *map(ports.runner, range(runners)))
         if all(is_free(host, port) and is_free("127.0.0.1", ports.metrics(port)) for port in wanted):
             return base
     raise ConfigError("no free ports were found; choose them with --port-base")

@@ -9,14 +9,15 @@ from chorus.config import ChorusConfig
 from chorus.core.identity import Role
 from chorus.registry.service import RegistryService
 from chorus.telemetry.metrics import new_registry
-from chorus.transport.process import load_identity, run_service
+from chorus.transport.keeping import keep_identity
+from chorus.transport.process import run_service
 
 
 def run(config: ChorusConfig) -> int:
     """Runs a registry until it is asked to stop; returns the exit code of the process."""
 
-    def build(metrics: CollectorRegistry) -> RegistryService:
-        identity = load_identity(config.mesh, Role.REGISTRY, config.registry.name)
+    async def build(metrics: CollectorRegistry) -> RegistryService:
+        identity = await keep_identity(config.mesh, Role.REGISTRY, config.registry.name)
         return RegistryService(config, identity=identity, metrics=metrics)
 
     return run_service(

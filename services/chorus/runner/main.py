@@ -18,7 +18,8 @@ from chorus.hardware import Inventory, node_id
 from chorus.runner.engines import EngineFactory, configured_engine
 from chorus.runner.service import RunnerService
 from chorus.telemetry.metrics import new_registry
-from chorus.transport.process import load_identity, run_service
+from chorus.transport.keeping import keep_identity
+from chorus.transport.process import run_service
 
 _SWITCH_INTERVAL_S = 0.0005
 """How long an engine's thread, back from a step, may wait for the event loop's; Python's own default is 5 ms."""
@@ -41,7 +42,7 @@ def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine)
 
     async def build(metrics: CollectorRegistry) -> RunnerService:
         name = runner_name(settings)
-        identity = load_identity(config.mesh, Role.RUNNER, name)
+        identity = await keep_identity(config.mesh, Role.RUNNER, name)
         node = node_id(platformdirs.user_state_path("chorus"), override=settings.node_id)
         hosted = await asyncio.to_thread(make_engine, settings)
         # Modules and classes stay for ever: without them a full collection, which stops every stream, takes a tenth.

@@ -6,15 +6,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from chorus.api.identity.v1 import access_pb2
 from chorus.core.identity import AccessTable, Role
-
-_ROLES: dict[int, Role] = {
-    access_pb2.ROLE_REGISTRY: Role.REGISTRY,
-    access_pb2.ROLE_RUNNER: Role.RUNNER,
-    access_pb2.ROLE_COORDINATOR: Role.COORDINATOR,
-    access_pb2.ROLE_CLIENT: Role.CLIENT,
-    access_pb2.ROLE_ADMIN: Role.ADMIN,
-    access_pb2.ROLE_IDENTITY: Role.IDENTITY,
-}
+from chorus.wire.identity import ROLE_OF
 
 EVERY_ROLE = frozenset(Role)
 
@@ -29,7 +21,7 @@ def access_table(*services: ServiceDescriptor) -> AccessTable:
 
 
 def _authorised(access: access_pb2.Access) -> frozenset[Role]:
-    return EVERY_ROLE if access.anybody else frozenset(_ROLES[role] for role in access.roles if role in _ROLES)
+    return EVERY_ROLE if access.anybody else frozenset(ROLE_OF[role] for role in access.roles if role in ROLE_OF)
 
 
 def fixed_table(roles: frozenset[Role], *services: ServiceDescriptor) -> AccessTable:

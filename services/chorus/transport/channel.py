@@ -59,6 +59,12 @@ def open_sync_channel(
     return grpc.secure_channel(address, identity.channel_credentials(), options=complete)
 
 
+def open_channel_to_join(address: str, *, ca_pem: bytes, server: SpiffeId) -> grpc.aio.Channel:
+    """Returns a channel on which this side shows no certificate; `server` must answer there, signed by `ca_pem`."""
+    options = client_options((("grpc.ssl_target_name_override", server.dns_name),))
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca_pem), options=options)
+
+
 def _prepare(
     address: str,
     identity: TlsIdentity | None,

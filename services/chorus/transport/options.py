@@ -62,6 +62,15 @@ _SERVER: Options = (
     ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
 )
 
+OPEN_LIMITS: Options = (
+    ("grpc.max_receive_message_length", 64 * 1024),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.max_concurrent_streams", 8),
+    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.max_connection_age_ms", 60_000),
+)
+"""Of a listener that anybody may call: a request there is a kilobyte, and an answer is all that a caller wants."""
+
 
 def client_options(extra: Iterable[tuple[str, str | int]] = ()) -> Options:
     """Returns the options of a channel; `extra` ones come last, and so win."""

@@ -29,7 +29,7 @@ from chorus.transport.health import SERVICE as HEALTH
 from chorus.transport.health import Health, HealthServicer
 from chorus.transport.interceptor import CallObserver, MeshInterceptor
 from chorus.transport.open_calls import OpenCalls
-from chorus.transport.options import server_options
+from chorus.transport.options import OPEN_LIMITS, server_options
 from chorus.transport.tls import TlsIdentity
 
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -62,6 +62,8 @@ class MeshServer:
         identity: TlsIdentity | None,
         listen: Sequence[str],
         services: Sequence[Service],
+        open_listen: str | None,
+        open_services: Sequence[Service],
         health_listen: str | None,
         admin_listen: str | None,
         observer: CallObserver | None,
@@ -72,6 +74,8 @@ class MeshServer:
         self._identity = identity
         self._listen = tuple(listen)
         self._services = tuple(services)
+        self._open_listen = open_listen
+        self._open_services = tuple(open_services)
         self._health_listen = health_listen
         self._admin_listen = admin_listen
         self._options = server_options(options)
@@ -86,6 +90,7 @@ class MeshServer:
         self._interceptor = MeshInterceptor(self.access, open_calls=self._open_calls, observer=observer)
         self._servers: list[grpc.aio.Server] = []
         self.addresses: tuple[str, ...] = ()
+        self.open_address: str | None = None
         self.health_address: str | None = None
         self.admin_address: str | None = None
 
@@ -96,8 +101,8 @@ class MeshServer:
 
     @property
     def side_addresses(self) -> Mapping[str, str]:
-        """The bound health and admin listeners by kind, where there are any."""
-        sides = {"health": self.health_address, "admin": self.admin_address}
+        """The bound health, admin and open listeners by kind, where there are any."""
+        sides = {"health": self.health_address, "admin": self.admin_address, "open": self.open_address}
         return {kind: address for kind, address in sides.items() if address is not None}
 
     @property
@@ -114,6 +119,8 @@ class MeshServer:
                 service.add(service.servicer, mesh)
             health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), mesh)
             _add_reflection(mesh, [*(service.descriptor for service in self._services), HEALTH])
+            if self._open_listen is not None:
+                self._start_open(self._open_listen)
             if self._admin_listen is not None:
                 admin = self._server(MeshInterceptor(_ADMIN_ACCESS, open_calls=self._open_calls))
                 self.admin_address = _bind(admin, self._admin_listen, self._identity)
@@ -148,8 +155,16 @@ class MeshServer:
         if self._servers:
             await self._servers[0].wait_for_termination()
 
-    def _server(self, interceptor: MeshInterceptor) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[interceptor], options=self._options)
+    def _start_open(self, address: str) -> None:
+        """Binds the listener for callers without a certificate: nothing else is on it, and little fits through it."""
+        table = access_table(*(service.descriptor for service in self._open_services))
+        server = self._server(MeshInterceptor(table, open_calls=None, observer=self._observer), *OPEN_LIMITS)
+        self.open_address = _bind(server, address, self._identity, asks_for_certificates=False)
+        for service in self._open_services:
+            service.add(service.servicer, server)
+
+    def _server(self, interceptor: MeshInterceptor, *limits: tuple[str, str | int]) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[interceptor], options=(*self._options, *limits))
         self._servers.append(server)
         return server
 
@@ -159,6 +174,8 @@ def build_server(
     identity: TlsIdentity | None,
     listen: Sequence[str],
     services: Sequence[Service],
+    open_listen: str | None = None,
+    open_services: Sequence[Service] = (),
     health_listen: str | None = None,
     admin_listen: str | None = None,
     observer: CallObserver | None = None,
@@ -170,14 +187,16 @@ def build_server(
 
     `listen`: addresses (`host:port`, port 0 for a free one) of the mesh listener, over mutual TLS, with health and
     reflection beside `services`. Who may call what is read from the services' descriptors; `extra_access` adds RPCs
-    whose protos do not say it. `health_listen`: plaintext, grpc.health.v1 and nothing else, for probes without a
+    whose protos do not say it. `open_listen`: over TLS in which no caller shows a certificate, `open_services` and
+    nothing else. `health_listen`: plaintext, grpc.health.v1 and nothing else, for probes without a
     certificate. `admin_listen`: channelz, for the admin role alone. Without an identity all is plaintext, which is
     allowed on loopback addresses alone, and only if `insecure_loopback` says so; everybody may call everything then.
     Raises ConfigError.
     """
     if not listen:
         raise ConfigError("a server needs an address to listen on")
-    for address in (*listen, *(extra for extra in (admin_listen, health_listen) if extra is not None)):
+    sides = (admin_listen, health_listen, open_listen)
+    for address in (*listen, *(extra for extra in sides if extra is not None)):
         parse_address(address)
         if identity is None and address != health_listen:
             check_insecure(address, insecure_loopback)
@@ -185,6 +204,8 @@ def build_server(
         identity=identity,
         listen=listen,
         services=services,
+        open_listen=open_listen,
+        open_services=open_services,
         health_listen=health_listen,
         admin_listen=admin_listen,
         observer=observer,
@@ -193,14 +214,18 @@ def build_server(
     )
 
 
-def _bind(server: grpc.aio.Server, address: str, identity: TlsIdentity | None) -> str:
+def _bind(
+    server: grpc.aio.Server, address: str, identity: TlsIdentity | None, *, asks_for_certificates: bool = True
+) -> str:
     host, wanted = parse_address(address).host, parse_address(address).port
     try:
         if identity is None:
             port = server.add_insecure_port(address)
         else:
             # Credentials of their own for each port: the library asks those that follow a change once, at the bind.
-            port = server.add_secure_port(address, identity.server_credentials())
+            port = server.add_secure_port(
+                address, identity.server_credentials(clients_show_certificates=asks_for_certificates)
+            )
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {_why_not(host, wanted)}") from error
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

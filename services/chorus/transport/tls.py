@@ -104,8 +104,8 @@ class TlsIdentity:
             listener()
 
     @classmethod
-    def load(cls, directory: Path, *, now: datetime | None = None) -> TlsIdentity:
-        """Reads `tls.crt`, `tls.key` and `ca.crt` from `directory`.
+    def load(cls, directory: Path, *, now: datetime | None = None, even_ended: bool = False) -> TlsIdentity:
+        """Reads `tls.crt`, `tls.key` and `ca.crt` from `directory`; `even_ended`: whatever the certificate's dates.
 
         Raises CertificateError, with the fix, where a file is missing or damaged, the key is not the certificate's or
         is open to every user of the machine, the certificate is not of this mesh, or it is not valid now.
@@ -127,7 +127,8 @@ class TlsIdentity:
             where=str(directory),
         )
         leaf = read_certificates(identity.cert_pem, CERTIFICATE_FILE)[0]
-        if problem := date_problem(leaf, now if now is not None else datetime.now(UTC)):
+        problem = date_problem(leaf, now if now is not None else datetime.now(UTC))
+        if problem and not even_ended:
             raise CertificateError(f"the certificate in {directory} {problem}")
         return identity
 

@@ -1,0 +1,259 @@
+"""A machine joins a mesh: it makes sure whom it talks to, gets its certificate, and writes down how it runs.
+
+Nothing but a TLS handshake is sent before the authority's fingerprint was compared with the token's. The key is made
+here and never leaves. Whatever is interrupted is begun again with the same key, so that the token still does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from chorus.api.identity.v1 import identity_pb2 as pb
+from chorus.api.identity.v1 import identity_pb2_grpc
+from chorus.config import ChorusConfig, Endpoint, to_toml
+from chorus.core.errors import CertificateError, ConfigError, UnavailableError
+from chorus.core.identity import Role, SpiffeId
+from chorus.core.identity.join_line import JoinLine
+from chorus.local.home import MeshHome
+from chorus.local.ports import is_free
+from chorus.transport.channel import open_channel_to_join
+from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
+from chorus.transport.keeping import certificate_request
+from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsIdentity, spiffe_id_of
+from chorus.wire.errors import from_rpc_error
+from chorus.wire.identity import decode_time
+
+_TIMEOUT_S = 10.0
+_PORTS = range(7201, 7300)
+_SERVICES = (Role.REGISTRY, Role.RUNNER, Role.COORDINATOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a machine wants of the mesh. `advertise` None: the address by which it reached the identity service;
+    `remote`: a model server that answers here, such as `ollama=http://127.0.0.1:11434`."""
+
+    name: str
+    advertise: Endpoint | None = None
+    remote: str | None = None
+    engine: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """The identity service as its handshake showed it: its authority, who it is, and our own address towards it."""
+
+    authority: x509.Certificate
+    server: SpiffeId
+    own_ip: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A machine of the mesh. `config_file` is how its service, or its client, runs."""
+
+    identity: SpiffeId
+    config_file: Path
+
+
+def joined_already(home: MeshHome) -> Joined | None:
+    """What this machine joined as before, where it did."""
+    for role in (*_SERVICES, Role.CLIENT, Role.ADMIN):
+        config_file = _config_file(home, role)
+        if config_file.exists():
+            from chorus.config import load_config
+
+            config = load_config(file=config_file)
+            folder = config.client.identity
+            name = getattr(config, role.value).name if role in _SERVICES else folder.removeprefix(f"{role}-")
+            return Joined(SpiffeId(config.mesh.trust_domain, role, name), config_file)
+    return None
+
+
+def join(home: MeshHome, where: Endpoint, line: JoinLine, wish: Wish) -> Joined:
+    """Joins the mesh at `where`. Raises CertificateError where somebody else answers there, or a clock is wrong,
+    UnavailableError, and what the identity service answers."""
+    home.make()
+    make_directory(home.certs)
+    met = meet(where, line.authority_sha256)
+    pending = home.certs / f"joining-{line.token_id}.key"
+    key_pem = _own_key(pending)
+    advertise = wish.advertise
+    own = advertise.host if advertise is not None else met.own_ip
+    answer = asyncio.run(_ask(where, met, line, key_pem, name=wish.name, addresses=(own, "127.0.0.1", "localhost")))
+    issued = answer.certificate
+    got = TlsIdentity.from_pem(ca_pem=issued.authorities_pem, cert_pem=issued.certificate_pem, key_pem=key_pem)
+    _check_clock(decode_time(issued.time))
+    directory = home.certs / f"{got.spiffe_id.role}-{got.spiffe_id.name}"
+    contents = {
+        KEY_FILE: (key_pem, KEY_MODE),
+        CERTIFICATE_FILE: (got.cert_pem, CERTIFICATE_MODE),
+        CA_FILE: (got.ca_pem, CERTIFICATE_MODE),
+    }
+    write_new_directory(directory, contents, replace=True)
+    config = _config(home, where, met, got.spiffe_id, answer.endpoints, wish, own)
+    config_file = _config_file(home, got.spiffe_id.role)
+    section = got.spiffe_id.role.value if got.spiffe_id.role in _SERVICES else "client"
+    write_new(config_file, to_toml(config, "mesh", "log", section).encode(), KEY_MODE, replace=True)
+    pending.unlink(missing_ok=True)
+    return Joined(got.spiffe_id, config_file)
+
+
+def meet(where: Endpoint, authority_sha256: bytes) -> Met:
+    """Shakes hands with the identity service, and makes sure that it shows that authority. Nothing else is sent.
+
+    Raises UnavailableError, CertificateError where another authority is shown or this machine's clock is wrong.
+    """
+    chain, own_ip = _handshake(where)
+    try:
+        shown = [x509.load_der_x509_certificate(der) for der in chain]
+    except ValueError:
+        shown = []
+    found = [one for der, one in zip(chain, shown, strict=False) if hashlib.sha256(der).digest() == authority_sha256]
+    if not shown or not found:
+        raise CertificateError(
+            f"{where.authority} is not the mesh that the token is of: its authority has another fingerprint. "
+            "Check HOST:PORT; if it is right, somebody stands in between, or the mesh has a new authority: get a token"
+        )
+    now = datetime.now(UTC)
+    for certificate in (shown[0], found[0]):
+        if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+            raise CertificateError(
+                f"by this machine's clock it is {now:%Y-%m-%d %H:%M} UTC, and the certificate of {where.authority} is "
+                f"valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} to "
+                f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; set the clock, here or there"
+            )
+    server = spiffe_id_of(shown[0])
+    if server.role is not Role.IDENTITY:
+        raise CertificateError(f"{where.authority} is {server}, and no identity service; check HOST:PORT")
+    return Met(found[0], server, own_ip)
+
+
+def _handshake(where: Endpoint) -> tuple[list[bytes], str]:
+    """The certificates that are shown there (DER), unverified, and the address by which we came."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # what is shown is compared with a fingerprint, and nothing is sent
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((where.host, where.port), timeout=_TIMEOUT_S) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            return _shown_chain(tls), str(plain_name(tls))
+    except ssl.SSLError as error:
+        raise UnavailableError(
+            f"{where.authority} answers, but not as a mesh does ({error.reason or error}); is that the port to join at?"
+        ) from error
+    except OSError as error:
+        why = error.strerror or str(error) or "no answer in time"
+        raise UnavailableError(
+            f"{where.authority} can't be reached ({why}); is the mesh up, and does a firewall let this machine through?"
+        ) from error
+
+
+def plain_name(connection: ssl.SSLSocket) -> str:
+    """The IP address that a connection goes out from."""
+    return str(connection.getsockname()[0])
+
+
+def _shown_chain(connection: Any) -> list[bytes]:
+    """All certificates that the other side showed. Public from Python 3.13 on; there before, under another name."""
+    if hasattr(connection, "get_unverified_chain"):
+        return list(connection.get_unverified_chain())
+    return [ssl.PEM_cert_to_DER_cert(one.public_bytes()) for one in connection._sslobj.get_unverified_chain()]
+
+
+def _own_key(pending: Path) -> bytes:
+    """The key of an earlier try with the same token, or a new one."""
+    try:
+        return pending.read_bytes()
+    except FileNotFoundError:
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_new(pending, pem, KEY_MODE, replace=False)
+        return pem
+    except OSError as error:
+        raise CertificateError(f"cannot read {pending}: {error.strerror}") from error
+
+
+async def _ask(
+    where: Endpoint, met: Met, line: JoinLine, key_pem: bytes, *, name: str, addresses: Sequence[str]
+) -> pb.JoinResponse:
+    authority = met.authority.public_bytes(serialization.Encoding.PEM)
+    request = pb.JoinRequest(
+        token_id=line.token_id,
+        secret=line.secret,
+        certificate_request=certificate_request(key_pem),
+        name=name,
+        addresses=list(dict.fromkeys(addresses)),
+    )
+    async with open_channel_to_join(where.authority, ca_pem=authority, server=met.server) as channel:
+        stub: Any = identity_pb2_grpc.EnrolmentStub(channel)
+        try:
+            answer: pb.JoinResponse = await stub.Join(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer=f"the identity service at {where.authority}") from error
+    return answer
+
+
+def _check_clock(theirs: float) -> None:
+    skew_s = datetime.now(UTC).timestamp() - theirs
+    if abs(skew_s) > 300:
+        which = "ahead" if skew_s > 0 else "behind"
+        raise CertificateError(
+            f"this machine's clock is {abs(skew_s) / 60:.0f} minutes {which} of the mesh's; set it and run this again "
+            "(the token still does)"
+        )
+
+
+def _config(
+    home: MeshHome, where: Endpoint, met: Met, identity: SpiffeId, endpoints: pb.MeshEndpoints, wish: Wish, own: str
+) -> ChorusConfig:
+    mesh = {
+        "trust_domain": identity.trust_domain,
+        "certs_dir": home.certs,
+        "identity_service": endpoints.identity,
+        "renewal": f"{met.server.name}@{where.authority}",
+    }
+    if identity.role not in _SERVICES:
+        client = {"coordinators": list(endpoints.coordinators), "identity": f"{identity.role}-{identity.name}"}
+        return ChorusConfig.model_validate({"mesh": mesh, "client": client})
+    port = wish.advertise.port if wish.advertise is not None else _free_port()
+    section: dict[str, Any] = {"name": identity.name, "listen": str(Endpoint(own, port))}
+    if wish.advertise is not None:
+        section["listen"] = f"0.0.0.0:{port}"
+    if identity.role is not Role.REGISTRY:
+        section["registries"] = list(endpoints.registries)
+    if identity.role is Role.RUNNER:
+        section["advertise"] = str(Endpoint(own, port))
+        section |= {"remote": wish.remote} if wish.remote else {}
+        section |= {"engine": wish.engine} if wish.engine else {}
+    return ChorusConfig.model_validate({"mesh": mesh, identity.role.value: section})
+
+
+def _free_port() -> int:
+    for port in _PORTS:
+        if is_free("0.0.0.0", port):  # noqa: S104 - whether anybody has it
+            return port
+    raise ConfigError("no port from 7201 to 7299 is free; choose one with --advertise HOST:PORT")
+
+
+def _config_file(home: MeshHome, role: Role) -> Path:
+    return home.config_file(f"joined-{role}")
