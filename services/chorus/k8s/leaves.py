@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chorus.core.errors import CertificateError
-from chorus.identity.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new
+from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new
 from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, read_file
 
 LEAVES_SECRET = "chorus-runner-leaves"  # noqa: S105 - a name
