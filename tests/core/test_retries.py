@@ -157,3 +157,13 @@ def test_who_had_a_runner_that_was_lost_waits_a_while_and_who_had_none_does_not(
     assert attempts.may_wait(nobody, 110.9, 10.0)
     assert attempts.tried == set()
     assert not attempts.may_wait(nobody, 111.0, 10.0)
+
+
+def test_who_failed_the_caller_already_comes_last_and_is_asked_once_nobody_else_can_be() -> None:
+    attempts = Attempts(3, RetryBudget(), avoided="r1")
+    assert attempts.tried == {"r1"}
+    attempts.begin("r2")
+    assert attempts.avoids_no_more()
+    assert attempts.tried == {"r2"}
+    assert not attempts.avoids_no_more()
+    assert not Attempts(3, RetryBudget()).avoids_no_more()

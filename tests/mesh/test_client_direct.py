@@ -247,8 +247,7 @@ async def test_a_stream_that_breaks_off_goes_on_through_the_relay(certificates: 
         ids = [token_id for event in events if isinstance(event, TokenDelta) for token_id in event.token_ids]
         (changed,) = [event for event in events if isinstance(event, AttemptChanged)]
         assert changed.attempt == 2
-        # An engine that failed once may be asked again; what is gone or leaves may not.
-        assert changed.runner_id == "runner-2" or how == "fails"
+        assert changed.runner_id == "runner-2"
         assert isinstance(events[-1], Finished)
         assert events[-1].usage.completion_tokens == len(ids) >= len("hello there")
         await settled(seen)
@@ -266,10 +265,15 @@ async def test_before_the_first_token_the_relay_begins_anew(certificates: MeshCe
             events = [event async for event in generation]
         assert text(events) == "hello"
         (started,) = [event for event in events if isinstance(event, StartedAt)]
-        assert started.origin.attempt == 2
+        assert (started.origin.attempt, started.origin.runner_id) == (2, "runner-2")
         assert not [event for event in events if isinstance(event, AttemptChanged)]
         await settled(seen)
         assert (seen.tickets("ended"), seen.relayed()) == (1, 1)
+        # Where nobody else is, the one that failed is asked again.
+        await mesh.runners[1].stop(0.0)
+        await mesh.until(lambda directory: directory.get("runner-2") is None)
+        engines[0].fail_next(error=EngineError("broke"))
+        assert (await client.complete(raw())).runner_id == "runner-1"
 
 
 async def test_a_runner_that_stands_still_is_left(certificates: MeshCertificates) -> None:

@@ -82,6 +82,10 @@ class Carrying:
         """A ticket was granted for it in vain: whoever granted it is told so with the next attempt."""
         self._message.unused_ticket_id = ticket_id
 
+    def failed_at(self, runner_id: str) -> None:
+        """The runner that was asked itself has failed: the next attempt says so, and another one comes first there."""
+        self._message.failed_runner_id = runner_id
+
     def broken(self, reason: str) -> None:
         """The attempt ended for this reason before the answer was whole."""
         self._attempt += 1

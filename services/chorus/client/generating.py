@@ -154,6 +154,8 @@ class Generating:
             )
             if ended is not None:
                 raise ended.error from error
+        if not isinstance(error, TicketError):
+            carrying.failed_at(placed.channel.runner_id)
         carrying.broken(error.reason)
         self._relay_by(placed.coordinator, placed.ticket_id)
 

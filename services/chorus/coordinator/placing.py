@@ -219,16 +219,18 @@ class Placing:
         trace: PromptTrace = NO_TRACE,
         carried: Carried | None = None,
         resuming: Resuming | None = None,
+        avoided: str = "",
     ) -> T:
         """Runs `run(running)` on one runner after another until it succeeds, and returns what it returned.
 
         `running.number` counts from 1. `trace` is that of the request's prompt, by which the next one that begins alike
         is placed. Once the caller has got part of the answer, the next runner goes on with it, as `resuming` allows;
-        until then another model may take its place, as `carried` allows. `needs` are resolved. Raises the error that
-        tells most, with the runner and the number of attempts in its metadata.
+        until then another model may take its place, as `carried` allows. `needs` are resolved; `avoided` is a
+        runner that has failed the caller already. Raises the error that tells most, with the runner and the number of
+        attempts in its metadata.
         """
         self._budget.earn(self._live.now)
-        attempts = Attempts(self._max_attempts, self._budget)
+        attempts = Attempts(self._max_attempts, self._budget, avoided=avoided)
         resuming = resuming if resuming is not None else self.resuming()
         last: Candidate | None = None
         why = ""  # the attempt before this one failed
@@ -241,6 +243,8 @@ class Placing:
                     spares = carried is not None and carried.falling_back.is_open
                     candidate = self._place(needs, trace, attempts.tried, last_resort=not spares)
             except ChorusError as refused:
+                if not going_on and attempts.avoids_no_more():
+                    continue
                 if not going_on and attempts.may_wait(refused, self._live.now, self._patience_s(carried)):
                     await self._a_moment()
                     continue

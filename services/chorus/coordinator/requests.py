@@ -190,7 +190,14 @@ class Requests:
             )
             async with self._admission.admitted(asking, lambda *place: context.write(_queued(*place))) as place:
                 report.admitted(generation.priority)
-                await self._placing.attempt(carrying.needs, run, trace=trace, carried=carrying, resuming=resuming)
+                await self._placing.attempt(
+                    carrying.needs,
+                    run,
+                    trace=trace,
+                    carried=carrying,
+                    resuming=resuming,
+                    avoided=request.failed_runner_id,
+                )
                 place.tokens = delivered.output_tokens
         except ChorusError as error:
             self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)

@@ -108,7 +108,10 @@ Decision: TypeAlias = TryAgain | GiveUp
 
 @dataclass(slots=True)
 class Attempts:
-    """The attempts of one request. Ask `place` anew after each `TryAgain`; if it refuses, raise `refused`'s error."""
+    """The attempts of one request. Ask `place` anew after each `TryAgain`; if it refuses, raise `refused`'s error.
+
+    `avoided` is a runner that has failed its caller already; it counts as tried until nobody else can be asked.
+    """
 
     max_attempts: int
     budget: RetryBudget
@@ -118,6 +121,11 @@ class Attempts:
     """When a runner was lost that had the request, if one was."""
     count: int = 0
     """Attempts begun so far."""
+    avoided: str = ""
+
+    def __post_init__(self) -> None:
+        if self.avoided:
+            self.tried.add(self.avoided)
 
     def begin(self, runner_id: str) -> int:
         """Notes that an attempt begins; returns its number, from 1."""
@@ -146,6 +154,12 @@ class Attempts:
             return False
         self.tried.clear()
         return True
+
+    def avoids_no_more(self) -> bool:
+        """Nobody can be asked: whether the avoided runner may be now, which is so once."""
+        avoided, self.avoided = self.avoided, ""
+        self.tried.discard(avoided)
+        return bool(avoided)
 
     def refused(self, refusal: ChorusError) -> ChorusError:
         """The error for the caller where nobody is left to try: the placement's own, or one of the attempts before."""

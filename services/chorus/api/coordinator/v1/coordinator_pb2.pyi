@@ -148,12 +148,15 @@ class GenerateRequest(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     ALLOW_HEDGING_FIELD_NUMBER: _builtins.int
     UNUSED_TICKET_ID_FIELD_NUMBER: _builtins.int
+    FAILED_RUNNER_ID_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Which attempt the client makes, from 1; 0 is taken as 1. The same field as a runner's."""
     allow_hedging: _builtins.bool
     """Whether a second attempt may be started for latency's sake."""
     unused_ticket_id: _builtins.str
     """A ticket that Place granted for this and that could not be used: its place ends here."""
+    failed_runner_id: _builtins.str
+    """A runner that the caller asked itself, with a ticket, and that failed: any other one that can serve this comes first."""
     @_builtins.property
     def spec(self) -> _generation_pb2.GenerationSpec:
         """What to generate."""
@@ -180,10 +183,11 @@ class GenerateRequest(_message.Message):
         cache: Global___CachePolicy | None = ...,
         allow_hedging: _builtins.bool = ...,
         unused_ticket_id: _builtins.str = ...,
+        failed_runner_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "ensemble", b"ensemble", "fallback", b"fallback", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_hedging", b"allow_hedging", "attempt", b"attempt", "cache", b"cache", "ensemble", b"ensemble", "fallback", b"fallback", "spec", b"spec", "unused_ticket_id", b"unused_ticket_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_hedging", b"allow_hedging", "attempt", b"attempt", "cache", b"cache", "ensemble", b"ensemble", "failed_runner_id", b"failed_runner_id", "fallback", b"fallback", "spec", b"spec", "unused_ticket_id", b"unused_ticket_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
