@@ -102,8 +102,8 @@ def test_nobody_answers_so_the_simpler_set_is_asked() -> None:
     assert final.verdict.fallback_count == 1
     assert [(outcome.member_id, outcome.state) for outcome in final.verdict.members] == [
         ("a", MemberState.FAILED),
-        ("a.1", MemberState.ANSWERED),
-        ("b.1", MemberState.ANSWERED),
+        ("a~1", MemberState.ANSWERED),
+        ("b~1", MemberState.ANSWERED),
     ]
 
 

@@ -13,6 +13,8 @@ from chorus.core.generation import Conversation, GenerationRequest
 from chorus.core.placement.fit import NOT_GENERATING_TAGS, may_fit
 from chorus.core.placement.needs import Needs
 
+# Of a model's further samples, in turn: unlike ones find out more than equal ones.
+_TEMPERATURES = (0.6, 0.8, 1.0)
 _CODE_TAG = "code"
 _CODE_MARKS = ("```", "def ", "class ", "#include", "function ", "SELECT ")
 
@@ -92,7 +94,10 @@ def choose_members(request: GenerationRequest, available: Sequence[Offer], level
     specs = [MemberSpec(offer.model) for offer in chosen[: level.members]]
     counts = [level.members // len(specs) + (place < level.members % len(specs)) for place in range(len(specs))]
     counted = [replace(spec, sample_count=count) for spec, count in zip(specs, counts, strict=True)]
-    return expanded(counted, available)
+    return tuple(
+        replace(member, temperature=_TEMPERATURES[(member.draw - 1) % len(_TEMPERATURES)]) if member.draw else member
+        for member in expanded(counted, available)
+    )
 
 
 def expanded(specs: Sequence[MemberSpec], available: Sequence[Offer]) -> tuple[Member, ...]:

@@ -113,7 +113,7 @@ def drafts(
 
 def at_depth(member: Member, depth: int) -> Member:
     """A member of one of the simpler sets, told apart from the one of the same name in another."""
-    return replace(member, member_id=f"{member.member_id}.{depth}", depth=depth) if depth else member
+    return replace(member, member_id=f"{member.member_id}~{depth}", depth=depth) if depth else member
 
 
 def member_of(task: Task, answer: Answer) -> Member:

@@ -223,8 +223,8 @@ class Member(_message.Message):
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
-    """Attributes its events; unique in the request, at most 64 characters. Empty: made from the model's name. Samples have a
-    dash and their number after it.
+    """Attributes its events; unique in the request, at most 64 characters, none beginning with `+`, as those of judges and the
+    like do. Empty: made from the model's name. Samples have a dash and their number after it.
     """
     model: _builtins.str
     """The model."""
@@ -279,7 +279,7 @@ class Verdict(_message.Message):
     answered_by: _builtins.str
     """The member whose answer was given; empty where it was composed."""
     fallback_count: _builtins.int
-    """How often nobody could answer and a simpler set of members was gone to; theirs have a point and a number at the end
+    """How often nobody could answer and a simpler set of members was gone to; theirs have a tilde and a number at the end
     of their ids.
     """
     @_builtins.property
