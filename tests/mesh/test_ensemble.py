@@ -27,7 +27,6 @@ from chorus.config import ChorusConfig
 from chorus.core.ensemble.records import Complexity, EnsembleSpec, MemberState, Strategy
 from chorus.core.errors import InvalidRequestError, UnknownModelError
 from chorus.core.events import Event, EventFilter, EventKind, Outcome, RequestFinished
-from chorus.core.fleet.records import RunnerRecord
 from chorus.core.generation import Finished, TokenDelta
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
@@ -35,6 +34,7 @@ from chorus.testing.engine_fake import FakeEngine, FakeModel, fake_artifact
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 from chorus.transport import open_channel
+from tests.mesh.test_coordinator_lost_process import slots_used
 
 ASKED = "echo:Paris"
 
@@ -141,14 +141,14 @@ async def test_a_race_frees_the_slots_of_who_is_slower(certificates: MeshCertifi
     engines = [engine("quick", pace=pace), engine("slow", pace=ManualPace())]
     async with InProcessMesh(runners=engines, certificates=certificates) as mesh:
         racing = asyncio.ensure_future(told(mesh, ensemble_spec("race", ("slow", "quick"))))
-        await mesh.until(lambda directory: _used(directory.entries["runner-2"].record) == 1)
+        await mesh.until(lambda directory: slots_used(directory, "runner-2") == 1)
         pace.release_all()
         events = await racing
         verdict = verdict_of(events)
         assert verdict.answered_by == "quick"
         assert verdict.count(MemberState.LATE) == 1
         assert text_of(events) == "Paris"
-        await mesh.until(lambda directory: _used(directory.entries["runner-2"].record) == 0)
+        await mesh.until(lambda directory: slots_used(directory, "runner-2") == 0)
 
 
 async def test_routing_streams_the_answer_itself_and_goes_to_the_next_model(certificates: MeshCertificates) -> None:
@@ -163,6 +163,21 @@ async def test_routing_streams_the_answer_itself_and_goes_to_the_next_model(cert
             (MemberState.FAILED, "ENGINE_FAILED"),
             (MemberState.ANSWERED, ""),
         ]
+
+
+async def test_a_composed_text_streams_after_drafts_and_reviews(certificates: MeshCertificates) -> None:
+    members = (MemberSpec("one", instructions="Say yes."), MemberSpec("two", instructions="Say no."))
+    async with InProcessMesh(runners=[engine("one", "two")], certificates=certificates) as mesh:
+        for strategy, sides in (("refine", set()), ("council", {"+review-one", "+review-two"}), ("facets", set())):
+            events = await told(mesh, ensemble_spec(strategy, members, aggregator_model="two"), "which?")
+            assert {event.member_id for event in events if isinstance(event, MemberEvent)} == {"one", "two"} | sides
+            answer = [event for event in events if not isinstance(event, MemberEvent)]
+            assert isinstance(answer[0], StartedAt)
+            assert answer[0].started.model == "two"
+            assert len([event for event in answer if isinstance(event, TokenDelta)]) == 7, "as it is decoded"
+            assert isinstance(answer[-2], Verdict)
+            assert isinstance(answer[-1], Finished)
+            assert (answer[-2].strategy, answer[-2].answered_by) == (Strategy(strategy), "")
 
 
 async def test_a_client_that_wants_text_gets_the_final_text_alone(certificates: MeshCertificates) -> None:
@@ -199,10 +214,10 @@ async def test_who_goes_away_frees_every_members_slot(certificates: MeshCertific
     pace = ManualPace()
     async with InProcessMesh(runners=[engine("one", pace=pace)], certificates=certificates) as mesh:
         reading = asyncio.ensure_future(told(mesh, ensemble_spec("vote", ("one*3",))))
-        await mesh.until(lambda directory: _used(directory.entries["runner-1"].record) == 3)
+        await mesh.until(lambda directory: slots_used(directory, "runner-1") == 3)
         reading.cancel()
         await asyncio.wait({reading})
-        await mesh.until(lambda directory: _used(directory.entries["runner-1"].record) == 0)
+        await mesh.until(lambda directory: slots_used(directory, "runner-1") == 0)
         assert mesh.coordinators[0]._admission.running == 0
 
 
@@ -295,7 +310,3 @@ def _ask_plainly(config: ChorusConfig) -> None:
         with client.ensemble(ASKED, ensemble_spec("race", ("one*2",))) as events:
             assert next(event for event in events if isinstance(event, Verdict)).strategy is Strategy.RACE
         assert client.complete(ASKED, ensemble=ensemble_spec("vote", ("one",))).text == "Paris"
-
-
-def _used(record: RunnerRecord) -> int:
-    return sum(load.slots_used for load in record.load.models)
