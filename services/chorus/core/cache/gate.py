@@ -1,0 +1,74 @@
+"""Whether two questions have one answer. Cosine alone can't tell: swapped roles have cosine 0.99.
+
+A logistic regression over what differs between the two (`comparing.py`), whose weights were learned from pairs made by
+script; see benchmarks/semantic_cache.py for what it accepts and misses. In doubt they have not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from chorus.core.cache.comparing import FEATURES, differences
+from chorus.core.cache.lexicon import Lexicon
+from chorus.core.cache.reading import read
+
+MAX_QUESTION = 400
+"""Characters of a question that the gate looks at; a longer one is like no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """`threshold` is the least probability at which two questions count as one."""
+
+    bias: float
+    weights: tuple[float, ...]
+    threshold: float
+
+    @classmethod
+    def parse(cls, text: str) -> Weights:
+        """Out of JSON. Raises ValueError where features are missing, or others than this version's."""
+        found: Mapping[str, object] = json.loads(text)
+        named = found.get("weights")
+        if not isinstance(named, dict) or set(named) != set(FEATURES):
+            raise ValueError("the gate's weights are not those of this version's features")
+        return cls(
+            float(str(found["bias"])),
+            tuple(float(named[name]) for name in FEATURES),
+            float(str(found["threshold"])),
+        )
+
+    def probability(self, features: tuple[float, ...]) -> float:
+        """That two questions with these differences have one answer."""
+        score = self.bias + sum(weight * value for weight, value in zip(self.weights, features, strict=True))
+        return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, score))))
+
+
+class Gate:
+    """Decides; pure, and the same for the same questions."""
+
+    def __init__(self, lexicon: Lexicon, weights: Weights) -> None:
+        self._lexicon = lexicon
+        self._weights = weights
+
+    @property
+    def threshold(self) -> float:
+        """The least probability at which two questions count as one."""
+        return self._weights.threshold
+
+    def probability(self, one: str, other: str, cosine: float) -> float:
+        """How sure it is that one answer serves both, 0 to 1."""
+        if max(len(one), len(other)) > MAX_QUESTION:
+            return float(one == other)
+        return self._weights.probability(self.features(one, other, cosine))
+
+    def features(self, one: str, other: str, cosine: float) -> tuple[float, ...]:
+        """What differs, in the order of FEATURES."""
+        lexicon = self._lexicon
+        return differences(read(one, lexicon), read(other, lexicon), lexicon, cosine)
+
+    def accepts(self, one: str, other: str, cosine: float) -> bool:
+        """Whether one answer serves both."""
+        return self.probability(one, other, cosine) >= self._weights.threshold

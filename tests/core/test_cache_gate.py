@@ -1,0 +1,113 @@
+"""The gate: what it reads in a question, and that in doubt two questions are two."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chorus.core.cache.comparing import FEATURES, differences
+from chorus.core.cache.gate import MAX_QUESTION, Weights
+from chorus.core.cache.lexicon import Lexicon
+from chorus.core.cache.reading import read
+from chorus.store.gate import read_gate, read_lexicon
+
+NEAR = 0.99
+
+SAME = [
+    ("What's the tallest tower in Lisbon?", "Could you please tell me what the tallest tower in Lisbon is?"),
+    ("In Kotlin, how do I reverse a string?", "How can I reverse a string in Kotlin?"),
+    ("Did the storm destroy the pier?", "Was the pier destroyed by the storm?"),
+    ("How do I purchase a ticket?", "How do I buy a ticket?"),
+    ("A ferry to Naxos from Paros?", "A ferry from Paros to Naxos?"),
+]
+OTHERS = [
+    ("Did the storm destroy the pier?", "Did the pier destroy the storm?"),
+    ("Did the storm destroy the pier?", "Was the storm destroyed by the pier?"),
+    ("A ferry to Naxos from Paros?", "A ferry from Naxos to Paros?"),
+    ("Is it safe to swim here?", "Isn't it safe to swim there?"),
+    ("Is it safe to swim here?", "Is it not safe to swim here?"),
+    ("How many legs has a crab?", "How many arms has a crab?"),
+    ("What is 3 plus 5?", "What is 3 plus 15?"),
+    ("Call me at 5 pm.", "Call me before 5 pm."),
+    ("When was the bridge built?", "Where was the bridge built?"),
+    ("Who will win the cup?", "Who won the cup?"),
+    ("What is the capital of Austria?", "What is the capital of Australia?"),
+    ("Is 5 > 3?", "Is 5 < 3?"),
+    ("May I park here?", "Must I park here?"),
+    ("Do all birds fly?", "Do some birds fly?"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_one_question_asked_in_two_ways(one: str, other: str) -> None:
+    assert read_gate().accepts(one, other, NEAR)
+    assert read_gate().accepts(other, one, NEAR)
+
+
+@pytest.mark.parametrize(("one", "other"), OTHERS)
+def test_two_questions_that_look_alike(one: str, other: str) -> None:
+    assert not read_gate().accepts(one, other, 1.0)
+    assert not read_gate().accepts(other, one, 1.0)
+
+
+def test_what_the_vectors_hold_for_different_is_so_whatever_the_words() -> None:
+    one, other = SAME[0]
+    assert not read_gate().accepts(one, other, 0.2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(one=st.text(max_size=60), other=st.text(max_size=60), cosine=st.floats(-1.5, 1.5))
+def test_any_text_is_read_and_the_order_of_the_two_does_not_matter(one: str, other: str, cosine: float) -> None:
+    lexicon = read_lexicon()
+    there = differences(read(one, lexicon), read(other, lexicon), lexicon, cosine)
+    back = differences(read(other, lexicon), read(one, lexicon), lexicon, cosine)
+    named, named_back = dict(zip(FEATURES, there, strict=True)), dict(zip(FEATURES, back, strict=True))
+    assert all(value >= 0.0 for value in there)
+    # Which of several like words is paired with which may differ; whether anything differs may not.
+    assert (named["differences"] == 0) == (named_back["differences"] == 0)
+    same = differences(read(one, lexicon), read(one, lexicon), lexicon, 1.0)
+    assert not any(same)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(
+        st.sampled_from(["ship", "crew", "captain", "wind", "sail", "mast", "storm"]),
+        min_size=2,
+        max_size=5,
+    ),
+    extra=st.sampled_from(["lantern", "anchor", "never", "every", "before", "7"]),
+    at=st.integers(0, 5),
+)
+def test_a_word_more_is_another_question(words: list[str], extra: str, at: int) -> None:
+    one = "Why does the " + " ".join(words) + "?"
+    other = "Why does the " + " ".join([*words[:at], extra, *words[at:]]) + "?"
+    assert not read_gate().accepts(one, other, 1.0)
+
+
+def test_a_long_question_is_like_itself_alone() -> None:
+    long = "why " * MAX_QUESTION
+    assert read_gate().accepts(long, long, 1.0)
+    assert not read_gate().accepts(long, long + "?", 1.0)
+
+
+def test_no_difference_speaks_for_a_pair() -> None:
+    gate = read_gate()
+    assert max(gate._weights.weights) <= 0.0
+
+
+def test_weights_of_other_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="not those of this version"):
+        Weights.parse('{"bias": 0, "weights": {"words": -1}, "threshold": 0.5}')
+
+
+def test_the_lexicon_knows_forms_and_synonyms_apart() -> None:
+    lexicon = Lexicon(["# a comment", "= big large", "~ mice mouse"])
+    assert lexicon.inflected("mice", "mouse")
+    assert lexicon.inflected("stopped", "stops")
+    assert lexicon.synonymous("big", "large")
+    assert not lexicon.inflected("big", "large")
+    assert not lexicon.synonymous("big", "mouse")
+    with pytest.raises(ValueError, match="line 1"):
+        Lexicon(["big large"])
