@@ -49,6 +49,8 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "WatchNodes": ASKERS,
         "WatchEvents": ASKERS,
         "GetStats": ASKERS,
+        "GetCache": ASKERS,
+        "ClearCache": ASKERS,
         "ExplainPlacement": ASKERS,
     },
     "identity": {

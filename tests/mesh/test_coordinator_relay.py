@@ -15,8 +15,7 @@ from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.relay import relay
-from chorus.coordinator.requests import refuse_unsupported
-from chorus.core.errors import EngineError, RunnersUnavailableError, UnavailableError, UnsupportedFeatureError
+from chorus.core.errors import EngineError, RunnersUnavailableError, UnavailableError
 from chorus.core.generation import GenerationRequest, TextPrompt
 from chorus.core.identity import Role
 from chorus.core.resilience.delivered import Delivered
@@ -298,27 +297,3 @@ async def test_the_upstream_call_ends_with_the_clients(certificates: MeshCertifi
             assert not runner.ended.is_set()
         await runner.ended.wait()
         await runner.leave()
-
-
-# --- what this version does not have --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"cache": coordinator_pb2.CachePolicy(mode=coordinator_pb2.CACHE_MODE_EXACT)}, "CACHE_MODE_EXACT"),
-    ],
-)
-def test_what_is_not_there_is_refused_and_not_ignored(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(UnsupportedFeatureError, match=told):
-        refuse_unsupported(coordinator_pb2.GenerateRequest(**fields))
-
-
-def test_permissions_need_not_be_used() -> None:
-    refuse_unsupported(
-        coordinator_pb2.GenerateRequest(
-            cache=coordinator_pb2.CachePolicy(mode=coordinator_pb2.CACHE_MODE_OFF),
-            fallback=coordinator_pb2.Fallback(similar_model=True, cached_answer=True, external=True),
-            allow_hedging=True,
-        )
-    )

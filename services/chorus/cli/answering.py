@@ -12,6 +12,7 @@ import chorus.cli.quiet  # noqa: F401
 from chorus.cli.output import console, err, print_json
 from chorus.cli.wrapping import WordWrap
 from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
+from chorus.core.cache.report import CacheOutcome, CacheReport
 from chorus.core.generation import Finished, Phase, Progress, PromptScored, Queued, Substitution, TokenDelta
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _EVENTS: dict[type[ClientEvent], str] = {
     Queued: "queued",
     Progress: "progress",
     Substitution: "substitution",
+    CacheReport: "cache",
     StartedAt: "started",
     PromptScored: "prompt_scored",
     TokenDelta: "delta",
@@ -64,6 +66,7 @@ class Answer:
     text: list[str] = field(default_factory=list)
     started: StartedAt | None = None
     substitution: Substitution | None = None
+    cache: CacheReport | None = None
     changes: list[AttemptChanged] = field(default_factory=list)
     finished: Finished | None = None
     asked_at: float = field(default_factory=time.monotonic)
@@ -81,6 +84,8 @@ class Answer:
                 self.started = event
             case Substitution():
                 self.substitution = event
+            case CacheReport():
+                self.cache = event
             case AttemptChanged():
                 self.changes.append(event)
             case Finished():
@@ -115,6 +120,7 @@ class Answer:
             "finish_reason": finished.choices[0].reason if finished is not None and finished.choices else None,
             **about,
             "substitution": asdict(self.substitution) if self.substitution is not None else None,
+            "cache": asdict(self.cache) if self.cache is not None else None,
             "node_id": self.node_id,
             "runner_id": self.runner_id,
             "request_id": self.started.origin.request_id if self.started is not None else None,
@@ -137,6 +143,8 @@ class Answer:
             parts.append(f"{self.first_token_s:.2f} s to first token")
         if self.finished is not None and self.finished.timings.tokens_per_second:
             parts.append(f"{self.finished.timings.tokens_per_second:.1f} tokens/s")
+        if self.cache is not None:
+            parts.append(f"cache: {self.cache.outcome}")
         return "  ".join(parts)
 
 
@@ -164,6 +172,10 @@ async def stream_text(generation: Generation, answer: Answer | None = None) -> A
                 elif isinstance(event, Substitution):
                     waiting.end()
                     _say(standing_in(event), wrap)
+                elif isinstance(event, CacheReport):
+                    if line := of_the_cache(event):
+                        waiting.end()
+                        _say(line, wrap)
                 else:
                     waiting.hears(event)
     finally:
@@ -190,6 +202,27 @@ def standing_in(substitution: Substitution) -> str:
     """One line for a person on which model answers in place of another, and why."""
     why = _NOT_SERVED.get(substitution.reason, "its runners fail")
     return f"{substitution.model} answers in place of {substitution.requested_model}: {why}"
+
+
+def of_the_cache(report: CacheReport) -> str:
+    """One line for a person, where an answer was given before or the cache did less than asked; else nothing."""
+    age = "" if report.age_s is None else f", {_age(report.age_s)} old"
+    match report.outcome:
+        case CacheOutcome.SEMANTIC:
+            return f"the answer to “{report.question.translate(FOR_TERMINAL)}”{age}"
+        case CacheOutcome.STALE:
+            return f"an earlier answer{age}: {report.reason}"
+        case CacheOutcome.BYPASSED:
+            return f"not from the cache: {report.reason}"
+        case _:
+            return report.reason
+
+
+def _age(seconds: float) -> str:
+    for size, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _say(line: str, wrap: WordWrap | None) -> None:

@@ -25,7 +25,7 @@ from chorus.cli.ensemble_options import (
 from chorus.cli.ensembles import EnsembleAnswer, read_ensemble, show_verdict, stream_ensemble, stream_ensemble_events
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import err, print_json
-from chorus.client import EnsembleGeneration, Fallback, MeshClient
+from chorus.client import CacheMode, EnsembleGeneration, Fallback, MeshClient
 
 
 def ask(
@@ -44,6 +44,15 @@ def ask(
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Where no runner can serve the model, let the most similar one answer.")
     ] = False,
+    cache: Annotated[
+        CacheMode | None,
+        typer.Option(
+            "--cache",
+            help="Whether an earlier answer may do: to the very same question (exact), or to one that means the same, "
+            "too (semantic).",
+            show_default=False,
+        ),
+    ] = None,
     strategy: Strategy = None,
     member: Members = None,
     complexity: Complexity = None,
@@ -85,6 +94,8 @@ def ask(
     if ensemble is not None:
         if adapter:
             raise typer.BadParameter("an adapter is one model's; leave --adapter out of an ensemble")
+        if cache not in (None, CacheMode.OFF):
+            raise typer.BadParameter("answers of several models are not kept; leave --cache out of an ensemble")
         whole = asyncio.run(
             connected(
                 lambda mesh: _ensemble(mesh.ensemble(question, ensemble, **common), as_json, json_events),
@@ -100,7 +111,7 @@ def ask(
         return
 
     async def run(mesh: MeshClient) -> Answer:
-        generation = mesh.generate(question, adapter=adapter, **common)
+        generation = mesh.generate(question, adapter=adapter, cache=cache, **common)
         if json_events:
             return await stream_events(generation)
         if as_json:

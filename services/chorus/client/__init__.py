@@ -20,6 +20,7 @@ from chorus.client.answers import (
     RerankAnswer,
     TokenCountAnswer,
 )
+from chorus.client.caching import MeshCache
 from chorus.client.ensembles import (
     EnsembleCompletion,
     EnsembleEvent,
@@ -34,12 +35,17 @@ from chorus.client.requests import chat_request
 from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.client.sync import SyncGeneration, SyncMeshClient
+from chorus.core.cache.policy import CacheMode
+from chorus.core.cache.report import CacheOutcome, CacheReport
 from chorus.core.ensemble.records import EnsembleSpec, MemberSpec, Verdict
 from chorus.core.generation import Fallback, Substitution
 from chorus.wire.events import AttemptChanged, ClientEvent, Origin, StartedAt
 
 __all__ = [
     "AttemptChanged",
+    "CacheMode",
+    "CacheOutcome",
+    "CacheReport",
     "CandidateRunner",
     "ClientEvent",
     "Completion",
@@ -58,6 +64,7 @@ __all__ = [
     "Generation",
     "MemberEvent",
     "MemberSpec",
+    "MeshCache",
     "MeshClient",
     "MeshModel",
     "MeshModels",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1 import embedding_pb2, rerank_pb2
 from chorus.api.runner.v1 import resources_pb2
+from chorus.core.cache.report import CacheReport
 from chorus.core.fleet.listing import NodeEntry
 from chorus.core.fleet.records import Artifact, ModelStatus
 from chorus.core.generation import Embedding, FinishReason, Ranked, Substitution, Timings, ToolCall, Usage
@@ -32,7 +33,8 @@ class CompletionChoice:
 class Completion:
     """A generation, whole. `time_to_first_token_s` and `elapsed_s` are what this client saw; `timings` the runner's.
 
-    `substitution` tells that another model answered than the one asked for.
+    `substitution` tells that another model answered than the one asked for, `cache` what the answer cache had to do
+    with it, where it was asked.
     """
 
     choices: tuple[CompletionChoice, ...]
@@ -48,6 +50,7 @@ class Completion:
     time_to_first_token_s: float | None
     elapsed_s: float
     substitution: Substitution | None = None
+    cache: CacheReport | None = None
 
     @property
     def text(self) -> str:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
+from chorus.api.coordinator.v1.cache_pb2 import CACHE_MODE_OFF, CACHE_MODE_UNSPECIFIED
 from chorus.api.inference.v1 import generation_pb2
 from chorus.core.generation import GenerationRequest, Substitution
 from chorus.core.resilience.delivered import Delivered
+from chorus.wire.cache import decode_cache_report
 from chorus.wire.events import AttemptChanged, ClientEvent, StartedAt, decode_event
 from chorus.wire.fallback import decode_substitution
 from chorus.wire.whole import ask_to_go_on, check_counts, tell_whole
@@ -52,7 +54,9 @@ class Carrying:
     @property
     def relayed(self) -> bool:
         """Whether only coordinators can answer it, no runner by itself."""
-        return self.hedged
+        if self.hedged or self._message.fallback.cached_answer:
+            return True
+        return self._message.cache.mode not in (CACHE_MODE_UNSPECIFIED, CACHE_MODE_OFF)
 
     def attempt(self, where: str) -> pb.GenerateRequest:
         """The request for the next attempt, by the coordinator `where`."""
@@ -102,7 +106,11 @@ class Carrying:
         """What the caller is told of a message of the stream, a runner's or a coordinator's. Raises as `take`."""
         if isinstance(message, pb.GenerateResponse) and message.HasField("substitution"):
             self.substituted(decode_substitution(message.substitution))
-        return list(self.take(message.event))
+        events = list(self.take(message.event))
+        if isinstance(message, pb.GenerateResponse) and message.HasField("cache"):
+            report = decode_cache_report(message.cache)
+            events = events if report is None else [report, *events]
+        return events
 
     def take(self, event: generation_pb2.GenerationEvent) -> list[ClientEvent]:
         """What the caller is told of an attempt's event. Raises EngineError where something was left out."""

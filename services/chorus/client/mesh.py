@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from chorus.client.answers import (
     TokenCountAnswer,
     decode_registry,
 )
+from chorus.client.caching import MeshCache, cache_of, clear_caches
 from chorus.client.carrying import Carrying
 from chorus.client.coordinators import Coordinators, metadata_now
 from chorus.client.direct import Direct, DirectMode
@@ -30,6 +31,7 @@ from chorus.client.requests import Asked, chat_request, embedding_request, reran
 from chorus.client.statistics import MeshStats, stats_of
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
+from chorus.core.cache.policy import CacheMode
 from chorus.core.ensemble.records import EnsembleSpec
 from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
@@ -37,6 +39,7 @@ from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
 from chorus.core.generation import EmbeddingRequest, Fallback, GenerationRequest, Requirements, RerankRequest
 from chorus.core.resilience.retries import RetryBudget
 from chorus.transport import TlsIdentity
+from chorus.wire.cache import encode_policy
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
 from chorus.wire.ensemble import encode_ensemble
@@ -141,6 +144,7 @@ class MeshClient:
         allow_hedging: bool = False,
         fallback: Fallback | None = None,
         ensemble: EnsembleSpec | None = None,
+        cache: CacheMode | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
         """Generates, event by event; nothing is sent before the first one is asked for. See `chat_request`.
@@ -148,6 +152,7 @@ class MeshClient:
         `allow_hedging`: a second runner may be asked where the first one is late; such a generation is relayed.
         `fallback`: what may be done where no runner can serve it as asked; Substitution tells of another model.
         `ensemble`: several models think, and their answer alone is told; `MeshClient.ensemble` tells of the members.
+        `cache`: whether an earlier answer may be given again; CacheReport tells of it. Such a generation is relayed.
         """
         request = chat_request(
             asked,
@@ -164,6 +169,7 @@ class MeshClient:
             attempt=1,
             allow_hedging=allow_hedging,
             fallback=encode_fallback(fallback) if fallback is not None else None,
+            cache=encode_policy(cache) if cache is not None else None,
         )
         if ensemble is None:
             carrying = Carrying(message, request, lambda: self._coordinators.now)
@@ -276,6 +282,14 @@ class MeshClient:
     async def stats(self) -> MeshStats:
         """How requests fared in the last minutes, at every coordinator that answers."""
         return await stats_of(self._each)
+
+    async def cache(self) -> MeshCache:
+        """What every coordinator's answer cache holds of this caller, and has done."""
+        return await cache_of(self._each)
+
+    async def clear_cache(self, *, everybody: bool = False) -> Mapping[str, int]:
+        """Forgets this caller's answers at every coordinator, or everybody's (admins); how many, by coordinator."""
+        return await clear_caches(self._each, everybody=everybody)
 
     async def explain_placement(self, asked: Asked, *, model: str = "") -> PlacementExplanation:
         """Where a generation would go now, and why not elsewhere. Nothing is run."""

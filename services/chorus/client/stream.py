@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from chorus.client.answers import Completion, CompletionChoice
+from chorus.core.cache.report import CacheReport
 from chorus.core.errors import UnavailableError
 from chorus.core.generation import Finished, Substitution, TokenDelta, ToolCall
 from chorus.wire.events import AttemptChanged, ClientEvent, StartedAt
@@ -49,6 +50,7 @@ class Generation:
         started: StartedAt | None = None
         changed: AttemptChanged | None = None
         substitution: Substitution | None = None
+        cache: CacheReport | None = None
         parts: dict[int, _Parts] = {}
         async with self:
             async for event in self:
@@ -62,9 +64,11 @@ class Generation:
                     changed = event
                 elif isinstance(event, Substitution):
                     substitution = event
+                elif isinstance(event, CacheReport):
+                    cache = event
                 elif isinstance(event, Finished):
                     whole = _completion(event, started, changed, parts, first_s, time.monotonic() - began)
-                    return replace(whole, substitution=substitution)
+                    return replace(whole, substitution=substitution, cache=cache)
         raise UnavailableError("the generation was read before; its completion is lost")
 
 

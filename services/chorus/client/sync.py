@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -17,6 +17,7 @@ from chorus.client.answers import (
     RerankAnswer,
     TokenCountAnswer,
 )
+from chorus.client.caching import MeshCache
 from chorus.client.ensembles import EnsembleCompletion, EnsembleEvent, EnsembleGeneration
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import Asked
@@ -143,6 +144,14 @@ class SyncMeshClient:
     def list_nodes(self, condition: NodeFilter | None = None) -> MeshNodes:
         """Every node with those of its runners that match."""
         return self.run(self._client.list_nodes(condition))
+
+    def cache(self) -> MeshCache:
+        """What every coordinator's answer cache holds of this caller, and has done."""
+        return self.run(self._client.cache())
+
+    def clear_cache(self, *, everybody: bool = False) -> Mapping[str, int]:
+        """Forgets this caller's answers at every coordinator, or everybody's (admins); how many, by coordinator."""
+        return self.run(self._client.clear_cache(everybody=everybody))
 
     def stats(self) -> MeshStats:
         """How requests fared in the last minutes, at every coordinator that answers."""

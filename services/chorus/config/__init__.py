@@ -1,6 +1,7 @@
 """One typed configuration: flags over environment over TOML file over defaults, documented where it is declared."""
 
 from chorus.config.address import Endpoint, ListenAddress
+from chorus.config.caching import CacheSettings
 from chorus.config.document import KeyDoc, OptionSpec, describe, option_specs
 from chorus.config.export import to_env, to_toml
 from chorus.config.load import LoadedConfig, load_config, load_with_origins
@@ -15,6 +16,7 @@ from chorus.config.sections import (
 )
 
 __all__ = [
+    "CacheSettings",
     "ChorusConfig",
     "ClientSettings",
     "CoordinatorSettings",

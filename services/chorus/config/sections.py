@@ -16,6 +16,7 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
+from chorus.config.caching import CacheSettings
 from chorus.config.ensembles import EnsembleSettings
 from chorus.config.remote import RemoteServer
 from chorus.config.section import AbsolutePath, Section
@@ -614,6 +615,7 @@ class ChorusConfig(BaseModel):
     identity: IdentitySettings = Field(default_factory=IdentitySettings)
     client: ClientSettings = Field(default_factory=ClientSettings)
     ensemble: EnsembleSettings = Field(default_factory=EnsembleSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
 
 
 SECTIONS: Mapping[str, type[Section]] = {

@@ -19,7 +19,7 @@ from chorus.coordinator.events import EnsembleReport, EventBoard
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.parts import Part
 from chorus.coordinator.placing import Placing
-from chorus.coordinator.requests import Requests, Sink, refuse_unsupported
+from chorus.coordinator.requests import Requests, Sink
 from chorus.core.ensemble.choosing import Offer, offers
 from chorus.core.ensemble.machine import (
     Action,
@@ -81,7 +81,6 @@ class Ensembles:
         """Generates as `request.ensemble` says, writing the stream to `context`. Raises ChorusErrors."""
         report = EnsembleReport(self._events.request(Work.GENERATE, request.spec.model))
         try:
-            refuse_unsupported(request)
             spec, generation = decode_ensemble(request.ensemble), decode_generation(request.spec)
             await self._requests.knows_the_mesh(context)
             allow_external = request.fallback.external or bool(generation.model)

@@ -29,7 +29,6 @@ from chorus.core.errors import (
     PermissionDeniedError,
     UnauthenticatedError,
     UnavailableError,
-    UnsupportedFeatureError,
 )
 from chorus.core.generation import Priority
 from chorus.core.placement import Candidate, FallingBack, Needs, Work, trace_of
@@ -120,7 +119,6 @@ class Requests:
         timers: list[StreamTimer] = []
         report = report or self._events.request(Work.GENERATE, request.spec.model)
         try:
-            refuse_unsupported(request)
             generation = decode_generation(request.spec)
             await self.knows_the_mesh(context)
             falling_back = FallingBack(decode_fallback(request.fallback), generation)
@@ -400,17 +398,6 @@ def _told(report: RequestReport) -> Iterator[None]:
         raise
     else:
         report.completed()
-
-
-def refuse_unsupported(request: coordinator_pb2.GenerateRequest) -> None:
-    """Raises UnsupportedFeatureError for what is in the protos and not in this version: never ignored."""
-    mode = request.cache.mode
-    if mode not in (coordinator_pb2.CACHE_MODE_UNSPECIFIED, coordinator_pb2.CACHE_MODE_OFF):
-        raise UnsupportedFeatureError(
-            f"this coordinator keeps no answers, so it has no cache mode {_named(coordinator_pb2.CacheMode, mode)}; "
-            "set it to off",
-            metadata={"feature": "cache"},
-        )
 
 
 def _caller() -> str:

@@ -11,9 +11,10 @@ from prometheus_client import CollectorRegistry
 
 import chorus
 from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
-from chorus.config import ChorusConfig
+from chorus.config import CacheSettings, ChorusConfig
 from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
+from chorus.coordinator.caching import AnswerCache
 from chorus.coordinator.channels import ChannelPool
 from chorus.coordinator.ensembles import Ensembles
 from chorus.coordinator.events import EventBoard
@@ -23,10 +24,12 @@ from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.loading import Loading
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
-from chorus.coordinator.requests import Requests
+from chorus.coordinator.requests import Requests, Sink
+from chorus.coordinator.semantic import SemanticHits
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.coordinator.webhooks import Webhook, Webhooks, read_secret
+from chorus.core.cache.budget import Budget
 from chorus.core.ensemble.planning import Policy
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.events import EventKind, EventLog
@@ -34,6 +37,8 @@ from chorus.core.events.stats import Stats
 from chorus.core.resilience.breakers import BreakerRules
 from chorus.core.resilience.hedging import HedgeMode
 from chorus.core.resilience.resuming import ResumePolicy
+from chorus.store.answer_store import AnswerStore
+from chorus.telemetry.cache_metrics import CacheMetrics
 from chorus.telemetry.event_metrics import EventMetrics
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
 from chorus.transport import Service, TlsIdentity, build_server
@@ -106,6 +111,10 @@ class CoordinatorService(HostedService):
             metrics=generations,
         )
         policy = Policy(profile=config.ensemble.profile, threshold=config.ensemble.confidence_threshold)
+        ensembles = Ensembles(self.live, self._placing, requests, events=self.events, policy=policy)
+        self._answers = _answer_cache(
+            config.cache, requests, ensembles, live=self.live, placing=self._placing, metrics=metrics
+        )
         self._granting = Granting(
             self.live,
             self._placing,
@@ -130,7 +139,7 @@ class CoordinatorService(HostedService):
             live=self.live,
             placing=self._placing,
             requests=requests,
-            ensembles=Ensembles(self.live, self._placing, requests, events=self.events, policy=policy),
+            answers=self._answers,
             granting=self._granting,
             registries=self._registries,
             watching=self._watching,
@@ -179,6 +188,7 @@ class CoordinatorService(HostedService):
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
+        await self._answers.close()
         await self._granting.close()
         await self._webhooks.stop()
         await self._pool.close()
@@ -199,6 +209,39 @@ class CoordinatorService(HostedService):
     async def _say_healthy(self) -> None:
         await self.live.wait_until(lambda _: bool(self.live.registries()))
         self._server.health.set_serving(True)
+
+
+def _answer_cache(
+    settings: CacheSettings,
+    requests: Requests,
+    ensembles: Ensembles,
+    *,
+    live: LiveDirectory,
+    placing: Placing,
+    metrics: CollectorRegistry,
+) -> AnswerCache:
+    """The cache as configured, in front of one model and several; nothing is opened before it is used."""
+
+    async def generate(request: coordinator_pb2.GenerateRequest, sink: Sink) -> None:
+        await (ensembles if request.HasField("ensemble") else requests).generate(request, sink)
+
+    store = AnswerStore(settings.file, max_entries=settings.max_entries, max_bytes=settings.max_mib << 20)
+    semantic = SemanticHits(
+        requests.embed,
+        placing=placing,
+        store=store,
+        model=settings.embedding_model,
+        budget=Budget(wrong=settings.wrong_share),
+    )
+    return AnswerCache(
+        settings,
+        generate,
+        live=live,
+        placing=placing,
+        semantic=semantic,
+        store=store,
+        metrics=CacheMetrics(metrics),
+    )
 
 
 def _webhooks(settings: CoordinatorSettings, board: EventBoard) -> Webhooks:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, stats_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
-from chorus.api.coordinator.v1 import coordinator_pb2_grpc, stats_pb2
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
-from chorus.coordinator.ensembles import Ensembles
+from chorus.coordinator.caching import AnswerCache
 from chorus.coordinator.events import EventBoard, reader_of
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
@@ -36,7 +36,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         live: LiveDirectory,
         placing: Placing,
         requests: Requests,
-        ensembles: Ensembles,
+        answers: AnswerCache,
         granting: Granting,
         registries: Registries,
         watching: Watching,
@@ -47,7 +47,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._live = live
         self._placing = placing
         self._requests = requests
-        self._ensembles = ensembles
+        self._answers = answers
         self._granting = granting
         self._registries = registries
         self._watching = watching
@@ -61,8 +61,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         """Generates. It writes by itself: a runner's messages are passed on as bytes."""
         if request.unused_ticket_id:
             self._granting.returned(request.unused_ticket_id, str(current_caller() or ""))
-        answering = self._ensembles if request.HasField("ensemble") else self._requests
-        await answering.generate(request, context)
+        await self._answers.generate(request, context)
 
     async def Place(self, request: pb.PlaceRequest, context: Any) -> pb.PlaceResponse:
         """Grants a ticket for direct mode."""
@@ -113,6 +112,14 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
     async def GetStats(self, request: stats_pb2.GetStatsRequest, context: Any) -> stats_pb2.GetStatsResponse:
         """Tells how requests fared."""
         return encode_report(self._report())
+
+    async def GetCache(self, request: cache_pb2.GetCacheRequest, context: Any) -> cache_pb2.GetCacheResponse:
+        """Tells what the cache holds."""
+        return await self._answers.summary()
+
+    async def ClearCache(self, request: cache_pb2.ClearCacheRequest, context: Any) -> cache_pb2.ClearCacheResponse:
+        """Forgets answers."""
+        return cache_pb2.ClearCacheResponse(forgotten_count=await self._answers.clear(everybody=request.everybody))
 
     async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
         """Explains where a generation would go."""

@@ -307,11 +307,12 @@ class Fallback:
     """What may be done when no runner can serve a generation as asked.
 
     `similar_model`: another model with the same capability tags, of the nearest tier, may answer. `external`: a paid
-    provider may be asked.
+    provider may be asked. `cached_answer`: an answer given before may be given again, however old.
     """
 
     similar_model: bool = False
     external: bool = False
+    cached_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class InProcessMesh:
         registry: Mapping[str, Any] | None = None,
         runner: Mapping[str, Any] | None = None,
         coordinator: Mapping[str, Any] | None = None,
+        cache: Mapping[str, Any] | None = None,
         certificates: MeshCertificates | None = None,
     ) -> None:
         self.certificates = certificates if certificates is not None else MeshCertificates()
@@ -67,6 +68,7 @@ class InProcessMesh:
         self._registry_settings = {**QUICK_REGISTRY, **(registry or {})}
         self._runner_settings = dict(runner or {})
         self._coordinator_settings = dict(coordinator or {})
+        self._cache_settings = dict(cache or {})
         self._registry_endpoints: list[str] = []
         self._stack = AsyncExitStack()
 
@@ -240,7 +242,8 @@ class InProcessMesh:
                 "registries": self._registry_endpoints,
                 **self._coordinator_settings,
                 **settings,
-            }
+            },
+            cache=self._cache_settings,
         )
         metrics = CollectorRegistry()
         service = CoordinatorService(

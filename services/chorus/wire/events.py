@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.core import generation as core
+from chorus.core.cache.report import CacheReport
 from chorus.wire.generation import encode_tool_call
 from chorus.wire.resources import decode_duration, encode_duration
 
@@ -57,6 +58,7 @@ ClientEvent: TypeAlias = (
     core.Queued
     | core.Progress
     | core.Substitution
+    | CacheReport
     | StartedAt
     | core.PromptScored
     | core.TokenDelta

@@ -8,12 +8,14 @@ from chorus.core.generation import Fallback, Substitution
 
 def encode_fallback(fallback: Fallback) -> pb.Fallback:
     """What may be done."""
-    return pb.Fallback(similar_model=fallback.similar_model, external=fallback.external)
+    return pb.Fallback(
+        similar_model=fallback.similar_model, external=fallback.external, cached_answer=fallback.cached_answer
+    )
 
 
 def decode_fallback(message: pb.Fallback) -> Fallback:
     """What may be done."""
-    return Fallback(similar_model=message.similar_model, external=message.external)
+    return Fallback(similar_model=message.similar_model, external=message.external, cached_answer=message.cached_answer)
 
 
 def encode_substitution(substitution: Substitution) -> pb.Substitution:

@@ -4,7 +4,7 @@ from chorus.core.placement.affinity import NO_TRACE, Affinity, PromptTrace, trac
 from chorus.core.placement.capacity import NodeLoad, has_quiet_node, node_loads, slots_for
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
 from chorus.core.placement.in_flight import InFlight
-from chorus.core.placement.models import default_model, families
+from chorus.core.placement.models import artifacts_of, default_model, families
 from chorus.core.placement.needs import Needs, Work
 from chorus.core.placement.patterns import Patterns
 from chorus.core.placement.place import Candidate, Rejected, Survey, place, survey
@@ -35,6 +35,7 @@ __all__ = [
     "Survey",
     "Wanted",
     "Work",
+    "artifacts_of",
     "default_model",
     "detail",
     "families",

@@ -18,6 +18,17 @@ def families(directory: Directory) -> tuple[str, ...]:
     return tuple(sorted({status.artifact.family for status in _statuses(directory)}))
 
 
+def artifacts_of(directory: Directory, model: str) -> tuple[str, ...]:
+    """The SHA-256 of every file that goes by this name, a family's or an artifact's own; of every file for ""."""
+    return tuple(
+        {
+            status.artifact.sha256: None
+            for status in _statuses(directory)
+            if status.artifact.sha256 and model in ("", status.artifact.family, status.artifact.name)
+        }
+    )
+
+
 def default_model(directory: Directory, work: Work = Work.GENERATE, configured: str | None = None) -> str:
     """The family that answers requests which name no model; empty where there is none.
 

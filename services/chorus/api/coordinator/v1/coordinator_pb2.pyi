@@ -3,6 +3,7 @@
 isort:skip_file
 The service that clients talk to."""
 
+from chorus.api.coordinator.v1 import cache_pb2 as _cache_pb2
 from chorus.api.coordinator.v1 import ensemble_pb2 as _ensemble_pb2
 from chorus.api.events.v1 import events_pb2 as _events_pb2
 from chorus.api.inference.v1 import embedding_pb2 as _embedding_pb2
@@ -26,34 +27,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _CacheMode:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    CACHE_MODE_UNSPECIFIED: _CacheMode.ValueType  # 0
-    """The same as off."""
-    CACHE_MODE_OFF: _CacheMode.ValueType  # 1
-    """Neither read nor written."""
-    CACHE_MODE_EXACT: _CacheMode.ValueType  # 2
-    """For the very same request."""
-    CACHE_MODE_SEMANTIC: _CacheMode.ValueType  # 3
-    """For a request that means the same, too."""
-
-class CacheMode(_CacheMode, metaclass=_CacheModeEnumTypeWrapper):
-    """How earlier answers are used."""
-
-CACHE_MODE_UNSPECIFIED: CacheMode.ValueType  # 0
-"""The same as off."""
-CACHE_MODE_OFF: CacheMode.ValueType  # 1
-"""Neither read nor written."""
-CACHE_MODE_EXACT: CacheMode.ValueType  # 2
-"""For the very same request."""
-CACHE_MODE_SEMANTIC: CacheMode.ValueType  # 3
-"""For a request that means the same, too."""
-Global___CacheMode: _TypeAlias = CacheMode  # noqa: Y015
 
 class _RejectionReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -301,6 +274,7 @@ class GenerateResponse(_message.Message):
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     SUBSTITUTION_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member whose event it is, or the part that judges, reviews or composes; empty for the answer itself."""
     @_builtins.property
@@ -315,6 +289,10 @@ class GenerateResponse(_message.Message):
     def substitution(self) -> Global___Substitution:
         """Why the answer is not quite what was asked for; once, before Started."""
 
+    @_builtins.property
+    def cache(self) -> _cache_pb2.CacheReport:
+        """What became of the request at the cache."""
+
     def __init__(
         self,
         *,
@@ -322,10 +300,11 @@ class GenerateResponse(_message.Message):
         member_id: _builtins.str = ...,
         verdict: _ensemble_pb2.Verdict | None = ...,
         substitution: Global___Substitution | None = ...,
+        cache: _cache_pb2.CacheReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "event", b"event", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "member_id", b"member_id", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "event", b"event", "member_id", b"member_id", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,7 +380,7 @@ class CachePolicy(_message.Message):
 
     MODE_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
-    mode: Global___CacheMode.ValueType
+    mode: _cache_pb2.CacheMode.ValueType
     """How."""
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
@@ -410,7 +389,7 @@ class CachePolicy(_message.Message):
     def __init__(
         self,
         *,
-        mode: Global___CacheMode.ValueType = ...,
+        mode: _cache_pb2.CacheMode.ValueType = ...,
         max_age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015

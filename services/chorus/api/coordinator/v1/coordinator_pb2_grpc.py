@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from chorus.api.coordinator.v1 import cache_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2
 from chorus.api.coordinator.v1 import stats_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2
 
@@ -77,6 +78,16 @@ class CoordinatorStub:
                 '/chorus.api.coordinator.v1.Coordinator/WatchNodes',
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchNodesRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchNodesResponse.FromString,
+                _registered_method=True)
+        self.GetCache = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/GetCache',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.GetCacheRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.GetCacheResponse.FromString,
+                _registered_method=True)
+        self.ClearCache = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/ClearCache',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheResponse.FromString,
                 _registered_method=True)
         self.ExplainPlacement = channel.unary_unary(
                 '/chorus.api.coordinator.v1.Coordinator/ExplainPlacement',
@@ -190,6 +201,26 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCache(self, request, context):
+        """Tells what answers the cache holds, and how often they were given again.
+        Callers: clients, of their own answers; admins, of everybody's.
+        Errors: none of its own.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearCache(self, request, context):
+        """Forgets answers.
+        Callers: clients, of their own answers; admins, of everybody's.
+        Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainPlacement(self, request, context):
         """Tells which runner would be chosen for a generation now, and why every other one would not. Nothing is run.
         Callers: clients, admins.
@@ -264,6 +295,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.WatchNodes,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchNodesRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchNodesResponse.SerializeToString,
+            ),
+            'GetCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCache,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.GetCacheRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.GetCacheResponse.SerializeToString,
+            ),
+            'ClearCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearCache,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheResponse.SerializeToString,
             ),
             'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainPlacement,
@@ -500,6 +541,60 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/WatchNodes',
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchNodesRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/GetCache',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.GetCacheRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.GetCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/ClearCache',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,

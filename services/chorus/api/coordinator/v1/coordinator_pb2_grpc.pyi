@@ -3,6 +3,7 @@
 isort:skip_file
 The service that clients talk to."""
 
+from chorus.api.coordinator.v1 import cache_pb2 as _cache_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as _coordinator_pb2
 from chorus.api.coordinator.v1 import stats_pb2 as _stats_pb2
 from collections import abc as _abc
@@ -94,6 +95,18 @@ class CoordinatorStub:
     Errors: none of its own; UNAVAILABLE when the coordinator stops.
     Retry: watch again; the new stream starts with a snapshot.
     """
+    GetCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.GetCacheRequest, _cache_pb2.GetCacheResponse]
+    """Tells what answers the cache holds, and how often they were given again.
+    Callers: clients, of their own answers; admins, of everybody's.
+    Errors: none of its own.
+    Retry: safe.
+    """
+    ClearCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]
+    """Forgets answers.
+    Callers: clients, of their own answers; admins, of everybody's.
+    Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+    Retry: safe.
+    """
     ExplainPlacement: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ExplainPlacementRequest, _coordinator_pb2.ExplainPlacementResponse]
     """Tells which runner would be chosen for a generation now, and why every other one would not. Nothing is run.
     Callers: clients, admins.
@@ -179,6 +192,18 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Callers: clients, admins.
     Errors: none of its own; UNAVAILABLE when the coordinator stops.
     Retry: watch again; the new stream starts with a snapshot.
+    """
+    GetCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.GetCacheRequest, _cache_pb2.GetCacheResponse]  # type: ignore[assignment]
+    """Tells what answers the cache holds, and how often they were given again.
+    Callers: clients, of their own answers; admins, of everybody's.
+    Errors: none of its own.
+    Retry: safe.
+    """
+    ClearCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]  # type: ignore[assignment]
+    """Forgets answers.
+    Callers: clients, of their own answers; admins, of everybody's.
+    Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+    Retry: safe.
     """
     ExplainPlacement: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ExplainPlacementRequest, _coordinator_pb2.ExplainPlacementResponse]  # type: ignore[assignment]
     """Tells which runner would be chosen for a generation now, and why every other one would not. Nothing is run.
@@ -310,6 +335,30 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         Callers: clients, admins.
         Errors: none of its own; UNAVAILABLE when the coordinator stops.
         Retry: watch again; the new stream starts with a snapshot.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCache(
+        self,
+        request: _cache_pb2.GetCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.GetCacheResponse, _abc.Awaitable[_cache_pb2.GetCacheResponse]]:
+        """Tells what answers the cache holds, and how often they were given again.
+        Callers: clients, of their own answers; admins, of everybody's.
+        Errors: none of its own.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ClearCache(
+        self,
+        request: _cache_pb2.ClearCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ClearCacheResponse, _abc.Awaitable[_cache_pb2.ClearCacheResponse]]:
+        """Forgets answers.
+        Callers: clients, of their own answers; admins, of everybody's.
+        Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+        Retry: safe.
         """
 
     @_abc_1.abstractmethod

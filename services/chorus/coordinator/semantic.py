@@ -1,0 +1,133 @@
+"""Answers to other questions that mean the same: the mesh's own embedding model finds a few, and the gate decides.
+
+Compared are questions of one caller alone, for the same model, settings and turns before; the rest of the request has
+to be equal. Cosine only says which few are looked at.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chorus.api.coordinator.v1 import coordinator_pb2
+from chorus.coordinator.placing import Placing
+from chorus.coordinator.requests import Sink
+from chorus.core.cache.budget import Budget
+from chorus.core.cache.likeness import alike
+from chorus.core.cache.nearest import Vector
+from chorus.core.cache.policy import question_of, without_question
+from chorus.core.errors import ChorusError
+from chorus.core.generation import EmbeddingRequest, GenerationRequest
+from chorus.core.placement import Needs
+from chorus.store.answer_store import AnswerStore
+from chorus.store.answers import Kept
+from chorus.store.gate import read_gate
+from chorus.wire.cache import Recorded, digest_of, text_of
+from chorus.wire.embedding import encode_embedding
+
+Embed = Callable[[coordinator_pb2.EmbedRequest, Any], Awaitable[bytes]]
+
+# The gate reads a question in about a millisecond; a paraphrase is among the nearest few, or too far away for it.
+_LOOKED_AT = 6
+_LEAST_COSINE = 0.7
+# A vector that takes longer costs more than it saves.
+_EMBED_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What was found for a question. `kept` is an answer that would do; `explores`: make a new one and compare.
+
+    `vector`, of length one, and `bucket` are to be kept with a new answer; `problem` says why there are none.
+    """
+
+    question: str = ""
+    bucket: str = ""
+    vector: Vector | None = None
+    kept: Kept | None = None
+    confidence: float = 0.0
+    explores: bool = False
+    problem: str = ""
+
+
+class _Soon:
+    """A call's context for one question of the coordinator's own, which may not take all the time that is left."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def time_remaining(self) -> float:
+        left_s = self._sink.time_remaining()
+        return _EMBED_S if left_s is None else min(left_s, _EMBED_S)
+
+
+class SemanticHits:
+    """Finds them. `model` None: whichever of the mesh embeds; `embed` is the coordinator's own Embed."""
+
+    def __init__(
+        self,
+        embed: Embed,
+        *,
+        placing: Placing,
+        store: AnswerStore,
+        model: str | None,
+        budget: Budget,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._embed = embed
+        self._placing = placing
+        self._store = store
+        self._model = model or ""
+        self._budget = budget
+        self._rng = rng if rng is not None else random.Random()
+
+    def problem(self) -> str:
+        """Why there can be no semantic hits now; empty where there can."""
+        if not self._placing.resolved(Needs.of_embedding(self._asks(""))).model:
+            return "no embedding model is in the mesh, so only the very same request has a cached answer"
+        return ""
+
+    async def look(
+        self, request: GenerationRequest, caller: str, sha256s: Sequence[str], *, since: float, sink: Sink
+    ) -> Hint:
+        """What there is for a request whose question may be compared; raises what the store does not."""
+        problem = self.problem()
+        question = question_of(request)
+        assert question is not None, "the plan says exact for such requests"
+        if problem:
+            return Hint(problem=problem)
+        try:
+            raw = await self._embed(
+                coordinator_pb2.EmbedRequest(spec=encode_embedding(self._asks(question))), _Soon(sink)
+            )
+        except ChorusError as error:
+            return Hint(problem=f"the question could not be embedded: {error.message}")
+        result = coordinator_pb2.EmbedResponse.FromString(raw).result
+        vector = np.asarray(result.embeddings[0].values, np.float32)
+        vector /= max(float(np.linalg.norm(vector)), 1e-12)
+        bucket = digest_of(caller, result.artifact_sha256 or result.model, request=without_question(request))
+        near = await self._store.near(bucket, sha256s, vector, since=since, limit=_LOOKED_AT)
+        kept, confidence = self._best(question, near)
+        explores = kept is not None and self._budget.explores(kept.right, kept.wrong, self._rng.random())
+        return Hint(question, bucket, vector, kept, confidence, explores)
+
+    def alike(self, kept: Kept, recorded: Recorded) -> bool:
+        """Whether a would-be hit says the same as the answer that was made instead."""
+        return alike(text_of(kept.answer), recorded.text)
+
+    def _best(self, question: str, near: Sequence[Kept]) -> tuple[Kept | None, float]:
+        gate, best, confidence = read_gate(), None, 0.0
+        for kept in near:
+            if kept.cosine < _LEAST_COSINE:
+                break
+            sure = gate.probability(question, kept.question, kept.cosine)
+            if sure >= gate.threshold and sure > confidence:
+                best, confidence = kept, sure
+        return best, confidence
+
+    def _asks(self, question: str) -> EmbeddingRequest:
+        return EmbeddingRequest(model=self._model, inputs=(question,))

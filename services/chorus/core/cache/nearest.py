@@ -1,0 +1,72 @@
+"""The nearest of many vectors: the signs of their components first, as bits, then the cosines of the few that are left.
+
+A scan of bits, not an index that has to be built and kept beside the entries: 100,000 vectors of 384 components are 4.8
+MB, scanned in a few milliseconds. A vector that nearly has the same direction nearly has the same signs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.uint64]
+_GROWTH = 2
+
+
+def signs(vector: Vector) -> Bits:
+    """The signs of a vector's components, 64 to a word; the last word is filled up with zeros."""
+    packed = np.packbits(vector > 0)
+    return np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
+
+
+class Nearest:
+    """Vectors by number, each in a group; only those of one group are compared. All are of one length."""
+
+    def __init__(self, words: int) -> None:
+        """`words` as `signs` makes them."""
+        self._bits = np.zeros((64, words), np.uint64)
+        self._groups = np.zeros(64, np.int64)
+        self._numbers = np.zeros(64, np.int64)
+        self._rows: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def words(self) -> int:
+        """Of each vector."""
+        return int(self._bits.shape[1])
+
+    def add(self, number: int, group: int, bits: Bits) -> None:
+        """Adds a vector, or replaces it."""
+        row = self._rows.setdefault(number, len(self._rows))
+        if row == len(self._numbers):
+            self._bits = np.concatenate([self._bits] * _GROWTH)
+            self._groups = np.concatenate([self._groups] * _GROWTH)
+            self._numbers = np.concatenate([self._numbers] * _GROWTH)
+        self._bits[row], self._groups[row], self._numbers[row] = bits, group, number
+
+    def remove(self, number: int) -> None:
+        """Removes a vector, if it is there; the last one takes its row."""
+        row = self._rows.pop(number, None)
+        last = len(self._rows)
+        if row is None or row == last:
+            return
+        moved = int(self._numbers[last])
+        self._bits[row], self._groups[row], self._numbers[row] = self._bits[last], self._groups[last], moved
+        self._rows[moved] = row
+
+    def near(self, group: int, bits: Bits, limit: int) -> list[int]:
+        """The numbers of at most `limit` vectors of the group, those with the fewest other signs first."""
+        rows = np.flatnonzero(self._groups[: len(self._rows)] == group)
+        if not len(rows):
+            return []
+        whole = len(rows) == len(self._rows)
+        apart = np.bitwise_count((self._bits[: len(self._rows)] if whole else self._bits[rows]) ^ bits).sum(axis=1)
+        if len(rows) > limit:
+            best = np.argpartition(apart, limit)[:limit]
+            best = best[np.argsort(apart[best], kind="stable")]
+        else:
+            best = np.argsort(apart, kind="stable")
+        return [int(number) for number in self._numbers[rows[best]]]

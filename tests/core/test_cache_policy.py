@@ -1,0 +1,139 @@
+"""Which requests the cache may answer, the budget of wrong answers, the nearest vectors, answers that say the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chorus.core.cache.budget import Budget
+from chorus.core.cache.likeness import alike
+from chorus.core.cache.nearest import Nearest, signs
+from chorus.core.cache.policy import CacheMode, normalised, plan, question_of, without_question
+from chorus.core.generation import (
+    Conversation,
+    DeliveredChoice,
+    GenerationRequest,
+    Message,
+    MessageRole,
+    Priority,
+    Requirements,
+    Sampling,
+    TextPart,
+    TextPrompt,
+    Tool,
+)
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def asks(text: str = "Why?", **more: object) -> GenerationRequest:
+    prompt = Conversation((Message(MessageRole.USER, (TextPart(text),)),))
+    return replace(GenerationRequest("m", prompt, sampling=GREEDY), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", list(CacheMode))
+def test_what_a_request_says_counts_and_else_the_default_for_what_draws_the_same_tokens(mode: CacheMode) -> None:
+    drawn = asks(sampling=Sampling())
+    assert plan(asks(), None, mode).mode is mode
+    assert plan(asks(sampling=Sampling(seed=1)), None, mode).mode is mode
+    assert plan(drawn, None, mode).mode is CacheMode.OFF
+    assert plan(drawn, mode, CacheMode.OFF).mode is mode
+    assert plan(asks(), CacheMode.OFF, mode).mode is CacheMode.OFF
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (asks(resume=(DeliveredChoice(0, (1,)),)), "interrupted"),
+        (asks(tools=(Tool("pay", "Pays.", {}, acts=True),)), "act"),
+    ],
+)
+def test_what_is_never_given_again(request_: GenerationRequest, why: str) -> None:
+    found = plan(request_, CacheMode.SEMANTIC, CacheMode.SEMANTIC)
+    assert found.mode is CacheMode.OFF
+    assert why in found.reason
+
+
+def test_only_a_question_in_words_is_compared() -> None:
+    assert plan(asks(), CacheMode.SEMANTIC, CacheMode.OFF).mode is CacheMode.SEMANTIC
+    for other in (asks("x" * 401), replace(asks(), prompt=TextPrompt("Once")), asks(" ")):
+        found = plan(other, CacheMode.SEMANTIC, CacheMode.OFF)
+        assert found.mode is CacheMode.EXACT
+        assert found.reason
+    assert question_of(asks(" Why? ")) == "Why?"
+    assert without_question(asks("Why?")) == without_question(asks("How?"))
+    assert without_question(asks("Why?")) != without_question(asks("How?", sampling=Sampling(seed=2)))
+
+
+def test_urgency_and_session_make_no_other_request() -> None:
+    urgent = asks(priority=Priority.BATCH, session_id="s", requirements=Requirements(private=True))
+    assert normalised(urgent) == asks()
+    assert normalised(asks(requirements=Requirements(tags=("code",)))) != asks()
+
+
+@settings(max_examples=100)
+@given(right=st.integers(0, 2000), wrong=st.integers(0, 50), allowed=st.floats(0.001, 0.5))
+def test_what_is_explored_keeps_wrong_answers_within_the_budget(right: int, wrong: int, allowed: float) -> None:
+    budget = Budget(wrong=allowed)
+    share, chance = budget.explored_share(right, wrong), budget.chance_right(right, wrong)
+    assert budget.least <= share <= 1.0
+    assert share + (1.0 - share) * chance >= 1.0 - allowed - 1e-9
+    # A wrong one never makes it trust more, a right one never less.
+    assert budget.explored_share(right, wrong + 1) >= share - 1e-9
+    assert budget.explored_share(right + 1, wrong) <= share + 1e-9
+
+
+def test_an_entry_that_was_wrong_is_mostly_explored() -> None:
+    budget = Budget()
+    assert budget.explored_share(0, 0) == budget.least
+    assert budget.explored_share(0, 1) > 0.5
+    assert budget.explores(0, 3, 0.6)
+    assert not budget.explores(0, 0, 0.6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2), st.integers(0, 7), st.booleans()), max_size=120),
+    st.integers(1, 8),
+)
+def test_the_nearest_are_those_of_a_plain_search(steps: list[tuple[int, int, int, bool]], limit: int) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(8, 100)).astype(np.float32)
+    nearest, plain = Nearest(2), dict[int, tuple[int, int]]()
+    for number, group, which, removes in steps:
+        if removes:
+            nearest.remove(number)
+            plain.pop(number, None)
+        else:
+            nearest.add(number, group, signs(vectors[which]))
+            plain[number] = (group, which)
+    assert len(nearest) == len(plain)
+    for group in range(3):
+        asked = vectors[3]
+
+        def apart(number: int, asked: np.ndarray = asked) -> int:
+            return int(((vectors[plain[number][1]] > 0) != (asked > 0)).sum())
+
+        found = nearest.near(group, signs(asked), limit)
+        those = sorted(apart(number) for number, (of, _) in plain.items() if of == group)
+        assert all(plain[number][0] == group for number in found)
+        assert [apart(number) for number in found] == those[:limit]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Paris.", "paris", True),
+        ("It is Paris, of course.", "It is Paris.", True),
+        ("It takes 5 minutes.", "It takes 15 minutes.", False),
+        ("You can do that.", "You can't do that.", False),
+        ("Paris.", "Lyon.", False),
+        ("", "", True),
+    ],
+)
+def test_answers_that_say_the_same(one: str, other: str, same: bool) -> None:
+    assert alike(one, other) is same
