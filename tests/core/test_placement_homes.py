@@ -52,6 +52,27 @@ def test_of_those_that_would_have_to_load_it_one_alone_is_ever_chosen(
     assert len(found) <= 1
 
 
+@given(fleet.needs, fleet.directories(), fleet.situations, st.integers(0, 2**32))
+def test_a_home_that_is_remembered_changes_no_choice(
+    needs: Needs, directory: Directory, situation: Situation, seed: int
+) -> None:
+    try:
+        first = place(needs, directory, rng=random.Random(seed), situation=situation)
+    except ChorusError:
+        return
+    assert place(needs, directory, rng=random.Random(seed), situation=situation, home=first.home) == first
+    # One that does not fit any more is no home.
+    assert place(needs, directory, rng=random.Random(seed), situation=situation, home="nobody") == first
+
+
+def test_a_roster_remembers_a_home_for_one_directory() -> None:
+    roster, one, other = Roster(), fleet.directory(cold("r1")), fleet.directory(cold("r1"), version=2)
+    assert roster.home(ALPHA, one) == ""
+    roster.remember_home(ALPHA, "r1")
+    assert (roster.home(ALPHA, one), roster.home(Needs(model="beta"), one)) == ("r1", "")
+    assert roster.home(ALPHA, other) == ""
+
+
 @given(st.integers(0, 2**32), st.integers(0, 20))
 def test_what_two_coordinators_have_under_way_makes_no_difference(seed: int, count: int) -> None:
     directory = fleet.directory(*(cold(f"r{number}") for number in range(9)))

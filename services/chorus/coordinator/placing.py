@@ -344,11 +344,8 @@ class Placing:
         return self._start(self._place(needs, trace, frozenset()), trace)
 
     def hedge(self, running: Running, needs: Needs, trace: PromptTrace, *, after_s: float = 0.0) -> Running | None:
-        """Begins a second attempt beside one that is late by `after_s`; None where nobody would answer at once, or the
-        retry budget is spent.
-
-        `outrun` or `settle` must follow.
-        """
+        """Begins a second attempt beside one that is late by `after_s`; `outrun` or `settle` must follow. None where
+        nobody would answer at once, or the retry budget is spent."""
         attempts = running.attempts
         if attempts is None or attempts.count >= self._max_attempts:
             return None
@@ -431,15 +428,19 @@ class Placing:
 
     def _place(self, needs: Needs, trace: PromptTrace, tried: Container[str], *, last_resort: bool = True) -> Candidate:
         directory = self._live.directory
-        return place(
+        found = place(
             needs,
             directory,
             rng=self._rng,
             situation=self._situation(trace, tried),
             pool=self._roster.pool(needs, directory),
             warm=self._roster.warm(needs, directory),
+            home=self._roster.home(needs, directory),
             last_resort=last_resort,
         )
+        if found.home:
+            self._roster.remember_home(needs, found.home)
+        return found
 
     def _begin(self, candidate: Candidate, trace: PromptTrace) -> Trial:
         runner = candidate.entry.record.runner

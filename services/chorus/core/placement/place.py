@@ -53,12 +53,16 @@ class Rng(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A runner that can serve a request, with the model that it would use; `cost` is the sum of `terms`, in seconds."""
+    """A runner that can serve a request, with the model that it would use; `cost` is the sum of `terms`, in seconds.
+
+    `home`: whoever was considered for loading the model, where somebody was.
+    """
 
     entry: DirectoryEntry
     model: ModelStatus
     cost: float
     terms: Terms
+    home: str = ""
 
     @property
     def runner_id(self) -> str:
@@ -104,12 +108,13 @@ def place(
     situation: Situation = NOTHING_MORE,
     pool: Sequence[str] | None = None,
     warm: Sequence[str] | None = None,
+    home: str = "",
     last_resort: bool = True,
 ) -> Candidate:
     """The runner that serves the request. The same arguments and the same state of `rng` give the same one.
 
     `pool`: sorted ids of the runners to choose from, as a Roster gives it; without it, all of the directory's. `warm`:
-    those of them that need not load a model first.
+    those of them that need not load a model first. `home`: the one that was such a request's home in this directory.
 
     Where nobody has the model in memory, or whoever has it is so slow or busy that loading it once more may be sooner,
     the one runner that is the model's home (`homes.py`) is considered, and no other one that would have to load it.
@@ -132,7 +137,13 @@ def place(
         # Hardly anybody by chance, or few enough: go through all of them, in an order of chance.
         found = _find(needs, directory, rng.sample(ids, len(ids)), situation)
     if len(ids) < len(everybody) and all(one[0] >= LOAD_FIXED_S for one in found):
-        found += _home(needs, directory, everybody, situation)
+        # Everybody is looked at once for a directory: that takes long in a large mesh.
+        known = _home(needs, directory, [home], situation) if home and home not in situation.penalties else []
+        cold = known or _home(needs, directory, everybody, situation)
+        home = cold[0][1].record.runner.runner_id if cold else ""
+        found += cold
+    else:
+        home = ""
     if not found:
         seen = survey(needs, directory, situation=situation, last_resort=last_resort)
         if not seen.candidates:
@@ -141,7 +152,7 @@ def place(
             :CONSIDERED
         ]
     cost, entry, model, terms = _better_of_two(found, rng)
-    return Candidate(entry, model, cost, terms)
+    return Candidate(entry, model, cost, terms, home)
 
 
 def survey(

@@ -24,6 +24,7 @@ class Roster:
         self._directory = Directory()
         self._pools: dict[Hashable, tuple[str, ...]] = {}
         self._warm: dict[Hashable, tuple[str, ...]] = {}
+        self._homes: dict[Hashable, str] = {}  # in this very directory
         self._defaults: dict[tuple[Work, str | None], str] = {}
 
     def resolve(self, needs: Needs, directory: Directory, configured: str | None = None) -> Needs:
@@ -60,6 +61,16 @@ class Roster:
             self._warm[kind] = warm if len(warm) < len(pool) else pool
         return warm
 
+    def home(self, needs: Needs, directory: Directory) -> str:
+        """The home of such a request in this directory, where it was looked for; else empty."""
+        self._follow(directory)
+        return self._homes.get(_kind(needs), "") if self._homes else ""
+
+    def remember_home(self, needs: Needs, runner_id: str) -> None:
+        """Whom placement found to be the home, in the directory that was asked about last."""
+        if len(self._homes) < MAX_KINDS:
+            self._homes[_kind(needs)] = runner_id
+
     def follow(self, change: DirectoryChange, directory: Directory) -> None:
         """The directory is this one now, by that change of the last one that was told here or asked about.
 
@@ -71,6 +82,7 @@ class Roster:
             self._pools.clear()
             self._warm.clear()
             self._defaults.clear()
+        self._homes.clear()
         self._directory = directory
 
     def _follow(self, directory: Directory) -> None:
