@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chorus.core.ensemble.auto import choose_strategy
-from chorus.core.ensemble.choosing import Offer, choose_aggregator, choose_members
+from chorus.core.ensemble.choosing import Offer, choose_aggregator, choose_members, offers
 from chorus.core.ensemble.complexity import estimate_complexity
 from chorus.core.ensemble.judge import picked
 from chorus.core.ensemble.machine import Conclude, Give
@@ -27,9 +27,11 @@ from chorus.core.ensemble.records import (
 from chorus.core.ensemble.steps import Ask
 from chorus.core.ensemble.strategies import STRATEGIES
 from chorus.core.errors import InvalidRequestError
-from chorus.core.fleet.records import Tier
+from chorus.core.fleet.directory import Directory, DirectoryEntry
+from chorus.core.fleet.records import EngineInfo, EngineKind, Tier
 from chorus.core.generation import Conversation, TextPrompt
 from tests.core.ensemble_world import Says, World, request, task_of, text_asked
+from tests.core.fleet_records import model, record
 
 TRIO = [Member("a", "m1"), Member("b", "m2"), Member("c", "m3")]
 ANSWERS = {"a": "Lyon", "b": "Paris", "c": "Nice"}
@@ -213,6 +215,30 @@ def test_members_that_cannot_be(members: tuple[MemberSpec, ...]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         plan(EnsembleSpec(Strategy.VOTE, members), request(), MESH, Policy())
     assert caught.value.metadata["field"] == "ensemble.members"
+
+
+def test_what_the_mesh_offers() -> None:
+    kinds = (EngineInfo("e", "1", EngineKind.LOCAL), EngineInfo("paid", "1", EngineKind.EXTERNAL))
+    paid = replace(model("paid.1", "paid"), engine="paid")
+    models = (model("a.gguf", "a", features="chat logprobs"), model("base.gguf", "base", features="token_ids"), paid)
+    embedder = model("v.gguf", "v", features="embed")
+    embedder = replace(embedder, artifact=replace(embedder.artifact, tags=("embedding",)))
+    found = record("r1", models=(*models, embedder))
+    found = replace(found, runner=replace(found.runner, engines=kinds))
+    mesh = Directory(entries={"r1": DirectoryEntry(found, heard_at=0.0)})
+
+    def names(asked: str = "", *, allow_external: bool = False) -> list[tuple[str, bool, bool]]:
+        wanted = replace(request(), model=asked)
+        return [
+            (offer.model, offer.chats, offer.tells_logprobs)
+            for offer in offers(wanted, mesh, allow_external=allow_external)
+        ]
+
+    assert names() == [("a", True, True), ("base", False, False)], "what costs money is not chosen for anybody"
+    assert names(allow_external=True)[-1] == ("paid", True, False)
+    assert names("paid") == [("paid", True, False)], "who names it allows it"
+    assert names("base.gguf") == [("base.gguf", False, False)]
+    assert names("nothing") == []
 
 
 def test_who_has_no_chat_template_is_told_in_plain_text() -> None:

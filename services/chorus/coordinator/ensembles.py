@@ -83,8 +83,7 @@ class Ensembles:
         try:
             spec, generation = decode_ensemble(request.ensemble), decode_generation(request.spec)
             await self._requests.knows_the_mesh(context)
-            allow_external = request.fallback.external or bool(generation.model)
-            available = offers(generation, self._live.directory, allow_external=allow_external)
+            available = offers(generation, self._live.directory, allow_external=request.fallback.external)
             task = plan(spec, generation, available, self._policy)
             ensemble = Ensemble(task, STRATEGIES[task.strategy](task), self._room(task, available))
             under_way = _UnderWay(
@@ -146,6 +145,8 @@ class _UnderWay:
         self._report = report
         self._final_only = final_only
         self._live = live
+        asked = request.ensemble
+        self._named = {request.spec.model, asked.aggregator_model, *(member.model for member in asked.members)}
         self._parts: dict[str, Part] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: asyncio.Queue[_Message | _Failed] = asyncio.Queue(_AHEAD)
@@ -217,7 +218,13 @@ class _UnderWay:
     async def _generate(self, part: Part, message: pb.GenerateRequest) -> None:
         try:
             sink = _PartSink(part, self._news, self._context)
-            await self._requests.generate(message, sink, self._report.member(), member_id=part.part_id)
+            await self._requests.generate(
+                message,
+                sink,
+                self._report.member(),
+                member_id=part.part_id,
+                is_named=message.spec.model in self._named,
+            )
         except Exception as error:
             await self._news.put(_Failed(part, error))
 

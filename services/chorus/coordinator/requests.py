@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -106,10 +107,12 @@ class Requests:
         report: GenerationReport | None = None,
         *,
         member_id: str = "",
+        is_named: bool = True,
     ) -> None:
         """Generates with one model, writing the stream to `context`.
 
         `report` is told of what happens to it; None: it is a request of its own. `member_id` is for the log.
+        `is_named`: its model is the caller's choice, by which a paid provider of it is allowed.
         """
         began = self._live.now
         delivered = Delivered()
@@ -123,6 +126,8 @@ class Requests:
             await self.knows_the_mesh(context)
             falling_back = FallingBack(decode_fallback(request.fallback), generation)
             needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
+            if not is_named:
+                needs = replace(needs, allow_external=request.fallback.external)
             carrying = Carrying(
                 request.spec,
                 generation,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from chorus.api.coordinator.v1 import ensemble_pb2 as pb
 from chorus.core.ensemble.facets import FACETS
+from chorus.core.ensemble.planning import MAX_MEMBERS
 from chorus.core.ensemble.records import (
     Complexity,
     EnsembleSpec,
@@ -22,8 +23,6 @@ from chorus.wire.resources import decode_duration, encode_duration
 
 MAX_ID_LENGTH = 64
 MAX_ROUNDS = 4
-# More members than are taken at all are not decoded one by one.
-_MAX_ENTRIES = 32
 _LONGEST_DEADLINE_S = 86_400.0
 
 STRATEGY_VALUES: dict[Strategy, pb.Strategy.ValueType] = {
@@ -131,8 +130,9 @@ def decode_verdict(message: pb.Verdict) -> Verdict:
 
 
 def _decode_members(message: pb.EnsembleSpec) -> tuple[MemberSpec, ...]:
-    if len(message.members) > _MAX_ENTRIES:
-        raise InvalidRequestError("ensemble.members", f"has {len(message.members)} entries; at most 32 are taken")
+    if len(message.members) > MAX_MEMBERS:  # so many are not even decoded one by one
+        problem = f"has {len(message.members)} entries; at most {MAX_MEMBERS} are taken"
+        raise InvalidRequestError("ensemble.members", problem)
     seen: set[str] = set()
     members = []
     for index, member in enumerate(message.members):

@@ -41,7 +41,7 @@ class Offer:
 
 def offers(request: GenerationRequest, directory: Directory, *, allow_external: bool) -> tuple[Offer, ...]:
     """What the mesh has for a request, the greatest first, paid providers last. Its `model`, where it names one, is the
-    only one."""
+    only one, and may be a paid provider's."""
     found: dict[str, Offer] = {}
     fitting: dict[tuple[str, str, bool], bool] = {}
     for entry in directory.entries.values():
@@ -61,6 +61,8 @@ def offers(request: GenerationRequest, directory: Directory, *, allow_external: 
             if asked not in fitting:
                 told = request if chats else told_plainly(request)
                 needs = Needs.of_generation(replace(told, model=model), allow_external=allow_external)
+                # That we name a model allows nothing.
+                needs = replace(needs, allow_external=allow_external or bool(request.model))
                 fitting[asked] = may_fit(needs, entry.record)
             if not fitting[asked]:
                 continue

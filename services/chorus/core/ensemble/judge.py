@@ -8,12 +8,10 @@ other, and keeps it at a tie.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from chorus.core.ensemble.answers import clusters
 from chorus.core.ensemble.prompts import SHOWN_CHARACTERS, clipped, question_of, side_request
 from chorus.core.ensemble.records import Answer
-from chorus.core.ensemble.steps import SIDE_MARK, Ask, Round, Steps, Task, drafts
+from chorus.core.ensemble.steps import SIDE_MARK, Ask, Round, Steps, Task, distinct, drafts
 
 MOST_COMPARED = 4
 _PICK_TOKENS = 8
@@ -33,16 +31,6 @@ def judge(task: Task) -> Steps:
         if said.get("ab") == "B" and said.get("ba") == "A":
             best = other
     return best
-
-
-def distinct(task: Task, answers: Sequence[Answer]) -> list[Answer]:
-    """The most confident of each party of answers that say the same, those with most behind them first."""
-    parties = clusters([answer.text for answer in answers], task.measures.same_answer)
-    found = [
-        (len(party), max((answers[index] for index in party), key=lambda answer: answer.confidence))
-        for party in parties
-    ]
-    return [answer for _, answer in sorted(found, key=lambda one: (-one[0], -one[1].confidence))]
 
 
 def picked(text: str) -> str:

@@ -24,7 +24,7 @@ from chorus.core.generation import (
 SAMPLED_TEMPERATURE = 0.8
 _SPEAKS = {MessageRole.USER: "Question: ", MessageRole.ASSISTANT: "Answer: "}
 _NEXT_QUESTION = ("\nQuestion:", "\n\n")
-MAX_STOP_STRINGS = 16
+_MOST_STOP_STRINGS = 16
 # Of other models' texts that one is shown: some 1,500 tokens.
 SHOWN_CHARACTERS = 6000
 
@@ -101,7 +101,7 @@ def told_plainly(request: GenerationRequest) -> GenerationRequest:
         lines.append(_SPEAKS[MessageRole.ASSISTANT].rstrip())
     strings = tuple(dict.fromkeys((*request.stop.strings, *_NEXT_QUESTION)))
     return replace(
-        request, prompt=TextPrompt("\n".join(lines)), stop=replace(request.stop, strings=strings[:MAX_STOP_STRINGS])
+        request, prompt=TextPrompt("\n".join(lines)), stop=replace(request.stop, strings=strings[:_MOST_STOP_STRINGS])
     )
 
 

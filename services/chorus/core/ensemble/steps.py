@@ -122,10 +122,17 @@ def member_of(task: Task, answer: Answer) -> Member:
     return next(member for member in everybody if member.member_id == answer.part_id)
 
 
+def distinct(task: Task, answers: Sequence[Answer]) -> list[Answer]:
+    """The most confident of each party of answers that say the same: the greatest party's first, of equal ones the more
+    confident one's."""
+    parties = [
+        [answers[index] for index in party]
+        for party in clusters([answer.text for answer in answers], task.measures.same_answer)
+    ]
+    parties.sort(key=lambda party: (-len(party), -sum(answer.confidence for answer in party)))
+    return [max(party, key=lambda answer: answer.confidence) for party in parties]
+
+
 def best_agreed(task: Task, answers: Sequence[Answer]) -> Answer | None:
-    """Of those that most agree on the one with the highest confidence; of equal parties the more confident one."""
-    if not answers:
-        return None
-    parties = clusters([answer.text for answer in answers], task.measures.same_answer)
-    winners = max(parties, key=lambda party: (len(party), sum(answers[index].confidence for index in party)))
-    return max((answers[index] for index in winners), key=lambda answer: answer.confidence)
+    """The answer that most agree on; None where there is none."""
+    return next(iter(distinct(task, answers)), None)
