@@ -28,6 +28,7 @@ ENTRIES = (
     Entry("events", "chorus.cli.events:events", "Show what happens in the mesh, live.", _EVERY_DAY),
     Entry("stats", "chorus.cli.stats:stats", "Show how requests fared: latency, errors, who answered.", _EVERY_DAY),
     Entry("cache", "chorus.cli.cache:app", "Show, fill and clear the cache of answers.", _EVERY_DAY),
+    Entry("eval", "chorus.cli.eval:evaluate", "Measure strategies on a dataset of questions.", _EVERY_DAY),
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),
     Entry("models", "chorus.cli.models:app", "Fetch, list and remove models; see what fits this machine.", _SETUP),
     Entry("tune", "chorus.cli.tune:app", "Measure how a model runs best on this machine.", _SETUP),
