@@ -13,7 +13,7 @@ from chorus.core.ensemble.answers import clusters, normalise, same_answer, simil
 from chorus.core.ensemble.confidence import UNKNOWN, confidence_of, confidence_of_all
 from chorus.core.ensemble.machine import Conclude, Fail, Give
 from chorus.core.ensemble.race import race
-from chorus.core.ensemble.records import Member, MemberState, Strategy
+from chorus.core.ensemble.records import Answer, Member, MemberState, Strategy
 from chorus.core.ensemble.route import route
 from chorus.core.ensemble.strategies import STRATEGIES
 from chorus.core.ensemble.vote import vote
@@ -147,7 +147,7 @@ def test_every_answer_is_in_one_cluster(texts: list[str]) -> None:
 
 @given(st.lists(st.floats(-30, 0), max_size=5), st.floats(0, 1), st.integers(0, 12))
 def test_confidence_is_a_share(logprobs: list[float], agreement: float, answered: int) -> None:
-    alone = confidence_of(logprobs)
+    alone = confidence_of(Answer("one", "text", logprobs=tuple(logprobs)))
     assert 0 <= alone <= 1
     assert logprobs or alone == UNKNOWN
     assert 0 <= confidence_of_all(agreement, [alone], answered) <= 1

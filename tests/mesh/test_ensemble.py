@@ -99,7 +99,8 @@ async def test_a_vote_is_streamed_and_judged(certificates: MeshCertificates) -> 
         ]
         assert {outcome.node_id for outcome in verdict.members} <= {"node-of-runner-1", "node-of-runner-2"}
         assert verdict.members[3].agrees_with == ("one-1", "one-2", "two")
-        assert all(outcome.confidence == pytest.approx(0.5) for outcome in verdict.members), "as the engine scores"
+        (confidence,) = {outcome.confidence for outcome in verdict.members}  # the engine scores all alike
+        assert 0 < confidence < 0.5, "tokens that are as likely as not, several of them"
 
         # It is one request, whose tries its members are.
         kinds = frozenset({EventKind.REQUEST_ADMITTED, EventKind.REQUEST_FINISHED})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from chorus.core.ensemble.records import Complexity, Strategy
+from collections.abc import Sequence
+
+from chorus.core.ensemble.records import Complexity, Member, Strategy
 from chorus.core.generation import GenerationRequest
 
 _SHORT_TOKENS = 64
@@ -17,3 +19,12 @@ def choose_strategy(request: GenerationRequest, complexity: Complexity, member_c
     if most is not None and most <= _SHORT_TOKENS:
         return Strategy.VOTE
     return Strategy.CASCADE if complexity in (Complexity.SIMPLE, Complexity.MEDIUM) else Strategy.REFINE
+
+
+def weighed_members(members: Sequence[Member]) -> tuple[Member, ...]:
+    """Of several models each one's first answer alone: where answers are weighed, further samples don't help.
+
+    Measured: benchmarks/quality.py. A single model keeps its samples.
+    """
+    first = tuple(member for member in members if not member.draw)
+    return first if len(first) > 1 else tuple(members)

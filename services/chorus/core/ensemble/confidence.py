@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
+
+from chorus.core.ensemble.learned import LEARNED
+from chorus.core.ensemble.records import Answer
+from chorus.core.ensemble.weighing import evidence, probability
 
 # What is believed of an answer of which nothing is known.
 UNKNOWN = 0.5
 
 
-def confidence_of(logprobs: Sequence[float] | None) -> float:
-    """Of one answer by itself: the geometric mean of its tokens' probabilities; UNKNOWN where there are none."""
-    if not logprobs:
-        return UNKNOWN
-    return exp(min(0.0, sum(logprobs) / len(logprobs)))
+def confidence_of(answer: Answer) -> float:
+    """Of one answer by itself, calibrated on recorded answers; UNKNOWN where its engine tells no log-probabilities."""
+    return probability(evidence(answer, LEARNED.of(answer.model))) if answer.logprobs else UNKNOWN
 
 
 def confidence_of_all(agreement: float, agreeing: Sequence[float], answered: int) -> float:

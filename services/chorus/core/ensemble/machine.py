@@ -255,7 +255,7 @@ class Ensemble:
         return error
 
     def _measured(self, answer: Answer) -> Answer:
-        return replace(answer, confidence=self._task.measures.confidence_of(answer.logprobs))
+        return replace(answer, confidence=self._task.measures.confidence_of(answer))
 
     def _answers(self) -> Mapping[str, Answer]:
         """The members' answers, by member id."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from chorus.core.ensemble.auto import choose_strategy
+from chorus.core.ensemble.auto import choose_strategy, weighed_members
 from chorus.core.ensemble.choosing import Offer, by_size, choose_aggregator, choose_members, expanded
 from chorus.core.ensemble.complexity import estimate_complexity
 from chorus.core.ensemble.facets import facet_instructions
+from chorus.core.ensemble.learned import LEARNED
 from chorus.core.ensemble.prompts import question_of
 from chorus.core.ensemble.records import PROFILE, Complexity, EnsembleSpec, Level, Member, Strategy
 from chorus.core.ensemble.steps import DEFAULT_THRESHOLD, SIDE_MARK, Measures, Task
@@ -41,9 +42,11 @@ def plan(spec: EnsembleSpec, request: GenerationRequest, available: Sequence[Off
         members = expanded(spec.members, available)
     else:
         members = choose_members(request, available, level) or (Member("default", request.model),)
-    strategy = spec.strategy
+    strategy, learned = spec.strategy, None
     if strategy is Strategy.AUTO:
         strategy = choose_strategy(request, complexity, len(members))
+        if strategy is Strategy.VOTE:
+            members, learned = weighed_members(members), LEARNED
     if any(member.member_id.startswith(SIDE_MARK) for member in members):
         raise InvalidRequestError("ensemble.members", f"must have no ids that begin with {SIDE_MARK}: it marks judges")
     if len({member.member_id for member in members}) < len(members):
@@ -69,6 +72,7 @@ def plan(spec: EnsembleSpec, request: GenerationRequest, available: Sequence[Off
         with_logprobs=frozenset(name for offer in available if offer.tells_logprobs for name in offer.names),
         without_chat=frozenset(name for offer in available if not offer.chats for name in offer.names),
         measures=policy.measures,
+        learned=learned,
     )
 
 

@@ -19,6 +19,7 @@ from chorus.core.ensemble.answers import SameAnswer, Similarity, clusters, same_
 from chorus.core.ensemble.confidence import confidence_of, confidence_of_all
 from chorus.core.ensemble.prompts import member_request
 from chorus.core.ensemble.records import Answer, Complexity, Member, Strategy
+from chorus.core.ensemble.weighing import Learned
 from chorus.core.generation import GenerationRequest
 
 DEFAULT_THRESHOLD = 0.75
@@ -30,7 +31,7 @@ class Measures:
 
     same_answer: SameAnswer = same_answer
     similarity: Similarity = similarity
-    confidence_of: Callable[[Sequence[float] | None], float] = confidence_of
+    confidence_of: Callable[[Answer], float] = confidence_of
     confidence_of_all: Callable[[float, Sequence[float], int], float] = confidence_of_all
 
 
@@ -39,7 +40,7 @@ class Task:
     """What an ensemble is to do. `simpler` are the sets of members to fall back to where none of one can answer.
 
     `quorum` 0: all are waited for, `deadline_s` seconds in each round. `with_logprobs` names the models that tell
-    log-probabilities, `without_chat` those that have no chat template.
+    log-probabilities, `without_chat` those that have no chat template. With `learned` a vote is weighed.
     """
 
     request: GenerationRequest
@@ -55,6 +56,7 @@ class Task:
     with_logprobs: frozenset[str] = frozenset()
     without_chat: frozenset[str] = frozenset()
     measures: Measures = field(default_factory=Measures)
+    learned: Learned | None = None
 
 
 SIDE_MARK = "+"

@@ -1,0 +1,104 @@
+"""Answers weighed: which of several different ones is most likely right, by what is known of who says so.
+
+Each answer has evidence, a log-odds: a logistic function of what its tokens' log-probabilities tell (J. Platt, 1999),
+by numbers that are each model's own, and of how good the model is at such questions. Which kind a question is of is
+told by its words. Where it is of no known kind, or nobody has recorded the model, the numbers are an average model's:
+what is left is what the tokens tell. All are learnt from recorded answers of real models (`learned.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+
+from chorus.core.ensemble.answers import SameAnswer, clusters
+from chorus.core.ensemble.records import Answer
+
+_LEAST = -20.0
+_WORD = re.compile(r"[^\W\d_]+|\d+|[+*/=<>-]")
+# Of a question's words a kind has to know so many.
+_KNOWN = 0.7
+ANY_MODEL = "*"
+# A model's own numbers, in this order, of one answer: see `features`.
+FEATURES = ("bias", "total", "mean", "worst", "first")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What is known of one model: for each of `FEATURES` what it adds to the evidence that an answer is right, and what
+    the question's kind adds."""
+
+    answer: tuple[float, ...]
+    kinds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """All that was learnt: `kinds` has the words of each kind's questions, `weights` what is known of each model and of
+    `ANY_MODEL`, and `again` is what a further answer of one model counts beside its first that says the same."""
+
+    kinds: Mapping[str, frozenset[str]]
+    weights: Mapping[str, Weights]
+    again: float = 0.0
+
+    def of(self, model: str) -> Weights:
+        """What is known of a model."""
+        return self.weights.get(model) or self.weights[ANY_MODEL]
+
+
+def features(logprobs: Sequence[float]) -> tuple[float, ...]:
+    """What an answer's token log-probabilities (natural, its end included) tell, in the order of `FEATURES`."""
+    bounded = [max(_LEAST, logprob) for logprob in logprobs] or [log(0.5)]
+    total = sum(bounded)
+    return (1.0, max(_LEAST, total), total / len(bounded), min(bounded), bounded[0])
+
+
+def words_of(prompt: str) -> frozenset[str]:
+    """The words of a prompt's last paragraph, in lower case, every number as `0`: examples may stand before it."""
+    question = prompt.rstrip().rpartition("\n\n")[2]
+    return frozenset("0" if word[0].isdigit() else word.casefold() for word in _WORD.findall(question))
+
+
+def kind_of(prompt: str, kinds: Mapping[str, frozenset[str]]) -> str:
+    """The kind whose questions know most of a question's words; empty where none knows enough of them."""
+    words = words_of(prompt)
+    shares = {kind: len(words & known) / len(words) for kind, known in kinds.items()} if words else {}
+    best = max(shares, key=lambda kind: (shares[kind], -len(kinds[kind])), default="")
+    return best if best and shares[best] >= _KNOWN else ""
+
+
+def evidence(answer: Answer, weights: Weights, kind: str = "") -> float:
+    """The log-odds that an answer by itself is right."""
+    told = sum(w * value for w, value in zip(weights.answer, features(answer.logprobs or ()), strict=True))
+    return told + weights.kinds.get(kind, 0.0)
+
+
+def probability(log_odds: float) -> float:
+    """The probability that a log-odds stands for."""
+    return 1.0 / (1.0 + exp(-log_odds)) if log_odds >= 0 else exp(log_odds) / (1.0 + exp(log_odds))
+
+
+def best_weighed(answers: Sequence[Answer], prompt: str, same: SameAnswer, learned: Learned) -> Answer | None:
+    """The answer with most belief behind it; None without answers.
+
+    A party of answers that say the same is believed by the sum over its models of the most that one of its answers is
+    believed, further ones of the same model adding a share of theirs.
+    """
+    if not answers:
+        return None
+    kind = kind_of(prompt, learned.kinds)
+    # What is known of a model is of the kinds that it was learnt from: of others it would be a prejudice.
+    known = [learned.of(answer.model if kind else ANY_MODEL) for answer in answers]
+    beliefs = [probability(evidence(answer, own, kind)) for answer, own in zip(answers, known, strict=True)]
+    parties = clusters([answer.text for answer in answers], same)
+    party = max(parties, key=lambda party: _belief(party, answers, beliefs, learned.again))
+    return answers[max(party, key=beliefs.__getitem__)]
+
+
+def _belief(party: Sequence[int], answers: Sequence[Answer], beliefs: Sequence[float], again: float) -> float:
+    by_model: dict[str, list[float]] = {}
+    for index in party:
+        by_model.setdefault(answers[index].model, []).append(beliefs[index])
+    return sum(max(own) + again * (sum(own) - max(own)) for own in by_model.values())

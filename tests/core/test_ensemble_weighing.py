@@ -1,0 +1,104 @@
+"""Answers weighed by what is known of who says so."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chorus.core.ensemble.answers import same_answer
+from chorus.core.ensemble.auto import weighed_members
+from chorus.core.ensemble.confidence import confidence_of
+from chorus.core.ensemble.learned import LEARNED
+from chorus.core.ensemble.records import Answer, Member
+from chorus.core.ensemble.weighing import (
+    ANY_MODEL,
+    FEATURES,
+    Learned,
+    Weights,
+    best_weighed,
+    features,
+    kind_of,
+    probability,
+)
+
+PLAIN = Weights((2.0, 1.0, 0.0, 0.0, 0.0))
+KNOWN = Learned(
+    {"sums": frozenset(["what", "is", "0", "+"]), "past": frozenset(["what", "is", "the", "past", "tense", "of"])},
+    {ANY_MODEL: PLAIN, "counts": Weights(PLAIN.answer, {"sums": 3.0, "past": -3.0}), "talks": PLAIN},
+)
+
+_LOGPROBS = st.lists(st.floats(-30, 0), min_size=1, max_size=4).map(tuple)
+_ANSWERS = st.lists(
+    st.builds(Answer, st.uuids().map(str), st.sampled_from("abc"), logprobs=_LOGPROBS,
+              model=st.sampled_from(["counts", "talks", "new"])),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+def answer(text: str, logprob: float, model: str) -> Answer:
+    return Answer(f"{model}-{text}", text, logprobs=(logprob,), model=model)
+
+
+def chosen(prompt: str, *answers: Answer) -> str:
+    best = best_weighed(answers, prompt, same_answer, KNOWN)
+    assert best is not None
+    return best.text
+
+
+def test_the_model_that_is_good_at_a_kind_is_believed() -> None:
+    counted, talked = answer("12", -1.0, "counts"), answer("13", -0.5, "talks")
+    assert chosen("What is 5 + 7?", counted, talked) == "12"
+    assert chosen("What is the past tense of go?", counted, talked) == "13"
+
+
+def test_of_an_unknown_kind_only_the_tokens_tell() -> None:
+    prompt = "Name a river that flows through Vienna."
+    assert kind_of(prompt, KNOWN.kinds) == ""
+    assert chosen(prompt, answer("a", -0.2, "counts"), answer("b", -0.1, "talks")) == "b"
+    assert chosen(prompt, answer("a", -0.1, "counts"), answer("b", -0.2, "talks")) == "a"
+
+
+def test_examples_before_the_question_do_not_hide_its_kind() -> None:
+    assert kind_of("Q: Name a river.\nA: Danube\n\nWhat is 20 + 3?", KNOWN.kinds) == "sums"
+    assert kind_of("", KNOWN.kinds) == kind_of("\n\n", KNOWN.kinds) == ""
+
+
+@given(_ANSWERS, st.sampled_from(["What is 1 + 1?", "Who?", ""]))
+@settings(max_examples=60)
+def test_whatever_comes_the_best_is_one_of_them(answers: list[Answer], prompt: str) -> None:
+    best = best_weighed(answers, prompt, same_answer, KNOWN)
+    assert best in answers
+    agreed = [Answer("x", "same", logprobs=one.logprobs, model=one.model) for one in answers]
+    told = best_weighed([*agreed], prompt, same_answer, KNOWN)
+    assert told is not None
+    assert told.text == "same"
+    assert best_weighed([], prompt, same_answer, KNOWN) is None
+
+
+@given(_LOGPROBS)
+def test_features_are_bounded(logprobs: tuple[float, ...]) -> None:
+    told = features(logprobs)
+    assert len(told) == len(FEATURES)
+    assert all(-20.0 <= value <= 1.0 for value in told)
+
+
+@pytest.mark.parametrize("model", [*LEARNED.weights, "a new one"])
+def test_what_was_learnt_is_sound(model: str) -> None:
+    """Sure answers are believed more than unsure ones, and nobody is believed blindly."""
+    sure, unsure = ((Answer("one", "text", logprobs=(value, value), model=model)) for value in (-0.01, -3.0))
+    assert 0.02 < confidence_of(unsure) < confidence_of(sure) < 0.98 or confidence_of(unsure) < 0.02
+    assert set(LEARNED.of(model).kinds) <= set(LEARNED.kinds)
+    assert len(LEARNED.of(model).answer) == len(FEATURES)
+
+
+def test_probabilities_are_safe_at_the_ends() -> None:
+    assert probability(-1000.0) == 0.0
+    assert probability(1000.0) == 1.0
+    assert probability(0.0) == 0.5
+
+
+def test_samples_are_for_a_single_model() -> None:
+    one, again, other = Member("a-1", "a"), Member("a-2", "a", draw=1), Member("b", "b")
+    assert weighed_members((one, again, other)) == (one, other)
+    assert weighed_members((one, again)) == (one, again)
