@@ -59,16 +59,16 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         context: Any,
     ) -> None:
         """Renews a lease with each message."""
-        before = -math.inf
+        due = -math.inf
         async with self._board.while_open():
             async for request in requests:
                 now = self._board.now
                 self._renew(request.heartbeat)
                 await context.write(self._kept)
                 # One that is early is read at once, as when a runner drains; but a flood is not.
-                if (early_s := before + self._least_gap_s - now) > 0:
+                if (early_s := due - now) > 0:
                     await asyncio.sleep(early_s)
-                before = now
+                due = max(now, due) + self._least_gap_s
 
     async def Deregister(self, request: pb.DeregisterRequest, context: Any) -> pb.DeregisterResponse:
         """Ends a lease."""
