@@ -30,12 +30,12 @@ from chorus.wire.resources import (
     decode_runner_record,
     decode_runner_state,
     decode_tier,
-    encode_duration,
     encode_features,
     encode_load,
     encode_node,
     encode_runner,
     encode_runner_record,
+    set_duration,
 )
 
 REMOVAL_REASONS: dict[RemovalReason, pb.RemovalReason.ValueType] = {
@@ -76,6 +76,7 @@ class DirectoryEncoder:
 
     def __init__(self) -> None:
         self._kept: dict[str, _Encoded] = {}
+        self._lease = resources_pb2.RunnerRecord()  # of numbers alone, which may change as often as they like
 
     def encode(self, event: DirectoryEvent) -> bytes:
         """A DirectoryEvent."""
@@ -104,9 +105,12 @@ class DirectoryEncoder:
 
     def _leased(self, leased: LeasedRecord) -> bytes:
         """A RunnerRecord."""
-        record, lease = leased.record, resources_pb2.RunnerRecord(lease_age=encode_duration(leased.lease_age_s))
-        if leased.lease_expires_in_s is not None:
-            lease.lease_expires_in.CopyFrom(encode_duration(leased.lease_expires_in_s))
+        record, lease = leased.record, self._lease
+        set_duration(lease.lease_age, leased.lease_age_s)
+        if leased.lease_expires_in_s is None:
+            lease.ClearField("lease_expires_in")
+        else:
+            set_duration(lease.lease_expires_in, leased.lease_expires_in_s)
         known = self._kept.get(record.runner.runner_id)
         if known is None or known.record is not record:
             known = self._kept[record.runner.runner_id] = _encode_anew(record, known)

@@ -66,10 +66,17 @@ _ENGINE_KINDS_BACK = _inverse(ENGINE_KINDS)
 
 def encode_duration(seconds: float) -> Duration:
     """A Duration of `seconds`, to the nanosecond."""
+    message = Duration()
+    set_duration(message, seconds)
+    return message
+
+
+def set_duration(message: Duration, seconds: float) -> None:
+    """Makes it a Duration of `seconds`, to the nanosecond."""
     nanos = round(seconds * 1e9)
     sign = -1 if nanos < 0 else 1
     whole, rest = divmod(abs(nanos), 1_000_000_000)
-    return Duration(seconds=sign * whole, nanos=sign * rest)
+    message.seconds, message.nanos = sign * whole, sign * rest
 
 
 def decode_duration(message: Duration) -> float:
