@@ -15,7 +15,7 @@ from chorus.transport.keeping import keep_identity
 from chorus.transport.process import run_service
 
 _NEW_OBJECTS = 10_000
-"""After so many more objects the garbage collector looks through the new ones: a few times a second with 1,000 runners."""
+"""After so many more objects the garbage collector looks at the new ones: with 1,000 runners a few times a second."""
 
 
 def run(config: ChorusConfig) -> int:
