@@ -55,6 +55,11 @@ class IdentityMesh:
         """A client of an admin."""
         return IdentityClient(self.endpoint, self.identity(Role.ADMIN, "root"))
 
+    def tell(self, **settings: Any) -> None:
+        """Changes what machines that join are told of the others."""
+        told = self.service._settings.model_dump() | settings
+        self.service._settings = type(self.service._settings).model_validate(told)
+
     async def token(self, role: Role = Role.RUNNER, *, name: str = "", ttl_s: float = 60.0) -> JoinLine:
         """A new token."""
         async with self.admin() as admin:

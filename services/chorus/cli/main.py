@@ -32,6 +32,7 @@ ENTRIES = (
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),
     Entry("models", "chorus.cli.models:app", "Fetch, list and remove models; see what fits this machine.", _SETUP),
     Entry("tune", "chorus.cli.tune:app", "Measure how a model runs best on this machine.", _SETUP),
+    Entry("service", "chorus.cli.service:app", "Serve in the mesh from every start of this machine on.", _SETUP),
     Entry("token", "chorus.cli.token:app", "Let machines join: make, list and revoke join tokens.", _SETUP),
     Entry("certs", "chorus.cli.certs:app", "Make, show and check the certificates of a mesh.", _SETUP),
     Entry("config", "chorus.cli.config:app", "Show the configuration in use, and describe its keys.", _SETUP),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -39,6 +40,7 @@ from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
 from chorus.core.generation import EmbeddingRequest, Fallback, GenerationRequest, Requirements, RerankRequest
 from chorus.core.resilience.retries import RetryBudget
 from chorus.transport import TlsIdentity
+from chorus.transport.keeping import CertificateKeeper
 from chorus.wire.cache import encode_policy
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
@@ -86,19 +88,27 @@ class MeshClient:
             for endpoint in coordinators
         ]
         self._budget = RetryBudget()
+        self._keeper: CertificateKeeper | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     @classmethod
     def from_config(cls, config: ChorusConfig) -> MeshClient:
-        """A client as the configuration says. Raises CertificateError where its certificate is missing or bad."""
+        """A client as the configuration says. One that joined renews its certificate while it is used as `async with`.
+
+        Raises CertificateError where its certificate is missing or bad."""
         mesh, settings = config.mesh, config.client
-        identity = None if mesh.insecure_loopback else TlsIdentity.load(mesh.certs_dir / settings.identity)
-        return cls(
+        directory = mesh.certs_dir / settings.identity
+        identity = None if mesh.insecure_loopback else TlsIdentity.load(directory, even_ended=mesh.renewal is not None)
+        client = cls(
             settings.coordinators,
             identity=identity,
             insecure_loopback=mesh.insecure_loopback,
             timeout_s=settings.timeout_s,
             direct=settings.direct,
         )
+        if identity is not None and mesh.renewal is not None:
+            client._keeper = CertificateKeeper(identity, directory, renewal=mesh.renewal, service=mesh.identity_service)
+        return client
 
     @classmethod
     def connect(
@@ -114,6 +124,9 @@ class MeshClient:
         return cls(endpoints, identity=identity, timeout_s=timeout_s, direct=direct)
 
     async def __aenter__(self) -> Self:
+        if self._keeper is not None:
+            await self._keeper.renew_if_ended()
+            self._keeping = asyncio.create_task(self._keeper.run(), name="keep the certificate")
         return self
 
     async def __aexit__(
@@ -123,6 +136,9 @@ class MeshClient:
 
     async def aclose(self) -> None:
         """Ends what goes on and closes the connections."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
         await self._direct.close()
         await self._coordinators.close()
         for _, coordinator in self._each:

@@ -121,6 +121,11 @@ class CertificateKeeper:
                 raise from_rpc_error(error, peer=f"the identity service {self._renewal}") from error
         self._take(answer.certificate)
 
+    async def renew_if_ended(self) -> None:
+        """Renews where the certificate can't be used any more. Raises as `renew`."""
+        if self._renewal is not None and self._wall() >= self._identity.not_after.timestamp():
+            await self.renew()
+
     def _take(self, issued: pb.IssuedCertificate) -> None:
         newer = TlsIdentity.from_pem(
             ca_pem=issued.authorities_pem, cert_pem=issued.certificate_pem, key_pem=self._identity.key_pem

@@ -120,10 +120,10 @@ class RenewingChannel(grpc.aio.Channel):
             self._renewing = asyncio.get_running_loop().create_task(self._renew(), name="renew a channel")
 
     async def _renew(self) -> None:
-        """Goes over to a new connection once that stands, so that no call waits for it."""
+        """Goes over to a new connection; once that stands, where the old one works, so that no call waits."""
         way = Way(self._dial())
         try:
-            if self.way.channel.get_state() is not _Connectivity.IDLE:
+            if self.way.channel.get_state() is _Connectivity.READY:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_CONNECT_S):
                         await way.channel.channel_ready()
