@@ -23,7 +23,13 @@ from tests.wire import strategies as some
 
 METHODS = [(kind, method) for kind, service in SERVICES.items() for method in service.methods]
 IDS = [f"{kind}-{method.name}" for kind, method in METHODS]
-CALLER = {"registry": Role.ADMIN, "runner": Role.ADMIN, "coordinator": Role.CLIENT}
+CALLER = {
+    "registry": Role.ADMIN,
+    "runner": Role.ADMIN,
+    "coordinator": Role.CLIENT,
+    "identity": Role.ADMIN,
+    "enrolment": Role.CLIENT,  # asks nobody for a certificate
+}
 ONLY_RUNNERS = {"Register", "Heartbeat", "KeepLease"}
 INSIDES = ("Traceback", "Exception", ".py", "object at 0x", "google.protobuf", "NoneType", "DecodeError")
 
