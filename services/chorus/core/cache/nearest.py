@@ -25,7 +25,9 @@ class Nearest:
 
     def __init__(self, words: int) -> None:
         """`words` as `signs` makes them."""
-        self._bits = np.zeros((64, words), np.uint64)
+        self._bits = np.zeros(
+            (words, 64), np.uint64
+        )  # a row for each word, so that a scan goes straight through memory
         self._groups = np.zeros(64, np.int64)
         self._numbers = np.zeros(64, np.int64)
         self._rows: dict[int, int] = {}
@@ -36,16 +38,16 @@ class Nearest:
     @property
     def words(self) -> int:
         """Of each vector."""
-        return int(self._bits.shape[1])
+        return int(self._bits.shape[0])
 
     def add(self, number: int, group: int, bits: Bits) -> None:
         """Adds a vector, or replaces it."""
         row = self._rows.setdefault(number, len(self._rows))
         if row == len(self._numbers):
-            self._bits = np.concatenate([self._bits] * _GROWTH)
+            self._bits = np.concatenate([self._bits] * _GROWTH, axis=1)
             self._groups = np.concatenate([self._groups] * _GROWTH)
             self._numbers = np.concatenate([self._numbers] * _GROWTH)
-        self._bits[row], self._groups[row], self._numbers[row] = bits, group, number
+        self._bits[:, row], self._groups[row], self._numbers[row] = bits, group, number
 
     def remove(self, number: int) -> None:
         """Removes a vector, if it is there; the last one takes its row."""
@@ -54,7 +56,7 @@ class Nearest:
         if row is None or row == last:
             return
         moved = int(self._numbers[last])
-        self._bits[row], self._groups[row], self._numbers[row] = self._bits[last], self._groups[last], moved
+        self._bits[:, row], self._groups[row], self._numbers[row] = self._bits[:, last], self._groups[last], moved
         self._rows[moved] = row
 
     def near(self, group: int, bits: Bits, limit: int) -> list[int]:
@@ -63,7 +65,9 @@ class Nearest:
         if not len(rows):
             return []
         whole = len(rows) == len(self._rows)
-        apart = np.bitwise_count((self._bits[: len(self._rows)] if whole else self._bits[rows]) ^ bits).sum(axis=1)
+        apart = np.zeros(len(rows), np.int32)
+        for word, asked in zip(self._bits, bits, strict=True):
+            apart += np.bitwise_count((word[: len(rows)] if whole else word[rows]) ^ asked)
         if len(rows) > limit:
             best = np.argpartition(apart, limit)[:limit]
             best = best[np.argsort(apart[best], kind="stable")]
