@@ -1,0 +1,207 @@
+"""The services as the rendered pods run them, each in a network namespace of its own, under a steady load: a request is
+served, a runner's pod is killed and its streams go on, pods are replaced as in a rolling update, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_health.v1 import health_pb2
+
+from chorus.identity.ca import now_utc
+from chorus.identity.policy import load_policy
+from chorus.k8s.issuing import Issuer
+from tests.deploy.api_server import node, serving
+from tests.deploy.conftest import Rendered
+from tests.deploy.edges import Pods, workloads
+from tests.deploy.sandbox import Cluster, Pod, possible
+from tests.interop.test_grpcurl import GRPCURL
+
+pytestmark = [
+    pytest.mark.skipif(not possible(), reason="PODS NOT TESTED: making network namespaces takes root, and iproute2"),
+    pytest.mark.skipif(GRPCURL is None, reason="PODS NOT TESTED: they are probed with grpcurl, which isn't here"),
+]
+
+NODES = ("desktop", "laptop")
+FAKE = {"CHORUS_RUNNER__ENGINE": "fake", "CHORUS_FAKE_TOKENS_PER_SECOND": "20"}
+CLIENT_ENV = {
+    "CHORUS_MESH__CERTS_DIR": "/etc/chorus/certs",
+    "CHORUS_CLIENT__COORDINATORS": "coordinator@chorus-coordinator:7301",
+    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    "HOME": "/tmp",
+}
+CLIENT = Pods(
+    "client",
+    {"chorus.mesh/client": "true"},
+    {
+        "spec": {
+            "volumes": [
+                {"name": "leaf", "secret": {"secretName": "chorus-client-tls", "defaultMode": 0o440}},
+                {"name": "tmp", "emptyDir": {}},
+            ],
+            "containers": [
+                {
+                    "name": "client",
+                    "command": ["python", "-m", "tests.deploy.client_pod"],
+                    "env": [{"name": name, "value": value} for name, value in CLIENT_ENV.items()],
+                    "volumeMounts": [
+                        {"name": "leaf", "mountPath": "/etc/chorus/certs/client-cli", "readOnly": True},
+                        {"name": "tmp", "mountPath": "/tmp"},
+                    ],
+                }
+            ],
+        }
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What the Job makes for a cluster of these nodes."""
+    with serving(tmp_path_factory.mktemp("account")) as (api, access):
+        for name in NODES:
+            api.put(f"/api/v1/nodes/{name}", node(name))
+        Issuer(access, load_policy(), trust_domain="chorus.local", now=now_utc()).run()
+        return {path.rpartition("/")[2]: doc["data"] for path, doc in api.objects.items() if "/secrets/" in path}
+
+
+@pytest.fixture
+def cluster(rendered: Rendered, tmp_path: Path, secrets: dict[str, dict[str, str]]) -> Iterator[Cluster]:
+    tmp_path.chmod(0o755)
+    cluster = Cluster(rendered("ha"), tmp_path, secrets)
+    with cluster.on():
+        yield cluster
+
+
+class Kubelet:
+    """Starts pods, probes them as they say, and replaces them."""
+
+    def __init__(self, cluster: Cluster, pods: list[Pods], folder: Path) -> None:
+        self._cluster = cluster
+        self._pods = {each.service: each for each in pods}
+        # The health listener has no reflection, so grpcurl is given the messages.
+        files = FileDescriptorSet()
+        health_pb2.DESCRIPTOR.CopyToProto(files.file.add())
+        self._protos = folder / "health.protoset"
+        self._protos.write_bytes(files.SerializeToString())
+
+    async def bring_up(self, service: str, where: str = "desktop") -> Pod:
+        """A new pod, which is ready."""
+        pod = self._cluster.pod(self._pods[service], where)
+        await self._cluster.start(pod, **FAKE)
+        await self._becomes_ready(pod)
+        self._cluster.becomes_ready(pod)
+        return pod
+
+    async def replace(self, pod: Pod, *, surge: bool) -> Pod:
+        """As a rolling update does: with `surge` the new one first, else after the old one."""
+        if surge:
+            new = await self.bring_up(pod.of.service, pod.node)
+            assert await self._cluster.end(pod) == 0
+            return new
+        assert await self._cluster.end(pod) == 0
+        return await self.bring_up(pod.of.service, pod.node)
+
+    async def _becomes_ready(self, pod: Pod) -> None:
+        """Watches what its readiness probe would ask for again and again."""
+        port = pod.of.main["readinessProbe"]["grpc"]["port"]
+        words = ["-plaintext", "-protoset", str(self._protos), f"{pod.address}:{port}", "grpc.health.v1.Health/Watch"]
+        process = await asyncio.create_subprocess_exec(
+            *("ip", "netns", "exec", pod.namespace, str(GRPCURL), *words), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                if b'"SERVING"' in line:
+                    return
+            raise AssertionError(f"{pod.name} never became ready")
+        finally:
+            process.kill()
+            await process.communicate()
+
+
+class Load:
+    """The client's pod, and what it has told so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.told: list[dict[str, Any]] = []
+
+    async def until(self, key: str, **wanted: str) -> dict[str, Any]:
+        """Reads on to the next line that has that key, and these values."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            told = json.loads(line)
+            self.told.append(told)
+            if key in told and wanted.items() <= told.items():
+                return told
+        assert self._process.stderr is not None
+        raise AssertionError(f"the client ended: {(await self._process.stderr.read()).decode()[-2000:]}")
+
+    async def ends(self) -> None:
+        """Lets it finish what it has begun."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert self._process.stdout is not None
+        self.told += [json.loads(line) async for line in self._process.stdout]
+        assert self._process.stderr is not None
+        errors = await self._process.stderr.read()
+        assert await self._process.wait() == 0, errors.decode()
+
+
+async def grpcurl(cluster: Cluster, pod: Pod, *words: str) -> str:
+    """What grpcurl says in a client's pod, as the README calls it."""
+    folder = "/etc/chorus/certs/client-cli"
+    tls = ["-cacert", f"{folder}/ca.crt", "-cert", f"{folder}/tls.crt", "-key", f"{folder}/tls.key"]
+    process = await cluster.execute(pod, {**CLIENT.main, "command": [str(GRPCURL), *tls, *words]})
+    said, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return said.decode()
+
+
+async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, rendered: Rendered, tmp_path: Path):
+    mesh = [each for each in workloads(rendered("ha")) if each.service in ("registry", "runner", "coordinator")]
+    kubelet = Kubelet(cluster, mesh, tmp_path)
+    registry = await kubelet.bring_up("registry")
+    runners = dict(zip(NODES, await asyncio.gather(*(kubelet.bring_up("runner", n) for n in NODES)), strict=True))
+    coordinator = await kubelet.bring_up("coordinator")
+    for pod in cluster.pods:
+        assert cluster.listening(pod) == set(pod.of.ports().values())
+
+    client = cluster.pod(CLIENT, "laptop")
+    load = Load(await cluster.execute(client, CLIENT.main, stdin=asyncio.subprocess.PIPE))
+    await load.until("whole")
+
+    # grpcurl, by the names and ports of Services.
+    pinned = ("-servername", "coordinator.coordinator.chorus.local", "chorus-coordinator:7301")
+    assert "chorus.api.coordinator.v1.Coordinator" in await grpcurl(cluster, client, *pinned, "list")
+    said = await grpcurl(cluster, client, *pinned, "chorus.api.coordinator.v1.Coordinator/ListNodes")
+    assert all(f'"{name}"' in said for name in NODES)
+
+    # Who is connected to whom is what the policies are written for (test_edges.py), direct mode included.
+    assert cluster.connections(7101) == {("runner", "registry"), ("coordinator", "registry")}
+    assert cluster.connections(7201) == {("coordinator", "runner"), ("client", "runner")}
+    assert cluster.connections(7301) == {("client", "coordinator")}
+
+    # A runner's pod is killed in the middle of an answer.
+    await load.until("began", runner="desktop")
+    await cluster.kill(runners["desktop"])
+    while not (await load.until("whole"))["moved"]:
+        pass
+    runners["desktop"] = await kubelet.bring_up("runner", "desktop")
+
+    # A rolling update: of the other runner, of the coordinator, of the registry.
+    runners["laptop"] = await kubelet.replace(runners["laptop"], surge=False)
+    await kubelet.replace(coordinator, surge=True)
+    await kubelet.replace(registry, surge=True)
+    assert "nodes" in await grpcurl(cluster, client, *pinned, "chorus.api.coordinator.v1.Coordinator/ListNodes")
+    await load.ends()
+    assert [told for told in load.told if "failed" in told] == []
+    assert len([told for told in load.told if "whole" in told]) > 6
+    for pod in [pod for pod in cluster.pods if pod.process is not None]:
+        assert await cluster.end(pod) == 0
