@@ -35,6 +35,7 @@ ENTRIES = (
     Entry("service", "chorus.cli.service:app", "Serve in the mesh from every start of this machine on.", _SETUP),
     Entry("token", "chorus.cli.token:app", "Let machines join: make, list and revoke join tokens.", _SETUP),
     Entry("certs", "chorus.cli.certs:app", "Make, show and check the certificates of a mesh.", _SETUP),
+    Entry("audit", "chorus.cli.audit:app", "Show who did what, and check that nobody changed it.", _SETUP),
     Entry("config", "chorus.cli.config:app", "Show the configuration in use, and describe its keys.", _SETUP),
     Entry("version", "chorus.cli.version:version", "Show the versions of Chorus and of what it stands on.", _SETUP),
     Entry("k8s", "chorus.cli.k8s:app", "Run the mesh in Kubernetes: K3s and others.", _SETUP),

@@ -66,19 +66,19 @@ registry = configured(
 )
 runner = configured(
     "runner",
-    ("runner", "mesh", "log"),
+    ("runner", "mesh", "log", "audit"),
     "Run a runner: it makes this machine's models answer.\n\nCtrl-C or SIGTERM lets running answers finish first.",
     run_runner,
 )
 coordinator = configured(
     "coordinator",
-    ("coordinator", "cache", "mesh", "log"),
+    ("coordinator", "cache", "mesh", "log", "audit"),
     "Run a coordinator: it picks who answers.\n\nCtrl-C or SIGTERM lets running answers finish first.",
     run_coordinator,
 )
 identity = configured(
     "identity",
-    ("identity", "mesh", "log"),
+    ("identity", "mesh", "log", "audit"),
     "Run the identity service: it has the authority's key, lets machines join and shuts them out.\n\n"
     "One for a mesh, on the machine where `chorus certs init` was run. Back up its certificates folder.",
     run_identity,

@@ -1,6 +1,7 @@
 """One typed configuration: flags over environment over TOML file over defaults, documented where it is declared."""
 
 from chorus.config.address import Endpoint, ListenAddress
+from chorus.config.auditing import AuditSettings
 from chorus.config.caching import CacheSettings
 from chorus.config.document import KeyDoc, OptionSpec, describe, option_specs
 from chorus.config.export import to_env, to_toml
@@ -16,6 +17,7 @@ from chorus.config.sections import (
 )
 
 __all__ = [
+    "AuditSettings",
     "CacheSettings",
     "ChorusConfig",
     "ClientSettings",

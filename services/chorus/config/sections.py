@@ -16,6 +16,7 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
+from chorus.config.auditing import AuditSettings
 from chorus.config.caching import CacheSettings
 from chorus.config.ensembles import EnsembleSettings
 from chorus.config.remote import RemoteServer
@@ -609,6 +610,7 @@ class ChorusConfig(BaseModel):
 
     mesh: MeshSettings = Field(default_factory=MeshSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     runner: RunnerSettings = Field(default_factory=RunnerSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)

@@ -14,6 +14,7 @@ from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from chorus.config import CacheSettings, ChorusConfig
 from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
+from chorus.coordinator.auditing import Auditing
 from chorus.coordinator.caching import AnswerCache
 from chorus.coordinator.channels import ChannelPool
 from chorus.coordinator.ensembles import Ensembles
@@ -34,10 +35,12 @@ from chorus.core.ensemble.planning import Policy
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.events import EventKind, EventLog
 from chorus.core.events.stats import Stats
+from chorus.core.identity import Role
 from chorus.core.resilience.breakers import BreakerRules
 from chorus.core.resilience.hedging import HedgeMode
 from chorus.core.resilience.resuming import ResumePolicy
 from chorus.store.answer_store import AnswerStore
+from chorus.store.audit_log import open_trail
 from chorus.telemetry.cache_metrics import CacheMetrics
 from chorus.telemetry.event_metrics import EventMetrics
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
@@ -70,6 +73,9 @@ class CoordinatorService(HostedService):
         stats = Stats(clock())
         self.events.on_event(lambda event: stats.take(event, clock()))
         self.events.on_event(EventMetrics(metrics).take)
+        self._trail = open_trail(config.audit, f"{Role.COORDINATOR}-{settings.name}")
+        auditing = Auditing(self._trail, prompts=config.audit.prompts)
+        self.events.on_event(auditing.take)
         self._pool = ChannelPool(self.live, identity=identity, insecure_loopback=insecure)
         self.live.on_change(self._pool.follow)
         self._placing = Placing(
@@ -144,6 +150,7 @@ class CoordinatorService(HostedService):
             registries=self._registries,
             watching=self._watching,
             events=self.events,
+            auditing=auditing,
             report=lambda: stats.report(clock()),
         )
         self._server = build_server(
@@ -192,6 +199,7 @@ class CoordinatorService(HostedService):
         await self._granting.close()
         await self._webhooks.stop()
         await self._pool.close()
+        self._trail.close()
 
     async def wait_failed(self) -> ChorusError:
         """Returns once the registries cannot be watched any more, which is a wrong configuration or a defect."""

@@ -8,6 +8,7 @@ from typing import Any
 from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, stats_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
+from chorus.coordinator.auditing import Auditing
 from chorus.coordinator.caching import AnswerCache
 from chorus.coordinator.events import EventBoard, reader_of
 from chorus.coordinator.granting import Granting
@@ -41,6 +42,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         registries: Registries,
         watching: Watching,
         events: EventBoard,
+        auditing: Auditing,
         report: Callable[[], Report],
     ) -> None:
         """`report` tells how requests fared lately."""
@@ -52,6 +54,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._registries = registries
         self._watching = watching
         self._events = events
+        self._auditing = auditing
         self._report = report
         self._encoder = DirectoryEncoder()
 
@@ -59,20 +62,24 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]
         """Generates. It writes by itself: a runner's messages are passed on as bytes."""
+        self._auditing.received("generate", request)
         if request.unused_ticket_id:
             self._granting.returned(request.unused_ticket_id, str(current_caller() or ""))
         await self._answers.generate(request, context)
 
     async def Place(self, request: pb.PlaceRequest, context: Any) -> pb.PlaceResponse:
         """Grants a ticket for direct mode."""
+        self._auditing.received("place", request)
         return await self._granting.place(request, context)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> bytes:  # type: ignore[override]
         """Turns texts into vectors."""
+        self._auditing.received("embed", request)
         return await self._requests.embed(request, context)
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> bytes:  # type: ignore[override]
         """Orders documents."""
+        self._auditing.received("rerank", request)
         return await self._requests.rerank(request, context)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> bytes:  # type: ignore[override]
@@ -119,7 +126,9 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def ClearCache(self, request: cache_pb2.ClearCacheRequest, context: Any) -> cache_pb2.ClearCacheResponse:
         """Forgets answers."""
-        return cache_pb2.ClearCacheResponse(forgotten_count=await self._answers.clear(everybody=request.everybody))
+        forgotten = await self._answers.clear(everybody=request.everybody)
+        self._auditing.cache_cleared(everybody=request.everybody, forgotten=forgotten)
+        return cache_pb2.ClearCacheResponse(forgotten_count=forgotten)
 
     async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
         """Explains where a generation would go."""

@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from chorus.core.audit import DeedKind, Fact, Trail
 from chorus.core.errors import CertificateError, InvalidRequestError, RenewalError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.ledger import JoinToken, Ledger
@@ -37,7 +38,14 @@ class Office:
     """One authority with its ledger. `wall` is seconds since 1970. Used from one event loop."""
 
     def __init__(
-        self, directory: Path, ledger_file: Path, policy: Policy, *, lifetime: timedelta, wall: Callable[[], float]
+        self,
+        directory: Path,
+        ledger_file: Path,
+        policy: Policy,
+        *,
+        lifetime: timedelta,
+        wall: Callable[[], float],
+        trail: Trail,
     ) -> None:
         """Raises CertificateError where there is no authority in `directory`, ConfigError for a damaged ledger."""
         self._directory = directory
@@ -45,6 +53,7 @@ class Office:
         self._policy = policy
         self._lifetime = lifetime
         self._wall = wall
+        self._trail = trail
         self.authority = CertificateAuthority.load(directory)
         self.ledger: Ledger = read_ledger(ledger_file)
         self._listeners: list[Callable[[], None]] = []
@@ -94,7 +103,10 @@ class Office:
             token_id, digest, key=key, name=name, trust_domain=self.authority.trust_domain, now=self.now
         )
         certificate = self._certify(identity, public_key, key, addresses)
-        _log.info("member.joined", identity=str(identity), token_id=token_id, serial=f"{certificate.serial_number:x}")
+        serial = f"{certificate.serial_number:x}"
+        _log.info("member.joined", identity=str(identity), token_id=token_id, serial=serial)
+        self._noted(DeedKind.TOKEN_USED, by=str(identity), target=token_id)
+        self._noted(DeedKind.MEMBER_JOINED, by=str(identity), target=str(identity), serial=serial)
         self._tell()  # it may have taken somebody's place
         return identity, certificate
 
@@ -116,7 +128,9 @@ class Office:
             identity, key=key, serial=old.serial_number, not_after=old.not_valid_after_utc.timestamp(), now=self.now
         )
         certificate = self._certify(identity, public_key, key, addresses or _addresses_of(old, identity))
-        _log.info("member.renewed", identity=str(identity), serial=f"{certificate.serial_number:x}")
+        serial = f"{certificate.serial_number:x}"
+        _log.info("member.renewed", identity=str(identity), serial=serial)
+        self._noted(DeedKind.MEMBER_RENEWED, by=str(identity), target=str(identity), serial=serial)
         return identity, certificate
 
     def _certify(
@@ -159,6 +173,7 @@ class Office:
         self.ledger.add(token, self.now)
         self._write()
         _log.info("token.created", token_id=token.token_id, role=role.value, by=by)
+        self._noted(DeedKind.TOKEN_CREATED, by=by, target=token.token_id, role=role.value, name=name, ttl_s=int(ttl_s))
         return token, secret
 
     def revoke_token(self, token_id: str, *, by: str) -> None:
@@ -166,6 +181,7 @@ class Office:
         self.ledger.revoke_token(token_id)
         self._write()
         _log.info("token.revoked", token_id=token_id, by=by)
+        self._noted(DeedKind.TOKEN_REVOKED, by=by, target=token_id)
 
     def revoke(self, identity: SpiffeId, *, why: str, by: str) -> Revocation:
         """Shuts an identity out. Raises InvalidRequestError."""
@@ -178,7 +194,8 @@ class Office:
         revocation = self.ledger.revoke(identity, why=why, now=self.now, longest_s=longest_s)
         self._write()
         _log.warning("identity.revoked", identity=str(identity), by=by, why=why)
-        self._tell()
+        self._tell()  # first: who is to be shut out need not wait for a disk
+        self._noted(DeedKind.MEMBER_REVOKED, by=by, target=str(identity), why=why)
         return revocation
 
     def restore(self, identity: SpiffeId, *, by: str) -> None:
@@ -188,6 +205,7 @@ class Office:
         self._write()
         _log.warning("identity.restored", identity=str(identity), by=by)
         self._tell()
+        self._noted(DeedKind.MEMBER_RESTORED, by=by, target=str(identity))
 
     def _check_of_this_mesh(self, identity: SpiffeId) -> None:
         if identity.trust_domain != self.authority.trust_domain:
@@ -195,6 +213,11 @@ class Office:
 
     def _write(self) -> None:
         write_ledger(self._file, self.ledger)
+
+    def _noted(self, kind: DeedKind, *, by: str, target: str, **facts: Fact) -> None:
+        """Notes what was done. It is on disk before anybody is answered, as the ledger is."""
+        self._trail.note(kind, by=by, target=target, **facts)
+        self._trail.flush()
 
     def _tell(self) -> None:
         for listener in self._listeners:

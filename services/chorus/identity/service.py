@@ -15,11 +15,13 @@ from chorus.api.identity.v1 import identity_pb2 as pb
 from chorus.api.identity.v1 import identity_pb2_grpc
 from chorus.config import ChorusConfig, Endpoint
 from chorus.core.errors import ChorusError, ConfigError, InternalError
+from chorus.core.identity import Role
 from chorus.core.identity.attempts import Attempts
 from chorus.core.identity.renewal import due_at
 from chorus.identity.office import Office
 from chorus.identity.policy import load_policy
 from chorus.identity.servicer import EnrolmentServicer, IdentityServicer
+from chorus.store.audit_log import open_trail
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import RpcMetrics
 from chorus.transport import Service, TlsIdentity, build_server
@@ -28,6 +30,7 @@ from chorus.transport.process import HostedService
 IDENTITY = pb.DESCRIPTOR.services_by_name["Identity"]
 ENROLMENT = pb.DESCRIPTOR.services_by_name["Enrolment"]
 LEDGER_FILE = "identity.json"
+AUDIT_FOLDER = "audit"
 
 _LOOK_S = 1.0
 _ENDING_S = 1.0
@@ -52,12 +55,15 @@ class IdentityService(HostedService):
             raise ConfigError("mesh.insecure_loopback: in a mesh without certificates nobody need join")
         settings = self._settings = config.identity
         directory = config.mesh.certs_dir
+        ledger = settings.ledger if settings.ledger is not None else directory / LEDGER_FILE
+        self._trail = open_trail(config.audit, f"{Role.IDENTITY}-{settings.name}", beside=ledger.parent / AUDIT_FOLDER)
         self.office = Office(
             directory,
-            settings.ledger if settings.ledger is not None else directory / LEDGER_FILE,
+            ledger,
             load_policy(),
             lifetime=timedelta(seconds=settings.leaf_lifetime_s),
             wall=wall,
+            trail=self._trail,
         )
         self.identity = self._own_identity()
         self.identity.revoke(self.office.ledger.revocations)
@@ -107,6 +113,7 @@ class IdentityService(HostedService):
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.wait({self._renewing})
+        self._trail.close()
 
     async def wait_failed(self) -> ChorusError:
         """Returns if its own certificate is renewed no more."""

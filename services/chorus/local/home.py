@@ -46,6 +46,11 @@ class MeshHome:
         """Certificates, where the configuration names no other place for them."""
         return self.root / "certs"
 
+    @property
+    def audit(self) -> Path:
+        """Audit logs, a folder for each service, where the configuration names no other place for them."""
+        return self.root / "audit"
+
     def config_file(self, process: str) -> Path:
         """The configuration of one process."""
         return self.root / "config" / f"{process}.toml"

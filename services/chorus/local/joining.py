@@ -107,7 +107,7 @@ def join(home: MeshHome, where: Endpoint, line: JoinLine, wish: Wish) -> Joined:
     config = _config(home, where, met, got.spiffe_id, answer.endpoints, wish, own)
     config_file = _config_file(home, got.spiffe_id.role)
     section = got.spiffe_id.role.value if got.spiffe_id.role in _SERVICES else "client"
-    write_new(config_file, to_toml(config, "mesh", "log", section).encode(), KEY_MODE, replace=True)
+    write_new(config_file, to_toml(config, "mesh", "log", "audit", section).encode(), KEY_MODE, replace=True)
     pending.unlink(missing_ok=True)
     return Joined(got.spiffe_id, config_file)
 
@@ -245,7 +245,7 @@ def _config(
         section["advertise"] = str(Endpoint(own, port))
         section |= {"remote": wish.remote} if wish.remote else {}
         section |= {"engine": wish.engine} if wish.engine else {}
-    return ChorusConfig.model_validate({"mesh": mesh, identity.role.value: section})
+    return ChorusConfig.model_validate({"mesh": mesh, "audit": {"dir": home.audit}, identity.role.value: section})
 
 
 def _free_port() -> int:

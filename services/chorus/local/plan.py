@@ -60,7 +60,7 @@ class ProcessPlan:
     def write_config(self) -> None:
         """Writes the configuration for the process to read; readable by its owner alone."""
         self.config_file.touch(mode=0o600)
-        self.config_file.write_text(to_toml(self.config, "mesh", "log", self.role.value), "utf-8")
+        self.config_file.write_text(to_toml(self.config, "mesh", "log", "audit", self.role.value), "utf-8")
 
     @property
     def drain_grace_s(self) -> float:
@@ -170,6 +170,7 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
     shared = _changed(config, "mesh", certs_dir=config.mesh.certs_dir if keep_certs else options.home.certs)
     # Logs are files that people read; colours and JSON are for whoever configures them.
     shared = _changed(shared, "log", format="console" if config.log.format == "auto" else config.log.format, file=None)
+    shared = _changed(shared, "audit", dir=config.audit.dir or options.home.audit)
     registry = Endpoint(host, ports.registry, _REGISTRY)
     coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
     identity = Endpoint(host, ports.identity, _IDENTITY)

@@ -15,8 +15,10 @@ from chorus.api.runner.v1 import runner_pb2, runner_pb2_grpc
 from chorus.config import ChorusConfig
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.fleet.records import Runner, RunnerState
+from chorus.core.identity import Role
 from chorus.engine.base import Engine
 from chorus.hardware import Inventory
+from chorus.runner.auditing import Auditing
 from chorus.runner.orca import ACCESS as ORCA_ACCESS
 from chorus.runner.orca import LoadReporter, orca_service
 from chorus.runner.presence import Presence
@@ -25,6 +27,7 @@ from chorus.runner.servicer import RunnerServicer
 from chorus.runner.tickets import TicketDesk
 from chorus.runner.vitals import seconds_asleep, watch_vitals
 from chorus.runner.work import Work
+from chorus.store.audit_log import open_trail
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics, MachineMetrics, RpcMetrics
 from chorus.transport import Service, TlsIdentity, build_server
@@ -100,8 +103,18 @@ class RunnerService(HostedService):
         self._desk = TicketDesk(
             self.presence, identity, wall=lambda: wall_ms() / 1000, clock=asyncio.get_running_loop().time
         )
+        self._trail = open_trail(config.audit, f"{Role.RUNNER}-{name}")
+        own = str(identity.spiffe_id) if identity is not None else ""
+        self._auditing = Auditing(self._trail, own, engine.models)
         servicer = RunnerServicer(
-            engine, self.presence, self._work, self._metrics, reporter, self._desk, allow_load=settings.allow_load
+            engine,
+            self.presence,
+            self._work,
+            self._metrics,
+            reporter,
+            self._desk,
+            self._auditing,
+            allow_load=settings.allow_load,
         )
         self._server = build_server(
             identity=identity,
@@ -141,6 +154,8 @@ class RunnerService(HostedService):
         """Serves and registers, while the models still load. Raises ConfigError, or what the engine raises."""
         await self._engine.start()
         self._engine.on_change(self.presence.models_changed)
+        self._engine.on_change(self._auditing.look)
+        self._auditing.look()
         await self._server.start()
         self.presence.set_address(self._settings.dial_address(self._server.port).authority)
         vitals = watch_vitals(
@@ -177,6 +192,7 @@ class RunnerService(HostedService):
         self._desk.close()
         await self._server.stop(_ENDING_S)
         self._inventory.close()
+        self._trail.close()
 
     @property
     def leaves_threads(self) -> bool:

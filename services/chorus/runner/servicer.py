@@ -9,10 +9,12 @@ from typing import Any
 
 from chorus.api.runner.v1 import runner_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2_grpc
+from chorus.core.audit import DeedKind
 from chorus.core.errors import PermissionDeniedError
 from chorus.core.fleet.records import ModelStatus
 from chorus.core.generation import Finished
 from chorus.engine.base import Engine
+from chorus.runner.auditing import Auditing
 from chorus.runner.generating import Account
 from chorus.runner.loading import load_and_tell
 from chorus.runner.orca import LoadReporter, generation_cost
@@ -41,6 +43,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         metrics: GenerationMetrics,
         reporter: LoadReporter,
         desk: TicketDesk,
+        auditing: Auditing,
         *,
         allow_load: bool,
     ) -> None:
@@ -50,6 +53,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         self._metrics = metrics
         self._reporter = reporter
         self._desk = desk
+        self._auditing = auditing
         self._allow_load = allow_load
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
@@ -119,6 +123,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         """Loads a model. A shutdown doesn't wait for it."""
         self._check_loading()
         self._work.admit()
+        self._auditing.asked(DeedKind.LOAD_ASKED, request.model)
         context_length = request.context_length if request.HasField("context_length") else None
         async with aclosing(load_and_tell(self._engine, request.model, context_length)) as told:
             async for event in told:
@@ -131,6 +136,7 @@ class RunnerServicer(runner_pb2_grpc.ModelRunnerServicer):
         """Unloads a model."""
         self._check_loading()
         self._work.admit()
+        self._auditing.asked(DeedKind.UNLOAD_ASKED, request.model)
         return pb.UnloadModelResponse(
             model=encode_model_status(await self._engine.unload(request.model, wait=request.wait))
         )
