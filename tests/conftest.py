@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import structlog
 from hypothesis import HealthCheck, settings
 
 # How long an example takes, or its making, says how busy the machine is, and nothing of what is tested.
@@ -14,3 +15,6 @@ settings.load_profile("chorus")
 # there. Tests that interrupt a program as Ctrl-C would must find it listening, however they were started themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is logged is captured with a failed test's output: all of it, as structlog prints by itself.
+structlog.configure()

@@ -168,7 +168,7 @@ def test_what_happens_to_the_mesh_is_everybodys_business() -> None:
         mine = EventFilter(reader=ANN).matches(Event(1, 0.0, kind, Subject(caller=ANN)))
         theirs = EventFilter(reader=ANN).matches(Event(1, 0.0, kind, Subject(caller=BEN)))
         assert mine
-        assert theirs == (kind.partition("_")[0] in ("node", "runner", "breaker"))
+        assert theirs == (kind.partition("_")[0] in ("node", "runner", "breaker", "load"))
 
 
 # --- the fleet ------------------------------------------------------------------------------------------------------

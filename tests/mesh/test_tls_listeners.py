@@ -121,11 +121,12 @@ async def test_the_plaintext_listener_tells_health_and_nothing_else() -> None:
 
 
 async def reflected(channel: grpc.aio.Channel, version: str, **asked: str) -> reflection_pb2.ServerReflectionResponse:
-    call = channel.stream_stream(
+    # One request, sent with the call itself: grpc.aio tells INTERNAL where a write meets a refusal.
+    call = channel.unary_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )(iter([reflection_pb2.ServerReflectionRequest(**asked)]), timeout=PATIENCE_S)
+    )(reflection_pb2.ServerReflectionRequest(**asked), timeout=PATIENCE_S)
     responses = [response async for response in call]
     assert len(responses) == 1
     return responses[0]

@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,3 +280,19 @@ def test_what_looks_like_a_key_is_taken_out_of_free_text(key: str) -> None:
     assert shown.endswith(" after")
     for secret in ("abc", "dXNl", "hunter2", "MHcCAQ"):
         assert secret not in shown
+
+
+def test_who_configures_nothing_hears_warnings_alone_and_not_on_standard_output() -> None:
+    """As in `chorus ask`, or in a program that imports `chorus.client`."""
+    program = (
+        "from chorus.telemetry.logs import get_logger\n"
+        "log = get_logger(module='tests')\n"
+        "log.debug('a.detail')\n"
+        "log.info('a.fact')\n"
+        "log.bind(more=1).warning('a.warning')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert "a.warning" in line
+    assert "more=1" in line

@@ -34,9 +34,12 @@ class Heartbeats:
                     try:
                         return await self._on_stream(pb.KeepLeaseRequest(heartbeat=heartbeat), patient=patient)
                     except ChorusError as error:
-                        if not _is_unimplemented(error):
+                        code = error.metadata.get("grpc_code")
+                        if code == grpc.StatusCode.UNIMPLEMENTED.name:
+                            self._only_calls = True
+                        # grpc.aio tells INTERNAL where a write meets a stream that was just refused; a call tells why.
+                        elif code != grpc.StatusCode.INTERNAL.name:
                             raise
-                        self._only_calls = True
                 return await self._in_a_call(heartbeat, patient=patient)
         except TimeoutError:
             raise DeadlineExceededError(f"{self._peer} did not answer a heartbeat within {timeout_s:.1f} s") from None
@@ -84,7 +87,3 @@ class Heartbeats:
         except grpc.RpcError as error:
             raise from_rpc_error(error, peer=self._peer) from error
         return answer
-
-
-def _is_unimplemented(error: ChorusError) -> bool:
-    return error.metadata.get("grpc_code") == grpc.StatusCode.UNIMPLEMENTED.name

@@ -38,9 +38,28 @@ _TALKATIVE = ("httpx", "httpcore", "huggingface_hub", "urllib3", "filelock", "as
 _MAX_FRAMES = 30
 
 
+class _UnlessConfigured:
+    """A logger that goes by what is configured at the time of an event. Where nothing is, this is a library in somebody
+    else's program, which hears warnings on standard error and nothing on standard output."""
+
+    def __init__(self, fields: dict[str, object]) -> None:
+        self._fields = fields
+
+    def __getattr__(self, name: str) -> object:
+        if structlog.is_configured():
+            return getattr(structlog.get_logger(**self._fields), name)
+        quiet = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr),
+            processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        )
+        return getattr(quiet.bind(**self._fields), name)
+
+
 def get_logger(**fields: object) -> FilteringBoundLogger:
-    """Returns a logger that adds `fields` to its events. It may be made before logging is configured."""
-    return cast(FilteringBoundLogger, structlog.get_logger(**fields))
+    """Returns a logger that adds `fields` to its events. It may be made before logging is configured; a process that
+    never does so prints warnings and errors alone, on standard error."""
+    return cast(FilteringBoundLogger, _UnlessConfigured(fields))
 
 
 class LoggingHandle:
@@ -78,6 +97,7 @@ def configure_logging(
     where the file cannot be written.
     """
     opened = _open(file) if file is not None else None
+    before = structlog.get_config() if structlog.is_configured() else None
     lines = _Lines(opened or stream)
     people = format == "console" or (format == "auto" and lines.is_terminal())
     exceptions = format_exc_info if people else ExceptionRenderer(_traceback_fields)
@@ -95,7 +115,10 @@ def configure_logging(
 
     def undo() -> None:
         restore()
-        structlog.reset_defaults()
+        if before is None:
+            structlog.reset_defaults()
+        else:
+            structlog.configure(**before)
         lines.detach()
         if opened is not None:
             opened.close()
