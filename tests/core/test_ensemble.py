@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chorus.core.ensemble.answers import clusters, normalise, same_answer, similarity
+from chorus.core.ensemble.answers import clusters, normalise, same_answer, similarity, support
 from chorus.core.ensemble.confidence import UNKNOWN, confidence_of, confidence_of_all
 from chorus.core.ensemble.machine import Conclude, Fail, Give
 from chorus.core.ensemble.race import race
@@ -152,3 +153,58 @@ def test_confidence_is_a_share(logprobs: list[float], agreement: float, answered
     assert logprobs or alone == UNKNOWN
     assert 0 <= confidence_of_all(agreement, [alone], answered) <= 1
     assert confidence_of_all(1.0, [alone], 1) == alone
+
+
+# --- confidence in composed texts -----------------------------------------------------------------------------------
+
+_SENTENCES = st.lists(st.sampled_from(["Paris is large.", "It rains in May.", "Bread costs 3 euros.", "Trees grow."]))
+_TEXTS = _SENTENCES.map(" ".join)
+_WEIGHTED = st.lists(st.tuples(_TEXTS, st.floats(0.01, 1.0)), min_size=1, max_size=5)
+
+
+@given(_TEXTS, _WEIGHTED, st.randoms(use_true_random=False), st.booleans())
+def test_support_is_a_share_whoever_speaks_first(
+    text: str, drafts: list[tuple[str, float]], random: Random, by_any: bool
+) -> None:
+    def of(pairs: list[tuple[str, float]], *, more: bool = by_any) -> float:
+        return support(text, [draft for draft, _ in pairs], [weight for _, weight in pairs], by_any=more)
+
+    shuffled = random.sample(drafts, len(drafts))
+    assert 0 <= of(drafts) <= 1
+    assert of(drafts) == pytest.approx(of(shuffled))
+    assert of(drafts, more=False) <= of(drafts, more=True) + 1e-9
+    # Another draft that says it all takes nothing away; one of other words adds nothing.
+    assert of([*drafts, (text, 0.5)]) >= of(drafts) - 1e-9
+    assert of([*drafts, ("zebra", 0.5)]) <= of(drafts) + 1e-9
+
+
+def test_what_all_drafts_say_is_supported_and_another_number_is_not() -> None:
+    drafts = ["Bread costs 3 euros. Trees grow.", "Trees grow, and bread costs 3 euros."]
+    assert support("Bread costs 3 euros.", drafts, [0.5, 0.9]) == 1.0
+    assert support("Bread costs 4 euros.", drafts, [0.5, 0.9]) == 0.0
+    assert support("", drafts, [0.5, 0.9]) == support("Zebras.", drafts, [0.5, 0.9]) == 0.0
+    assert support("Trees grow.", ["Trees grow.", "No idea"], [0.9, 0.1]) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.REFINE, Strategy.COUNCIL, Strategy.FACETS])
+def test_a_composed_text_that_its_members_bear_out_is_surer_than_one_of_its_own(strategy: Strategy) -> None:
+    drafts = {"a": "Paris is a large city with 2 rivers.", "b": "The large city of Paris with 2 rivers is old."}
+
+    def confidence(composed: str) -> tuple[float, float]:
+        task = task_of(strategy, [Member(name, name) for name in drafts], with_logprobs=frozenset({"great"}))
+        world = World(task, STRATEGIES[strategy], lambda ask: drafts.get(ask.part_id, composed))
+        final = world.run()
+        assert isinstance(final, Conclude)
+        assert world.asked[final.part_id].request.logprobs == 0, "how sure its writer was is asked for"
+        return final.verdict.confidence, final.verdict.agreement
+
+    (borne, agreed), (own, _) = confidence("Paris is a large city."), confidence("London has 9 rivers.")
+    assert agreed == 0, "no text is the same as another"
+    assert borne > own + 0.3
+
+
+@given(st.lists(st.floats(-3, 0), min_size=1, max_size=13), st.integers(2, 8))
+def test_a_text_is_no_less_sure_for_its_length(logprobs: list[float], times: int) -> None:
+    piece = (logprobs * 13)[:13]
+    one, many = (confidence_of(Answer("one", "text", logprobs=tuple(piece * count))) for count in (1, times))
+    assert one == pytest.approx(many)

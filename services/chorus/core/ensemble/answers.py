@@ -12,6 +12,7 @@ Similarity = Callable[[str, str], float]
 _LEAD_IN = re.compile(r"^(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*", re.IGNORECASE)
 _NOT_A_WORD = re.compile(r"[^\w.+-]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _LOOSE_MARK = re.compile(r"[.+-](?!\d)")
 
 
@@ -32,6 +33,34 @@ def similarity(first: str, second: str) -> float:
     one, other = Counter(normalise(first).split()), Counter(normalise(second).split())
     total = one.total() + other.total()
     return 2.0 * (one & other).total() / total if total else 0.0
+
+
+def support(text: str, drafts: Sequence[str], weights: Sequence[float], *, by_any: bool = False) -> float:
+    """How much of a text its drafts say, too, 0 to 1: of each sentence the share of words that a draft has (none where
+    the draft lacks one of its numbers), weighted over drafts, and by words over sentences.
+
+    `by_any`: what one draft says is enough. Words alone are compared: a text that denies its drafts in their own words
+    isn't found out.
+    """
+    sentences = [Counter(words.split()) for part in _SENTENCE_END.split(text) if (words := normalise(part))]
+    told = [Counter(normalise(draft).split()) for draft in drafts]
+    total = sum(weights)
+    if not sentences or not told or total <= 0.0:
+        return 0.0
+
+    def of(sentence: Counter[str]) -> float:
+        shares = [_said(sentence, draft) for draft in told]
+        if by_any:
+            return max(shares)
+        return sum(share * weight for share, weight in zip(shares, weights, strict=True)) / total
+
+    return min(1.0, sum(sentence.total() * of(sentence) for sentence in sentences) / sum(map(Counter.total, sentences)))
+
+
+def _said(sentence: Counter[str], draft: Counter[str]) -> float:
+    if any(word not in draft for word in sentence if any(map(str.isdigit, word))):
+        return 0.0
+    return sum(count for word, count in sentence.items() if word in draft) / sentence.total()
 
 
 def clusters(texts: Sequence[str], same: SameAnswer) -> list[list[int]]:

@@ -18,8 +18,8 @@ def confidence_of(answer: Answer) -> float:
 
 
 def confidence_of_all(agreement: float, agreeing: Sequence[float], answered: int) -> float:
-    """Of the answer of an ensemble: `agreement` is the share of the `answered` that agree with it, `agreeing` their
-    confidences.
+    """Of the answer of an ensemble: `agreement` is the share of the `answered` that agree with it (of a composed text,
+    how much of it they bear out, which nobody has calibrated), `agreeing` their confidences.
 
     One answer alone agrees with itself, which says nothing; the more there are, the more their agreement counts.
     """

@@ -212,7 +212,7 @@ class Ensemble:
             step = next(self._steps) if sent is None else self._steps.send(sent)
         except StopIteration as end:
             return self._conclude(end.value, now)
-        asks = [self._adapted(ask) for ask in (step.asks if isinstance(step, Round) else (step.ask,))]
+        asks = [self._adapted(ask) for ask in step.asks] if isinstance(step, Round) else [self._measurable(step.ask)]
         assert not any(ask.part_id in self._parts for ask in asks), "parts have ids of their own"
         deadline = None if isinstance(step, Final) or self._task.deadline_s is None else now + self._task.deadline_s
         quorum = step.quorum if isinstance(step, Round) else 0
@@ -223,6 +223,13 @@ class Ensemble:
         """What its model can be asked."""
         has_chat = ask.request.model not in self._task.without_chat
         return ask if has_chat else replace(ask, request=told_plainly(ask.request))
+
+    def _measurable(self, ask: Ask) -> Ask:
+        """The answer with its log-probabilities, where its model tells them: the verdict says how sure one may be."""
+        ask = self._adapted(ask)
+        if ask.request.logprobs is not None or ask.request.model not in self._task.with_logprobs:
+            return ask
+        return replace(ask, request=replace(ask.request, logprobs=0))
 
     def _conclude(self, answer: Answer | None, now: float) -> list[Action]:
         if answer is None:

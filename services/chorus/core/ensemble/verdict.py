@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from chorus.core.ensemble.answers import Similarity
-from chorus.core.ensemble.records import Answer, MemberOutcome, Verdict
+from chorus.core.ensemble.answers import Similarity, support
+from chorus.core.ensemble.records import Answer, MemberOutcome, Strategy, Verdict
 from chorus.core.ensemble.steps import Task
 
 # Pairs whose answers have no confidence at all still count a little, so that the mean is one.
@@ -37,12 +37,23 @@ def judged(
         complexity=task.complexity,
         agreement=agreement,
         coherence=coherence(list(answers.values()), task.measures.similarity),
-        confidence=task.measures.confidence_of_all(agreement, confidences, len(answers)),
+        confidence=task.measures.confidence_of_all(
+            agreement if own else max(agreement, _support(task, answer, answers)), confidences, len(answers)
+        ),
         members=members,
         elapsed_s=elapsed_s,
         answered_by=own[0] if own else "",
         fallback_count=fallback_count,
     )
+
+
+def _support(task: Task, answer: Answer, answers: Mapping[str, Answer]) -> float:
+    """How much of a composed text its members' answers bear out, theirs more who are surer. Texts seldom are the same,
+    so that agreement tells nothing of it. Facets are unlike by design: there one side is enough."""
+    drafts = list(answers.values())
+    weights = [draft.confidence + _LEAST_WEIGHT for draft in drafts]
+    by_any = task.strategy is Strategy.FACETS
+    return support(answer.text, [draft.text for draft in drafts], weights, by_any=by_any)
 
 
 def coherence(answers: Sequence[Answer], similarity: Similarity) -> float:

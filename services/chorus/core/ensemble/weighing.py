@@ -23,6 +23,8 @@ _KNOWN = 0.7
 ANY_MODEL = "*"
 # A model's own numbers, in this order, of one answer: see `features`.
 FEATURES = ("bias", "total", "mean", "worst", "first")
+# The longest answers that anything was learnt from, their end included.
+_LEARNT_TOKENS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,19 @@ class Learned:
 
 
 def features(logprobs: Sequence[float]) -> tuple[float, ...]:
-    """What an answer's token log-probabilities (natural, its end included) tell, in the order of `FEATURES`."""
+    """What an answer's token log-probabilities (natural, its end included) tell, in the order of `FEATURES`.
+
+    A text is taken in pieces as long as the answers that were learnt from, and is the mean of them: by its sum it would
+    be wrong for its length alone.
+    """
     bounded = [max(_LEAST, logprob) for logprob in logprobs] or [log(0.5)]
-    total = sum(bounded)
-    return (1.0, max(_LEAST, total), total / len(bounded), min(bounded), bounded[0])
+    pieces = [_piece(bounded[at : at + _LEARNT_TOKENS]) for at in range(0, len(bounded), _LEARNT_TOKENS)]
+    return tuple(sum(column) / len(pieces) for column in zip(*pieces, strict=True))
+
+
+def _piece(logprobs: Sequence[float]) -> tuple[float, ...]:
+    total = sum(logprobs)
+    return (1.0, max(_LEAST, total), total / len(logprobs), min(logprobs), logprobs[0])
 
 
 def words_of(prompt: str) -> frozenset[str]:

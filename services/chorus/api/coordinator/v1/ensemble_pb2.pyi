@@ -271,7 +271,9 @@ class Verdict(_message.Message):
     coherence: _builtins.float
     """Mean similarity of pairs of answers, weighted by confidence, 0 to 1."""
     confidence: _builtins.float
-    """How likely the answer is right, 0 to 1."""
+    """How likely the answer is right, 0 to 1. Of a composed text: out of how much of it the members' answers bear out, by their
+    words and numbers, and of its own tokens' log-probabilities; no calibrated share.
+    """
     cost_micro_usd: _builtins.int
     """What it cost, in millionths of a US dollar."""
     complexity: Global___Complexity.ValueType
