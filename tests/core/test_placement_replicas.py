@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import Load, ModelState
 from chorus.core.placement import LoadReason, Replicas, Situation, Wanted, load_times
-from chorus.core.placement.replicas import SETTLE_S
+from chorus.core.placement.replicas import FORESEEN_S, SETTLE_S
 from tests.core import placement_fleet as fleet
 
 NOW = Situation()
@@ -208,10 +208,50 @@ def test_what_is_likely_is_loaded_where_it_takes_nobody_s_memory() -> None:
     assert place(empty, entry("r4", {"gamma": ModelState.LOADING})) == []
 
 
-def test_load_times_are_those_of_what_nobody_has_in_memory() -> None:
+def test_a_copy_that_another_coordinator_asked_for_has_to_show_first_what_it_changes() -> None:
+    def directory(second: ModelState) -> Directory:
+        return fleet.directory(
+            entry("r1", {"alpha": ModelState.LOADED}, {"alpha": 9}),
+            entry("r2", {"alpha": second}, {"alpha": 9} if second is ModelState.LOADED else None),
+            entry("r3", {"alpha": ModelState.AVAILABLE}),
+        )
+
+    replicas = Replicas(busy_s=BUSY_S)
+
+    def asked(now: float, second: ModelState) -> int:
+        return len(replicas.wanted(directory(second), NOW, now, waiting={}, likely={}))
+
+    assert asked(0.0, ModelState.LOADING) == asked(12.0, ModelState.LOADING) == 0
+    assert asked(13.0, ModelState.LOADED) == asked(21.0, ModelState.LOADED) == 0
+    assert asked(23.0, ModelState.LOADED) == 1
+
+
+def foreseen(likely: list[dict[str, float]], seconds: int) -> int:
+    """Loads of one machine with place for one model, while each coordinator foresees something."""
+    mesh = Mesh({"r1": Machine("alpha")})
+    deciders = [Replicas(busy_s=BUSY_S) for _ in likely]
+    for now in range(seconds):
+        mesh.step(float(now))
+        directory = mesh.directory()
+        known = load_times(directory)
+        for number, (replicas, foresees) in enumerate(zip(deciders, likely, strict=True)):
+            told = {family: chance for family, chance in foresees.items() if family in known}
+            for wanted in replicas.wanted(directory, NOW, float(now), waiting={}, likely=told):
+                mesh.ask(wanted, number, float(now))
+    return mesh.loads
+
+
+def test_models_that_are_usual_at_one_time_do_not_take_turns_with_one_place() -> None:
+    assert foreseen([{"beta": 0.7, "gamma": 0.7}], 900) == 1
+    # Coordinators foresee different things, and don't know what the others do.
+    assert foreseen([{"beta": 0.7}, {"gamma": 0.7}], int(FORESEEN_S)) <= 2
+
+
+def test_load_times_are_of_what_is_on_disk_and_nothing_for_what_somebody_has_in_memory() -> None:
     directory = fleet.directory(
         entry("r1", {"alpha": ModelState.AVAILABLE, "beta": ModelState.LOADED}),
-        entry("r2", {"beta": ModelState.AVAILABLE}),
+        entry("r2", {"beta": ModelState.AVAILABLE, "gamma": ModelState.FAILED}),
     )
-    assert set(load_times(directory)) == {"alpha"}
-    assert 0.0 < load_times(directory)["alpha"] < SETTLE_S
+    times = load_times(directory)
+    assert times == {"alpha": times["alpha"], "beta": 0.0}
+    assert 0.0 < times["alpha"] < SETTLE_S

@@ -26,12 +26,18 @@ from chorus.core.placement.needs import Needs
 FULL_SHARE = 0.9
 # After a copy was asked for and should be there, time to see what it changes.
 SETTLE_S = 30.0
+# A model that was loaded by a pattern and has lost its place since is not loaded for that pattern again for so long:
+# coordinators foresee different things, and would take turns with one place.
+FORESEEN_S = 900.0
 # A runner that does not load a model, whether it may not or can't, is not asked again for so long.
 REFUSED_S = 600.0
 
 
 def load_times(directory: Directory) -> dict[str, float]:
-    """About how long each family takes to load that nobody has in memory, by the runner that is quickest; seconds."""
+    """About how long each family takes to load that nobody has in memory, by the runner that is quickest; seconds.
+
+    0 for one that somebody has: what will soon be asked for must not make room for another one of which that is true.
+    """
     cold: dict[str, float] = {}
     warm: set[str] = set()
     for entry in directory.entries.values():
@@ -41,7 +47,7 @@ def load_times(directory: Directory) -> dict[str, float]:
                 cold[family] = min(cold.get(family, inf), load_seconds(status))
             elif status.state is not ModelState.FAILED:
                 warm.add(family)
-    return {family: seconds for family, seconds in cold.items() if family not in warm}
+    return {**cold, **dict.fromkeys(warm, 0.0)}
 
 
 class LoadReason(StrEnum):
@@ -113,6 +119,7 @@ class Replicas:
         self._busy_s = busy_s
         self._full_since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
+        self._foreseen: dict[str, float] = {}  # families loaded by a pattern, until they may be again
         self._refused: dict[tuple[str, str], float] = {}
         self._loading: dict[str, float] = {}  # runners that were asked, until they should be done
 
@@ -122,6 +129,7 @@ class Replicas:
         self._refused[runner.runner_id, wanted.model.artifact.name] = now + REFUSED_S
         self._loading.pop(runner.runner_id, None)
         self._not_before.pop(wanted.model.artifact.family, None)
+        self._foreseen.pop(wanted.model.artifact.family, None)
 
     def wanted(
         self,
@@ -147,6 +155,7 @@ class Replicas:
             if (family := families.get(model, model)) in demands:
                 demands[family].busy += count
         self._not_before = {family: at for family, at in self._not_before.items() if at > now}
+        self._foreseen = {family: at for family, at in self._foreseen.items() if at > now}
         self._refused = {place: at for place, at in self._refused.items() if at > now}
         self._loading = {runner_id: at for runner_id, at in self._loading.items() if at > now}
         kept = _Kept(demands, frozenset(likely), self._refused, self._loading)
@@ -154,18 +163,23 @@ class Replicas:
         for family, share in self._long_full(demands, now):
             found += self._one(family, LoadReason.DEMAND, share, directory, situation, kept, now)
         for family, probability in sorted(likely.items()):
-            if family in demands and not demands[family].slots and not demands[family].loading:
+            if family not in demands or family in self._foreseen:
+                continue
+            if not demands[family].slots and not demands[family].loading:
                 found += self._one(family, LoadReason.PATTERN, probability, directory, situation, kept, now)
         return found
 
     def _long_full(self, demands: Mapping[str, _Demand], now: float) -> Iterator[tuple[str, float]]:
         """Families whose slots have been taken for long enough, while nobody loads them."""
         full = {family for family, demand in demands.items() if demand.slots and demand.share >= FULL_SHARE}
-        self._full_since = {family: self._full_since.get(family, now) for family in full}
+        # A copy that is loading, whoever asked for it, has to show first what it changes.
+        self._full_since = {
+            family: now if demands[family].loading else self._full_since.get(family, now) for family in full
+        }
         if not self._busy_s:
             return
         for family in sorted(full):
-            if now - self._full_since[family] >= self._busy_s and not demands[family].loading:
+            if now - self._full_since[family] >= self._busy_s:
                 yield family, demands[family].share
 
     def _one(
@@ -188,6 +202,8 @@ class Replicas:
         self._loading[entry.record.runner.runner_id] = loaded_at
         self._not_before[family] = loaded_at + SETTLE_S
         self._full_since.pop(family, None)
+        if reason is LoadReason.PATTERN:
+            self._foreseen[family] = now + FORESEEN_S
         return [Wanted(entry, status, reason, figure)]
 
 
