@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.core.placement.in_flight import MAX_COMPANY, MAX_STEPS, REPORT_LAG_S, InFlight
+from chorus.core.placement.in_flight import MAX_COMPANY, MAX_STEPS, PEAK_S, REPORT_LAG_S, SHARED_S, InFlight
 
 
 def test_a_report_takes_over_what_was_before_it() -> None:
@@ -89,8 +89,9 @@ def test_where_a_report_says_whose_they_are_ours_are_known_exactly(
         counts.reported(runner_id, 0.0, {})
     for now, (kind, runner_id, by_coordinator) in enumerate(taken):
         if kind == "reported":
-            told[runner_id] = by_coordinator
-            counts.reported(runner_id, now, by_coordinator)
+            # More of ours than we have is somebody else's.
+            told[runner_id] = by_coordinator | {"me": min(by_coordinator.get("me", 0), running[runner_id])}
+            counts.reported(runner_id, now, told[runner_id])
         elif kind == "left":
             told[runner_id] = {}
             counts.left(runner_id)
@@ -116,3 +117,38 @@ def test_a_coordinator_without_a_name_goes_by_what_is_older_than_the_report() ->
     assert (counts.unreported, counts.company) == ({"r": 1}, 1.0)
     counts.reported("r", 1.0, {"me": 5})
     assert counts.unreported == {}
+
+
+def test_coordinators_with_one_name_do_not_take_each_other_s_requests_for_their_own() -> None:
+    idle, busy = InFlight("both"), InFlight("both")
+    for number in range(6):
+        busy.began("r", 0.1 * number)
+    idle.began("r", 0.5)
+    for second in range(1, 300):
+        for counts in (idle, busy):
+            counts.reported("r", float(second), {"both": 7})
+            # Whoever subtracted seven and added its own would take the other's for nothing.
+            assert counts.unreported.get("r", 0) == 0
+            assert counts.company == 1.0
+    idle.began("r", 300.0)
+    assert idle.unreported == {"r": 1}
+
+
+def test_what_is_left_of_a_process_with_our_name_is_forgotten_when_it_has_ended() -> None:
+    counts = InFlight("me")
+    counts.reported("r", 0.0, {"me": 3})  # of the one before this one
+    counts.began("r", 1.0)
+    counts.reported("r", 1.5, {"me": 4, "you": 2})
+    assert counts.company == 1.0
+    counts.reported("r", 2.0 + SHARED_S, {"me": 1, "you": 2})
+    assert (counts.unreported, counts.company) == ({}, 2.0)
+
+
+def test_a_report_that_is_old_is_not_taken_for_somebody_else_s() -> None:
+    counts = InFlight("me")
+    for at in range(5):
+        counts.began("r", float(at))
+    for at in range(5):
+        counts.ended("r", 10.0 + at)
+        counts.reported("r", 10.0 + at + 0.9 * PEAK_S, {"me": 5, "you": 4})
+        assert counts.company > 1.0

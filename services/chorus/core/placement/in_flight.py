@@ -9,13 +9,16 @@ sent somewhere since, they will have sent as many times as much as they have req
 without it, several coordinators that see one idle runner would each fill it.
 
 An older runner does not tell whose requests it has. Then steps are kept, and those that are older than a report and its
-way are taken to be in it. Times are seconds on any clock that only goes forward.
+way are taken to be in it. So it is where coordinators share one name, as the pods of a Deployment that share one
+certificate do: each would take the others' requests for its own and see none of them. A report of more requests than
+this one has had there lately gives that away. Times are seconds on any clock that only goes forward.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from math import inf
 
 # How old what a report tells is when it arrives: it was counted before it went through a registry.
 REPORT_LAG_S = 0.2
@@ -23,6 +26,10 @@ REPORT_LAG_S = 0.2
 MAX_STEPS = 256
 # More than so many times its own are not expected of the others, however little this one has.
 MAX_COMPANY = 8.0
+# How old a report may be at most for its count of ours to be compared with what we have had.
+PEAK_S = 10.0
+# For so long after it was seen last, others are taken to have our name: also those of a process before this one end.
+SHARED_S = 60.0
 
 
 class InFlight:
@@ -38,6 +45,8 @@ class InFlight:
         self._running: dict[str, int] = {}
         self._told: dict[str, tuple[int, int]] = {}  # of the last report: ours and the others'
         self._ours = self._others = 0  # in all reports
+        self._peaks: dict[str, tuple[float, int, int]] = {}  # since when, the most since then, and in the time before
+        self._shared_until = -inf
 
     @property
     def unreported(self) -> Mapping[str, int]:
@@ -56,6 +65,7 @@ class InFlight:
     def began(self, runner_id: str, now: float) -> None:
         """A request was sent to a runner."""
         self._running[runner_id] = self._running.get(runner_id, 0) + 1
+        self._peak(runner_id, now)
         self._step(runner_id, now, 1)
 
     def ended(self, runner_id: str, now: float) -> None:
@@ -70,8 +80,10 @@ class InFlight:
     def reported(self, runner_id: str, now: float, by_coordinator: Mapping[str, int] | None) -> None:
         """A load report of a runner has come; `by_coordinator` None: it does not tell whose its requests are."""
         self._forget(runner_id)
-        if self._coordinator and by_coordinator is not None:
-            ours = by_coordinator.get(self._coordinator, 0)
+        ours = 0 if by_coordinator is None else by_coordinator.get(self._coordinator, 0)
+        if ours > self._peak(runner_id, now):
+            self._shared_until = now + SHARED_S
+        if self._coordinator and by_coordinator is not None and now >= self._shared_until:
             others = sum(by_coordinator.values()) - ours
             self._told[runner_id] = (ours, others)
             self._ours, self._others = self._ours + ours, self._others + others
@@ -92,6 +104,16 @@ class InFlight:
         self._forget(runner_id)
         self._steps.pop(runner_id, None)
         self._unreported.pop(runner_id, None)
+        self._peaks.pop(runner_id, None)
+
+    def _peak(self, runner_id: str, now: float) -> int:
+        """The most requests of ours that a runner has had at once within the last `PEAK_S`, or somewhat longer."""
+        running = self.running(runner_id)
+        since, most, before = self._peaks.get(runner_id, (now, 0, 0))
+        if now - since >= PEAK_S:
+            since, most, before = now, 0, most
+        self._peaks[runner_id] = (since, max(most, running), before)
+        return max(most, running, before)
 
     def _forget(self, runner_id: str) -> None:
         ours, others = self._told.pop(runner_id, (0, 0))
