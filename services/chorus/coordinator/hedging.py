@@ -114,6 +114,8 @@ class Race:
             yield winner.whole(), winner.guard
 
     async def _first_of(self, first: _Entrant) -> _Entrant:
+        """The winner, whose call is open. Whatever happens here, no other call is left open."""
+        entrants, winner = [first], None
         tasks = {asyncio.create_task(first.run()): first}
         try:
             late_after_s = self._hedging.late_after(self._running, self._needs)
@@ -121,14 +123,24 @@ class Race:
                 done, _ = await asyncio.wait(tasks, timeout=late_after_s)
                 second = None if done else self._second(late_after_s)
                 if second is not None:
+                    entrants.append(second)
                     tasks[asyncio.create_task(second.run())] = second
-            return await self._decided(tasks, first)
+            winner = await self._decided(tasks, first)
         finally:
             for task in tasks:
                 task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-            await first.told()
+            try:
+                if tasks:
+                    await asyncio.wait(tasks)
+                await first.told()
+            except asyncio.CancelledError:  # the caller goes away, and nobody reads what the winner brings
+                winner = None
+                raise
+            finally:
+                for entrant in entrants:
+                    if entrant is not winner:  # it may have won in the moment in which the caller went
+                        await entrant.stack.aclose()
+        return winner
 
     def _second(self, after_s: float) -> _Entrant | None:
         hedge = self._hedging.placing.hedge(self._running, self._needs, self._trace, after_s=after_s)
