@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "no-read-only-root-fs": _each(lambda c, t: _security(c, t, "readOnlyRootFilesystem") is not True),
     "drop-all-capabilities": _each(lambda c, t: c.get("securityContext", {}).get("capabilities") != {"drop": ["ALL"]}),
     "seccomp-profile": _each(lambda c, t: _security(c, t, "seccompProfile") != {"type": "RuntimeDefault"}),
-    "latest-tag": _each(lambda c, t: not re.fullmatch(r"[^:@]+:(?!latest$)[\w.-]+", c["image"])),
+    "latest-tag": _each(lambda c, t: not re.fullmatch(r"(?:[^@]+/)?[^:@/]+:(?!latest$)[\w.-]+", c["image"])),
     "unset-cpu-requirements": _each(_lacks_limit("cpu")),
     "unset-memory-requirements": _each(_lacks_limit("memory")),
     "no-liveness-probe": _serving(lambda c: "livenessProbe" not in c),

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from chorus.config import load_config
+from chorus.core.findings import Level
 from chorus.core.identity import Role
 from chorus.local.certificates import ensure_authority, ensure_leaves
 from chorus.local.doctor import machine
-from chorus.local.doctor.finding import Level
 from chorus.local.doctor.machine import LlamaBuild, ask_llama, check_clock, check_llama, check_memory, check_models
 from chorus.local.doctor.mesh import check_certificates, check_local
 from chorus.local.home import MeshHome

@@ -13,8 +13,9 @@ from chorus.cli.connecting import AsJson, Directory
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, console, print_json
 from chorus.config import load_with_origins
+from chorus.core.findings import Finding, Findings, Level
 from chorus.local.connect import client_config
-from chorus.local.doctor import Finding, Level, examine
+from chorus.local.doctor import examine
 from chorus.local.home import MeshHome
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
@@ -27,9 +28,14 @@ def doctor(directory: Directory = None, config: ConfigFile = None, as_json: AsJs
     """
     home = MeshHome.find(directory)
     configured = "client.coordinators" in load_with_origins(file=config).origins
-    findings: list[Finding] = []
     settings = client_config(home, file=config, must_be_up=False)
-    for finding in examine(settings, home, coordinator_configured=configured):
+    report(examine(settings, home, coordinator_configured=configured), as_json=as_json)
+
+
+def report(found: Findings, *, as_json: bool) -> None:
+    """Shows each finding as it is made, and a count at the end. Ends the command with 1 where something is broken."""
+    findings: list[Finding] = []
+    for finding in found:
         findings.append(finding)
         if not as_json:
             _show(finding)

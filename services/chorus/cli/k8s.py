@@ -10,18 +10,99 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from chorus import __version__
+from chorus.cli.connecting import AsJson
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import handles_errors, note
+from chorus.core.cluster.layout import Certificates, Extra, lay_out
 
 app = typer.Typer(
-    help="The mesh in Kubernetes: what runs beside the services in a cluster.",
+    help="The mesh in Kubernetes: an overlay for one's own nodes, what is wrong in a cluster, and what runs in it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
+_MODELS = ("smollm2-135m-instruct",)
 _IN_CLUSTER = "Inside a cluster (the manifests start these)"
+
+
+@app.command()
+@handles_errors
+def render(
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to write; it may not be there yet.")],
+    nodes: Annotated[
+        list[str] | None,
+        typer.Option("--node", metavar="NODE", help="Runs models; again for each. As `kubectl get nodes` says."),
+    ] = None,
+    gpu_nodes: Annotated[
+        list[str] | None,
+        typer.Option("--gpu-node", metavar="NODE", help="Runs models, on an NVIDIA GPU; again for each."),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="Fetched to each node; again for more. Default: SmolLM2."),
+    ] = None,
+    certificates: Annotated[
+        Certificates, typer.Option("--certificates", help="Who makes them: a Job of Chorus, or cert-manager.")
+    ] = Certificates.SELFSIGNED,
+    extras: Annotated[
+        list[Extra] | None,
+        typer.Option("--with", help="observability: the Prometheus operator is there. ingress: through K3s' Traefik."),
+    ] = None,
+    image: Annotated[
+        str, typer.Option("--image", metavar="NAME:TAG", help="The image; that for GPUs has -cuda behind its tag.")
+    ] = f"localhost/chorus:{__version__}",
+    replace: Annotated[bool, typer.Option("--replace", help="Write anew what an earlier render wrote.")] = False,
+) -> None:
+    """Write the manifests of a mesh for your nodes and models, to be applied with `kubectl apply -k`.
+
+    chorus k8s render --to mesh --gpu-node desktop --node laptop --node attic --model qwen2.5-3b-instruct
+    """
+    from chorus.k8s.rendering import label_commands, write_overlay
+
+    layout = lay_out(nodes or (), gpu_nodes or (), models or _MODELS, certificates=certificates, extras=extras or ())
+    write_overlay(layout, image, target, replace=replace)
+    note(f"{len(layout.nodes)} nodes, {', '.join(layout.components)}; next, with the image on every node:")
+    for command in (*label_commands(layout), f"kubectl apply -k {target}", "chorus k8s doctor"):
+        note(f"  {command}")
+    sys.stdout.write(f"{target}\n")
+
+
+@app.command()
+@handles_errors
+def doctor(
+    namespace: Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="Where the mesh is.")] = "chorus",
+    context: Annotated[
+        str | None,
+        typer.Option("--context", metavar="NAME", help="The cluster, as kubectl knows it.", show_default=False),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="Ask no cluster, but read what `kubectl get ... -o json` printed: a file, a folder of .json, or -.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find out what is wrong with the mesh in a cluster, and what to do: nodes, GPUs, DNS, certificates, pods.
+
+    It reads by kubectl, and changes nothing. Of Secrets it reads certificates, and no key. What it was not let see it
+    says. Exit codes: 0 nothing is broken, 1 something is.
+    """
+    from chorus.cli.doctor import report
+    from chorus.core.cluster.diagnosis import diagnose
+    from chorus.k8s.documents import cluster_facts
+    from chorus.k8s.reading import ask_kubectl, read_saved
+
+    told = ask_kubectl(namespace, context=context) if source is None else read_saved(source)
+    for why in told.refused:
+        note(f"not told of {why}")
+    report(diagnose(cluster_facts(told.documents, namespace, told.kinds), now=time.time()), as_json=as_json)
 
 
 @app.command(rich_help_panel=_IN_CLUSTER)

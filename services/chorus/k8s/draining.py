@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable
 
 from chorus.core.cluster.draining import ClusterNode, MarkChange, NodeDrains
+from chorus.core.cluster.labels import DRAIN_LABEL, RUNNER_LABEL
 from chorus.core.errors import NotFoundError, UnavailableError
 from chorus.k8s.cluster import Cluster, ExpiredError, Object
 from chorus.telemetry.logs import get_logger
 
-RUNNER_LABEL = "chorus.mesh/runner"
-DRAIN_LABEL = "chorus.mesh/drain"
 _NODES = "/api/v1/nodes"
 _WATCH_S = 300
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)

@@ -14,12 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from chorus.core.cluster.labels import RUNNER_LABEL
 from chorus.core.errors import CertificateError, ConfigError, InvalidRequestError, NotFoundError
 from chorus.core.identity import Role, SpiffeId
 from chorus.identity.ca import CA_KEY, CertificateAuthority, Leaf
 from chorus.identity.policy import Policy
 from chorus.k8s.cluster import Cluster, ConflictError, Object
-from chorus.k8s.draining import RUNNER_LABEL
 from chorus.k8s.leaves import LEAVES_SECRET, certificate_key, private_key
 from chorus.transport.tls import (
     CA_FILE,

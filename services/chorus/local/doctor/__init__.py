@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from chorus.config import ChorusConfig
 from chorus.core.errors import ConfigError
-from chorus.local.doctor.finding import Finding, Findings, Level
+from chorus.core.findings import Findings
 from chorus.local.doctor.machine import (
     ask_llama,
     check_clock,
@@ -23,7 +23,7 @@ from chorus.local.doctor.mesh import check_certificates, check_local, check_reac
 from chorus.local.home import MeshHome
 from chorus.local.state import MeshState
 
-__all__ = ["Finding", "Findings", "Level", "examine"]
+__all__ = ["examine"]
 
 
 def examine(config: ChorusConfig, home: MeshHome, *, coordinator_configured: bool) -> Findings:

@@ -16,9 +16,9 @@ import httpx
 
 from chorus.config import ChorusConfig
 from chorus.core.errors import ChorusError, UnknownModelError
+from chorus.core.findings import Findings, fail, ok, warn
 from chorus.core.fitting.suggest import describe_bytes
 from chorus.hardware import GpuSupport, Inventory
-from chorus.local.doctor.finding import Findings, fail, ok, warn
 from chorus.models.catalog import DEFAULT_MODEL, Catalog
 from chorus.models.memory import candidate_of
 from chorus.models.store import ModelStore

@@ -9,9 +9,9 @@ from pathlib import Path
 from chorus.client import MeshClient
 from chorus.config import ChorusConfig
 from chorus.core.errors import ChorusError, ConfigError
+from chorus.core.findings import Finding, Findings, fail, ok, warn
 from chorus.identity.inspection import find, inspect
 from chorus.identity.policy import load_policy
-from chorus.local.doctor.finding import Finding, Findings, fail, ok, warn
 from chorus.local.home import MeshHome
 from chorus.local.overview import Overview
 from chorus.local.plan import LOOPBACK
