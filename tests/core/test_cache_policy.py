@@ -111,6 +111,9 @@ def test_the_nearest_are_those_of_a_plain_search(steps: list[tuple[int, int, int
         else:
             nearest.add(number, group, signs(vectors[which]))
             plain[number] = (group, which)
+    known = list(plain)
+    nearest.add_all([*known, 31, 32], [7] * len(known) + [0, 1], np.array([signs(vectors[0])] * (len(known) + 2)))
+    plain.update({31: (0, 0), 32: (1, 0)})
     assert len(nearest) == len(plain)
     for group in range(3):
         asked = vectors[3]

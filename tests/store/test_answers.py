@@ -54,7 +54,7 @@ class Answers(RuleBasedStateMachine):
         those = [
             one for one, (_, _, made, _) in self.model.items() if one[0] == key and one[1] in shas and made > since
         ]
-        found = self.file.find(key, shas, since=since, now=now)
+        found = self.file.find(key, shas, since=since)
         if not those:
             assert found is None
             return
@@ -62,7 +62,12 @@ class Answers(RuleBasedStateMachine):
         caller, answer, made, _ = self.model[best]
         assert found is not None
         assert (found.sha256, found.answer, found.made) == (best[1], answer, made)
+        self.file.touch(found.id, now)
         self.model[best] = (caller, answer, made, now)
+
+    @rule()
+    def write_uses(self) -> None:
+        self.file.write_uses()
 
     @rule(caller=CALLERS)
     @precondition(lambda self: self.model)
@@ -90,9 +95,10 @@ def test_an_answer_outlives_its_process_and_nobody_else_may_read_it(tmp_path: Pa
     file.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     again = AnswerFile(path, max_entries=10, max_bytes=LARGE)
-    found = again.find("k", None, since=0.0, now=6.0)
+    found = again.find("k", None, since=0.0)
     assert found is not None
     assert (found.answer, found.tokens, found.made) == (b"yes", 3, 5.0)
+    assert not again.load_more()
     (near,) = again.near("b", ["s"], unit(1.0), since=0.0, limit=3)
     assert near.question == "Why?"
     assert near.cosine == pytest.approx(1.0, abs=1e-3)
@@ -127,16 +133,61 @@ def test_a_question_is_near_in_its_bucket_alone_and_counts_what_was_right() -> N
     assert file.near("b", ["s"], unit(1.0), since=0.0, limit=5) == []
 
 
+def test_an_old_file_is_of_use_at_once_and_its_questions_come_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chorus.store.answers._LOADED_AT_ONCE", 2)
+    path = tmp_path / "answers.sqlite"
+
+    def put(file: AnswerFile, number: int) -> None:
+        file.put(NewAnswer(f"k{number}", "s", "ann", b"x", 1, f"q{number}", "b", unit(1.0, float(number))), number)
+
+    def known(file: AnswerFile) -> set[str]:
+        return {kept.question for kept in file.near("b", ["s"], unit(1.0), since=-1.0, limit=9)}
+
+    file = AnswerFile(path, max_entries=6, max_bytes=LARGE)
+    for number in range(6):
+        put(file, number)
+    first = file.find("k0", None, since=-1.0)
+    assert first is not None
+    file.touch(first.id, 9.0)  # written when the file is closed: k1 is the longest unused now
+    file.close()
+    again = AnswerFile(path, max_entries=6, max_bytes=LARGE)
+    assert again.find("k3", None, since=-1.0) is not None
+    assert known(again) == set()
+    assert again.load_more()
+    assert known(again) == {"q5", "q4"}
+    put(again, 5)  # replaces one that is loaded
+    put(again, 2)  # and one that is not
+    put(again, 7)  # for which one that is not loaded makes room
+    while again.load_more():
+        pass
+    assert known(again) == {"q0", "q2", "q3", "q4", "q5", "q7"}
+    again.close()
+
+
+async def test_a_store_loads_an_old_file_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    for rounds in range(2):
+        store = AnswerStore(path, max_entries=9, max_bytes=LARGE)
+        if not rounds:
+            await store.put(NewAnswer("k", "s", "ann", b"x", 1, "q", "b", unit(1.0)), 1.0)
+        assert (await store.count(None))[0] == 1  # opens it
+        assert await store.near("b", ["s"], unit(1.0), since=0.0, limit=3)  # what came before is loaded by then
+        await store.close()
+        await store.close()
+
+
 def test_bytes_are_bounded_too_and_an_answer_over_all_of_them_is_not_kept() -> None:
     file = AnswerFile(None, max_entries=1000, max_bytes=10_000)
     for number in range(30):
         file.put(NewAnswer(f"k{number}", "s", "ann", b"x" * 1000, 1), float(number))
         assert file.size <= 10_000
-    assert file.find("k29", ["s"], since=-1.0, now=99.0) is not None
-    assert file.find("k0", ["s"], since=-1.0, now=99.0) is None
+    assert file.find("k29", ["s"], since=-1.0) is not None
+    assert file.find("k0", ["s"], since=-1.0) is None
     file.put(NewAnswer("huge", "s", "ann", b"x" * 20_000, 1), 99.0)
-    assert file.find("huge", ["s"], since=-1.0, now=99.0) is None
-    assert file.find("k29", ["s"], since=-1.0, now=99.0) is not None
+    assert file.find("huge", ["s"], since=-1.0) is None
+    assert file.find("k29", ["s"], since=-1.0) is not None
 
 
 async def test_a_file_that_can_not_be_had_is_an_os_error(tmp_path: Path) -> None:

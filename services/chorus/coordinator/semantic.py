@@ -6,6 +6,7 @@ to be equal. Cosine only says which few are looked at.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.requests import Sink
 from chorus.core.cache.budget import Budget
+from chorus.core.cache.gate import Gate
 from chorus.core.cache.likeness import alike
 from chorus.core.cache.nearest import Vector
 from chorus.core.cache.policy import question_of, without_question
@@ -84,6 +86,7 @@ class SemanticHits:
         self._model = model or ""
         self._budget = budget
         self._rng = rng if rng is not None else random.Random()
+        self._gate: Gate | None = None
 
     def problem(self) -> str:
         """Why there can be no semantic hits now; empty where there can."""
@@ -100,6 +103,8 @@ class SemanticHits:
         assert question is not None, "the plan says exact for such requests"
         if problem:
             return Hint(problem=problem)
+        if self._gate is None:  # its lexicon takes a while to read, and no stream may wait for that
+            self._gate = await asyncio.to_thread(read_gate)
         try:
             raw = await self._embed(
                 coordinator_pb2.EmbedRequest(spec=encode_embedding(self._asks(question))), _Soon(sink)
@@ -111,7 +116,7 @@ class SemanticHits:
         vector /= max(float(np.linalg.norm(vector)), 1e-12)
         bucket = digest_of(caller, result.artifact_sha256 or result.model, request=without_question(request))
         near = await self._store.near(bucket, sha256s, vector, since=since, limit=_LOOKED_AT)
-        kept, confidence = self._best(question, near)
+        kept, confidence = _best(self._gate, question, near)
         explores = kept is not None and self._budget.explores(kept.right, kept.wrong, self._rng.random())
         return Hint(question, bucket, vector, kept, confidence, explores)
 
@@ -119,15 +124,17 @@ class SemanticHits:
         """Whether a would-be hit says the same as the answer that was made instead."""
         return alike(text_of(kept.answer), recorded.text)
 
-    def _best(self, question: str, near: Sequence[Kept]) -> tuple[Kept | None, float]:
-        gate, best, confidence = read_gate(), None, 0.0
-        for kept in near:
-            if kept.cosine < _LEAST_COSINE:
-                break
-            sure = gate.probability(question, kept.question, kept.cosine)
-            if sure >= gate.threshold and sure > confidence:
-                best, confidence = kept, sure
-        return best, confidence
-
     def _asks(self, question: str) -> EmbeddingRequest:
         return EmbeddingRequest(model=self._model, inputs=(question,))
+
+
+def _best(gate: Gate, question: str, near: Sequence[Kept]) -> tuple[Kept | None, float]:
+    """The one that the gate is surest of, and how sure; None where it is of none."""
+    best, confidence = None, 0.0
+    for kept in near:
+        if kept.cosine < _LEAST_COSINE:
+            break
+        sure = gate.probability(question, kept.question, kept.cosine)
+        if sure >= gate.threshold and sure > confidence:
+            best, confidence = kept, sure
+    return best, confidence

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +14,9 @@ from chorus.core.cache.nearest import Vector
 from chorus.store.answers import AnswerFile, Kept, NewAnswer
 
 T = TypeVar("T")
+
+# Written together once there are so many, in a millisecond or two.
+_USES_AT_ONCE = 256
 
 
 class AnswerStore:
@@ -23,11 +28,15 @@ class AnswerStore:
     def __init__(self, path: Path | None, *, max_entries: int, max_bytes: int) -> None:
         self._path, self._max_entries, self._max_bytes = path, max_entries, max_bytes
         self._file: AnswerFile | None = None
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
 
     async def find(self, key: str, sha256s: Sequence[str] | None, *, since: float, now: float) -> Kept | None:
         """As AnswerFile's."""
-        return await self._run(lambda file: file.find(key, sha256s, since=since, now=now))
+        kept = await self._run(lambda file: file.find(key, sha256s, since=since))
+        if kept is not None:
+            self.touch(kept.id, now)
+        return kept
 
     async def near(
         self, bucket: str, sha256s: Sequence[str], vector: Vector, *, since: float, limit: int
@@ -35,9 +44,9 @@ class AnswerStore:
         """As AnswerFile's."""
         return await self._run(lambda file: file.near(bucket, sha256s, vector, since=since, limit=limit))
 
-    async def touch(self, row: int, now: float) -> None:
-        """As AnswerFile's."""
-        await self._run(lambda file: file.touch(row, now))
+    def touch(self, row: int, now: float) -> None:
+        """As AnswerFile's, some time soon; nobody waits for it."""
+        self._later(lambda file: self._write_some(file, file.touch(row, now)))
 
     async def judged(self, row: int, *, right: bool) -> None:
         """As AnswerFile's."""
@@ -57,15 +66,43 @@ class AnswerStore:
 
     async def close(self) -> None:
         """Lets what was begun end, and closes the file. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         if self._file is not None:
-            await self._run(lambda file: file.close())
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
             self._file = None
         self._thread.shutdown(wait=False)
 
     async def _run(self, what: Callable[[AnswerFile], T]) -> T:
-        def run() -> T:
-            if self._file is None:
-                self._file = AnswerFile(self._path, max_entries=self._max_entries, max_bytes=self._max_bytes)
-            return what(self._file)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: what(self._opened()))
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+    # --- on the thread ----------------------------------------------------------------------------------------------
+
+    def _opened(self) -> AnswerFile:
+        if self._file is None:
+            self._file = AnswerFile(self._path, max_entries=self._max_entries, max_bytes=self._max_bytes)
+            self._later(self._load)
+        return self._file
+
+    def _load(self, file: AnswerFile) -> None:
+        """Loads a batch; those who ask meanwhile come between two of them."""
+        if file.load_more():
+            self._later(self._load)
+
+    @staticmethod
+    def _write_some(file: AnswerFile, unwritten: int) -> None:
+        if unwritten >= _USES_AT_ONCE:
+            file.write_uses()
+
+    def _later(self, what: Callable[[AnswerFile], object]) -> None:
+        """Has something done that nobody waits for, if the file is still open then."""
+
+        def run() -> None:
+            # A disk that fails is told to the next who asks; this costs hits or their order at most.
+            if self._file is not None and not self._closed:
+                with suppress(OSError, sqlite3.Error):
+                    what(self._file)
+
+        with suppress(RuntimeError):  # closed
+            self._thread.submit(run)

@@ -1,9 +1,9 @@
 """Answers in SQLite, in a file or in memory, with the vectors of their questions beside them.
 
 Synchronous, and used from one thread at a time (`AnswerStore` sees to it). Times are seconds since the epoch, given by
-the caller. The vectors are in the same rows as the answers, so the two can't disagree; what finds the nearest of them
-(`core/cache/nearest.py`) is made from the rows when the file is opened. A file is no contract: one of another version
-of this schema, or one that is damaged, is made anew.
+the caller. The signs of each question's vector stand in a small table of their own, written with the answer; what
+finds the nearest (`core/cache/nearest.py`) is made of them, a batch at a time while the open file is used already.
+A file is no contract: one of another version of this schema, or one that is damaged, is made anew.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import numpy as np
 
 from chorus.core.cache.nearest import Nearest, Vector, signs
 
-_SCHEMA = 1
+_SCHEMA = 2
 _CREATE = """
 CREATE TABLE answers (
   id INTEGER PRIMARY KEY,
   key TEXT NOT NULL,
   sha256 TEXT NOT NULL,
   caller TEXT NOT NULL,
-  answer BLOB NOT NULL,
   tokens INTEGER NOT NULL,
   size INTEGER NOT NULL,
   made REAL NOT NULL,
@@ -37,11 +36,19 @@ CREATE TABLE answers (
   vector BLOB,
   right INTEGER NOT NULL DEFAULT 0,
   wrong INTEGER NOT NULL DEFAULT 0,
+  answer BLOB NOT NULL, -- last, since the columns after a long one are slow to come by
   UNIQUE (key, sha256)
 );
 CREATE INDEX by_use ON answers (used);
-CREATE INDEX by_caller ON answers (caller);
+CREATE INDEX by_caller ON answers (caller, size);
+CREATE TABLE signs (
+  id INTEGER PRIMARY KEY,
+  bucket INTEGER NOT NULL,
+  bits BLOB NOT NULL
+);
 """
+# Signs read at once: some milliseconds, for which whoever asks has to wait.
+_LOADED_AT_ONCE = 4096
 _CANDIDATES = 64
 # What an entry takes beside its answer, roughly: its row, its indexes, its vector.
 _ROW_BYTES = 1024
@@ -79,31 +86,52 @@ class Kept:
 
 
 class AnswerFile:
-    """The answers of one file; `path` None keeps them in memory. Raises OSError where the file can't be had."""
+    """The answers of one file; `path` None keeps them in memory. Raises OSError where the file can't be had.
+
+    It is open at once, however much is in it; `near` finds the questions that were there as `load_more` gets to them.
+    """
 
     def __init__(self, path: Path | None, *, max_entries: int, max_bytes: int) -> None:
         self._max_entries, self._max_bytes = max_entries, max_bytes
         self._db = _opened(path)
         self._nearest: dict[int, Nearest] = {}
         self.entries, self.size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM answers").fetchone()
-        for row, bucket, vector in self._db.execute("SELECT id, bucket, vector FROM answers WHERE bucket NOT NULL"):
-            self._index(row, bucket, _vector(vector))
+        (self._load_below,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM signs").fetchone()
+        self._used: dict[int, float] = {}
 
     def close(self) -> None:
         """Closes the file."""
-        self._db.close()
+        try:
+            self.write_uses()
+        finally:
+            self._db.close()
 
-    def find(self, key: str, sha256s: Sequence[str] | None, *, since: float, now: float) -> Kept | None:
+    def load_more(self) -> bool:
+        """Makes some more questions of an old file known to `near`, the newest first; False: that was the last."""
+        rows = self._db.execute(
+            "SELECT id, bucket, bits FROM signs WHERE id < ? ORDER BY id DESC LIMIT ?",
+            (self._load_below, _LOADED_AT_ONCE),
+        ).fetchall()
+        alike: dict[int, list[tuple[int, int, bytes]]] = {}
+        for row in rows:
+            alike.setdefault(len(row[2]) // 8, []).append(row)
+        for words, loaded in alike.items():
+            numbers, groups, bits = zip(*loaded, strict=True)
+            self._of_length(words).add_all(
+                numbers, groups, np.frombuffer(b"".join(bits), np.uint64).reshape(len(loaded), words)
+            )
+        if rows:
+            self._load_below = rows[-1][0]
+        return len(rows) == _LOADED_AT_ONCE
+
+    def find(self, key: str, sha256s: Sequence[str] | None, *, since: float) -> Kept | None:
         """The newest answer to a request by one of these artifacts (None: whichever), made after `since`."""
         row = self._db.execute(
             "SELECT id, sha256, answer, tokens, made FROM answers WHERE key = ? AND made > ? "
             "AND (? IS NULL OR sha256 IN (SELECT value FROM json_each(?))) ORDER BY made DESC LIMIT 1",
             (key, since, *(2 * (None if sha256s is None else json.dumps(sha256s),))),
         ).fetchone()
-        if row is None:
-            return None
-        self.touch(row[0], now)
-        return Kept(*row)
+        return None if row is None else Kept(*row)
 
     def near(self, bucket: str, sha256s: Sequence[str], vector: Vector, *, since: float, limit: int) -> list[Kept]:
         """The answers to the nearest questions of a bucket, the nearest first."""
@@ -113,18 +141,38 @@ class AnswerFile:
         if not ids:
             return []
         rows = self._db.execute(
-            "SELECT id, sha256, answer, tokens, made, question, right, wrong, vector FROM answers "
-            "WHERE id IN (SELECT value FROM json_each(?)) AND bucket = ? AND made > ? "
+            "SELECT id, vector FROM answers WHERE id IN (SELECT value FROM json_each(?)) AND bucket = ? AND made > ? "
             "AND sha256 IN (SELECT value FROM json_each(?))",
             (json.dumps(ids), bucket, since, json.dumps(sha256s)),
         ).fetchall()
-        found = [replace(Kept(*row[:-1]), cosine=float(_vector(row[-1]) @ vector)) for row in rows]
-        return sorted(found, key=lambda kept: -kept.cosine)[:limit]
+        cosines = {row: float(_vector(blob) @ vector) for row, blob in rows}
+        nearest_ids = sorted(cosines, key=lambda row: -cosines[row])[:limit]
+        whole = self._db.execute(
+            "SELECT id, sha256, answer, tokens, made, question, right, wrong FROM answers "
+            "WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(nearest_ids),),
+        ).fetchall()
+        found = [replace(Kept(*row), cosine=cosines[row[0]]) for row in whole]
+        return sorted(found, key=lambda kept: -kept.cosine)
 
-    def touch(self, row: int, now: float) -> None:
-        """The answer was given: it is not the next one to make room."""
+    def touch(self, row: int, now: float) -> int:
+        """The answer was given: it is not the next one to make room. Returns how many such notes are not written yet.
+
+        They are written by `write_uses`, and whenever an answer is kept: a hit has no write to wait for.
+        """
+        self._used[row] = now
+        return len(self._used)
+
+    def write_uses(self) -> None:
+        """Writes which answers were given, and when."""
         with self._db:
-            self._db.execute("UPDATE answers SET used = ? WHERE id = ?", (now, row))
+            self._write_uses()
+
+    def _write_uses(self) -> None:
+        self._db.executemany(
+            "UPDATE answers SET used = ? WHERE id = ?", [(now, row) for row, now in self._used.items()]
+        )
+        self._used.clear()
 
     def judged(self, row: int, *, right: bool) -> None:
         """A hit of it was compared with a new answer."""
@@ -138,33 +186,33 @@ class AnswerFile:
         size = len(new.answer) + len(new.question or "") + _ROW_BYTES
         if size > self._max_bytes:
             return
-        vector = None if new.vector is None or new.bucket is None else new.vector.astype(np.float16).tobytes()
-        bucket = None if vector is None else new.bucket
         with self._db:
+            self._write_uses()
             self._drop(
                 self._db.execute("SELECT id, size FROM answers WHERE key = ? AND sha256 = ?", (new.key, new.sha256))
             )
-            cursor = self._db.execute(
-                "INSERT INTO answers (key, sha256, caller, answer, tokens, size, made, used, question, bucket, vector) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    new.key,
-                    new.sha256,
-                    new.caller,
-                    new.answer,
-                    new.tokens,
-                    size,
-                    now,
-                    now,
-                    new.question,
-                    bucket,
-                    vector,
-                ),
-            )
+            row = self._insert(new, size, now)
             self.entries, self.size = self.entries + 1, self.size + size
             self._make_room()
-        if new.vector is not None and new.bucket is not None and cursor.lastrowid is not None:
-            self._index(cursor.lastrowid, new.bucket, new.vector)
+        if new.vector is not None and new.bucket is not None:
+            bits = signs(new.vector)
+            self._of_length(len(bits)).add(row, _group(new.bucket), bits)
+
+    def _insert(self, new: NewAnswer, size: int, now: float) -> int:
+        """Writes an answer and the signs of its question; returns its id."""
+        vector = None if new.vector is None or new.bucket is None else new.vector.astype(np.float16).tobytes()
+        bucket = None if vector is None else new.bucket
+        cursor = self._db.execute(
+            "INSERT INTO answers (key, sha256, caller, tokens, size, made, used, question, bucket, vector, answer) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (new.key, new.sha256, new.caller, new.tokens, size, now, now, new.question, bucket, vector, new.answer),
+        )
+        row = cursor.lastrowid
+        assert row is not None, "SQLite numbers every row"
+        if new.vector is not None and new.bucket is not None:
+            told = (row, _group(new.bucket), signs(new.vector).tobytes())
+            self._db.execute("INSERT INTO signs (id, bucket, bits) VALUES (?, ?, ?)", told)
+        return row
 
     def clear(self, caller: str | None) -> int:
         """Forgets one caller's answers, or (None) everybody's; returns how many."""
@@ -198,16 +246,21 @@ class AnswerFile:
     def _drop(self, rows: Iterable[tuple[int, int]]) -> int:
         """Deletes rows, given by id and size; returns how many."""
         gone = list(rows)
-        self._db.executemany("DELETE FROM answers WHERE id = ?", [(row,) for row, _ in gone])
+        ids = [(row,) for row, _ in gone]
+        self._db.executemany("DELETE FROM answers WHERE id = ?", ids)
+        self._db.executemany("DELETE FROM signs WHERE id = ?", ids)
         for row, size in gone:
+            self._used.pop(row, None)
             self.entries, self.size = self.entries - 1, self.size - size
             for nearest in self._nearest.values():
                 nearest.remove(row)
         return len(gone)
 
-    def _index(self, row: int, bucket: str, vector: Vector) -> None:
-        bits = signs(vector)
-        self._nearest.setdefault(len(bits), Nearest(len(bits))).add(row, _group(bucket), bits)
+    def _of_length(self, words: int) -> Nearest:
+        """What finds the nearest vectors of so many words of signs."""
+        if words not in self._nearest:
+            self._nearest[words] = Nearest(words)
+        return self._nearest[words]
 
 
 def _opened(path: Path | None) -> sqlite3.Connection:

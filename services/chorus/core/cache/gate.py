@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from chorus.core.cache.comparing import FEATURES, differences
 from chorus.core.cache.lexicon import Lexicon
@@ -17,6 +18,7 @@ from chorus.core.cache.reading import read
 
 MAX_QUESTION = 400
 """Characters of a question that the gate looks at; a longer one is like no other."""
+_READINGS = 2048  # some 2 KB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Gate:
     def __init__(self, lexicon: Lexicon, weights: Weights) -> None:
         self._lexicon = lexicon
         self._weights = weights
+        # What is asked often is compared often: half of the gate's time is reading.
+        self._read = lru_cache(_READINGS)(lambda question: read(question, lexicon))
 
     @property
     def threshold(self) -> float:
@@ -66,8 +70,7 @@ class Gate:
 
     def features(self, one: str, other: str, cosine: float) -> tuple[float, ...]:
         """What differs, in the order of FEATURES."""
-        lexicon = self._lexicon
-        return differences(read(one, lexicon), read(other, lexicon), lexicon, cosine)
+        return differences(self._read(one), self._read(other), self._lexicon, cosine)
 
     def accepts(self, one: str, other: str, cosine: float) -> bool:
         """Whether one answer serves both."""

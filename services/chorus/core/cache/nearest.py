@@ -6,6 +6,8 @@ MB, scanned in a few milliseconds. A vector that nearly has the same direction n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,10 +46,25 @@ class Nearest:
         """Adds a vector, or replaces it."""
         row = self._rows.setdefault(number, len(self._rows))
         if row == len(self._numbers):
-            self._bits = np.concatenate([self._bits] * _GROWTH, axis=1)
-            self._groups = np.concatenate([self._groups] * _GROWTH)
-            self._numbers = np.concatenate([self._numbers] * _GROWTH)
+            self._grow()
         self._bits[:, row], self._groups[row], self._numbers[row] = bits, group, number
+
+    def add_all(self, numbers: Sequence[int], groups: Sequence[int], bits: Bits) -> None:
+        """Adds vectors whose numbers are not there yet, and leaves the others; `bits` has shape (vectors, words)."""
+        new = [place for place, number in enumerate(numbers) if number not in self._rows]
+        first = len(self._rows)
+        rows = slice(first, first + len(new))
+        while rows.stop > len(self._numbers):
+            self._grow()
+        self._bits[:, rows] = bits[new].T
+        self._groups[rows] = [groups[place] for place in new]
+        self._numbers[rows] = [numbers[place] for place in new]
+        self._rows.update((numbers[place], first + row) for row, place in enumerate(new))
+
+    def _grow(self) -> None:
+        self._bits = np.concatenate([self._bits] * _GROWTH, axis=1)
+        self._groups = np.concatenate([self._groups] * _GROWTH)
+        self._numbers = np.concatenate([self._numbers] * _GROWTH)
 
     def remove(self, number: int) -> None:
         """Removes a vector, if it is there; the last one takes its row."""

@@ -251,15 +251,19 @@ class Model:
         return not self.keeps_state and not self._lib.llama_model_n_swa(self.handle)
 
     @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return int(self._lib.llama_model_n_params(self.handle))
+
+    @property
     def cell_share(self) -> float:
         """About what skipping one cell of somebody else's takes, as a share of the multiplications of a whole token.
 
         A cell that a token attends to takes 2 x layers x width multiplications; one that it may not see costs a
         quarter of that on a CPU (measured), since it still has to be looked at.
         """
-        size = int(self._lib.llama_model_n_params(self.handle))
         layers, width = self._lib.llama_model_n_layer(self.handle), self._lib.llama_model_n_embd(self.handle)
-        return 0.25 * 2 * int(layers) * int(width) / max(size, 1)
+        return 0.25 * 2 * int(layers) * int(width) / max(self.parameters, 1)
 
     @property
     def keeps_state(self) -> bool:

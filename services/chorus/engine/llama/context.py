@@ -180,6 +180,10 @@ class Context:
                 return int(self._lib.llama_decode(self.handle, self._batch))
         return int(self._lib.llama_decode(self.handle, self._batch))
 
+    def use_threads(self, threads: int) -> None:
+        """Computes with so many threads from the next batch on; cheap."""
+        self._lib.llama_set_n_threads(self.handle, threads, threads)
+
     def use_adapter(self, adapter: Adapter | None) -> None:
         """From the next batch on, computes with a LoRA adapter, or without.
 

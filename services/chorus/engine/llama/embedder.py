@@ -28,6 +28,10 @@ _LONGEST_IN_ONE_PIECE = 8192
 # Attention costs the square of a batch, so that on a processor more than enough to keep it busy is slower.
 _BATCH_TOKENS, _GPU_BATCH_TOKENS = 128, 512
 _MOST_TEXTS = 64  # in one batch
+# Weights times tokens of a batch that one thread computes, some 10 ms. llama.cpp's threads meet after each of some 200
+# operations, spinning: where another process has a core, a short question waits for it 200 times and burns the other
+# core, which costs more than a second thread could ever save.
+_FOR_ONE_THREAD = 1_000_000_000
 
 
 def longest_input(model: Model, context_length: int) -> int:
@@ -71,6 +75,8 @@ class Embedder:
         self.limits = text_limits(model, longest)
         self._pooling = model.pooling if model.pooling != POOLING_NONE else POOLING_MEAN
         self._pools_here = model.causal and self._pooling != POOLING_RANK
+        self._threads = threads
+        self._parameters = model.parameters
         self._sums: dict[int, _Sum] = {}  # by slot
         batch = self.limits.batch_tokens if model.causal else max(longest, self.limits.batch_tokens)
         self._context = Context(
@@ -106,6 +112,7 @@ class Embedder:
         llama.cpp fails; what it has of these texts is to be forgotten then.
         """
         count = self._fill(pieces, token_ids)
+        self._context.use_threads(1 if count * self._parameters <= _FOR_ONE_THREAD else self._threads)
         code = self._context.decode(count)
         if code:
             raise batch_failed(code, count, what="a batch of texts,")
