@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chorus.client import CacheMode, CacheOutcome, CacheReport, Completion, Fallback, MeshClient, StartedAt
+from chorus.client import (
+    CacheMode,
+    CacheOutcome,
+    CacheReport,
+    Completion,
+    Fallback,
+    MeshClient,
+    StartedAt,
+    ensemble_spec,
+)
 from chorus.core.errors import EngineError, InvalidRequestError, PermissionDeniedError, RunnersUnavailableError
 from chorus.core.fleet.records import Artifact
 from chorus.core.generation import (
@@ -19,6 +29,8 @@ from chorus.core.generation import (
     Event,
     Finished,
     GenerationRequest,
+    Priority,
+    Queued,
     Sampling,
     TextPrompt,
     TokenDelta,
@@ -40,6 +52,19 @@ class WordsEngine(FakeEngine):
     async def embed(self, request: EmbeddingRequest) -> tuple[Artifact, Sequence[Embedding]]:
         artifact, _ = await super().embed(request)
         return artifact, [Embedding(_vector(str(text)), 1) for text in request.inputs]
+
+
+class Held(WordsEngine):
+    """Its vectors come once they may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[Artifact, Sequence[Embedding]]:
+        self.asked.set()
+        await self.may.wait()
+        return await super().embed(request)
 
 
 class Unlucky(FakeEngine):
@@ -190,6 +215,82 @@ async def test_identical_requests_are_run_once_and_outlive_who_came_first(certif
         assert len({answer.request_id for answer in answers}) == 3
         stats = (await client.stats()).report.total
         assert stats.completed == 1
+
+
+async def test_an_answer_that_is_just_being_stored_is_not_made_again(certificates: MeshCertificates) -> None:
+    pace = ManualPace()
+    engine = FakeEngine(pace=pace)
+    async with asyncio.timeout(60), InProcessMesh(runners=[engine], certificates=certificates) as mesh:
+        client, goes_on = mesh.client(), threading.Event()
+        leader = asyncio.create_task(client.complete(raw("echo:one two"), cache=EXACT))
+        await pace.waiting(1)
+        # Until then nothing is stored or found.
+        holds = mesh.coordinators[0]._answers._store._thread.submit(goes_on.wait)
+        try:
+            pace.release_all()
+            answer = await leader
+            joined = await client.complete(raw("echo:one two"), cache=EXACT, timeout_s=1000.0)
+            assert not holds.done()
+        finally:
+            goes_on.set()
+        assert outcome(joined) is CacheOutcome.JOINED
+        assert joined.text == answer.text == "one two"
+        await kept(client, 1)
+        assert outcome(await client.complete(raw("echo:one two"), cache=EXACT)) is CacheOutcome.EXACT
+        assert (await client.stats()).report.total.completed == 1
+
+
+async def test_an_answer_that_was_stored_while_a_question_was_compared_is_not_made_again(
+    certificates: MeshCertificates,
+) -> None:
+    engine = Held()
+    async with asyncio.timeout(60), InProcessMesh(runners=[engine], certificates=certificates) as mesh:
+        client = mesh.client()
+        comparing = asyncio.create_task(client.complete(QUESTION, temperature=0.0, cache=SEMANTIC))
+        await engine.asked.wait()
+        other = await client.complete(QUESTION, temperature=0.0, cache=EXACT)
+        assert outcome(other) is CacheOutcome.MISS
+        await kept(client, 1)
+        engine.may.set()
+        answer = await comparing
+        assert outcome(answer) is CacheOutcome.EXACT
+        assert answer.text == other.text
+
+
+async def test_a_cached_run_waits_for_a_place_no_longer_than_its_caller(certificates: MeshCertificates) -> None:
+    pace = ManualPace()
+    async with (
+        asyncio.timeout(60),
+        InProcessMesh(
+            runners=[FakeEngine(pace=pace)], certificates=certificates, coordinator={"max_requests": 1}
+        ) as mesh,
+    ):
+        client = mesh.client()
+        first = asyncio.create_task(client.complete(raw("first")))
+        await pace.waiting(1)
+        waiting = client.generate(raw("second"), cache=EXACT, timeout_s=1000.0)
+        while not isinstance(await anext(waiting), Queued):
+            pass
+        queues = mesh.coordinators[0]._admission._queue._queues
+        (ticket,) = queues[Priority.INTERACTIVE].tickets.values()
+        assert ticket.deadline is not None
+        left_s = ticket.deadline - asyncio.get_running_loop().time()
+        assert left_s < 1100.0  # a client gives a coordinator a little more, for its word to arrive
+        pace.release_all()
+        await first
+        assert (await waiting.completion()).text
+
+
+async def test_an_ensemble_is_not_kept_and_says_so(certificates: MeshCertificates) -> None:
+    async with asyncio.timeout(60), InProcessMesh(certificates=certificates, cache={"mode": "exact"}) as mesh:
+        client, ensemble = mesh.client(), ensemble_spec("vote")
+        with pytest.raises(InvalidRequestError, match="not kept"):
+            await client.complete(raw("echo:yes"), ensemble=ensemble, cache=EXACT)
+        # One that asks for none has none, whatever is configured for those that say nothing.
+        for cache in (None, CacheMode.OFF):
+            answer = await client.complete(raw("echo:yes"), ensemble=ensemble, cache=cache)
+            assert (answer.text, answer.cache) == ("yes", None)
+        assert sum(held.entries for held in (await client.cache()).held.values()) == 0
 
 
 async def test_a_run_that_fails_is_no_word_on_a_followers_own(certificates: MeshCertificates) -> None:

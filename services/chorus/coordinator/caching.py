@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,7 @@ from chorus.core.cache.policy import CacheMode, Plan, normalised, plan
 from chorus.core.cache.report import CacheOutcome, CacheReport
 from chorus.core.errors import (
     ChorusError,
+    InvalidRequestError,
     NoCapableRunnerError,
     OverloadedError,
     PermissionDeniedError,
@@ -55,7 +56,8 @@ from chorus.wire.cache import (
 from chorus.wire.generation import decode_generation
 from chorus.wire.resources import decode_duration, encode_duration
 
-Generate = Callable[[coordinator_pb2.GenerateRequest, Sink], Coroutine[Any, Any, None]]
+# With how long whoever asks waits to be admitted, in seconds; None: as long as the sink has time.
+Generate = Callable[[coordinator_pb2.GenerateRequest, Sink, float | None], Coroutine[Any, Any, None]]
 
 _STORE_ERRORS = (OSError, sqlite3.Error, ValueError)
 # What an old answer is better than: nobody is there who could give a new one.
@@ -139,7 +141,7 @@ class AnswerCache:
         """Answers a request, out of the cache where it may be."""
         asked = self._asked(request)
         if asked is None:
-            await self._generate(request, context)
+            await self._generate(request, context, None)
             return
         if not request.fallback.cached_answer:
             await self._answer(asked, request, context)
@@ -154,8 +156,17 @@ class AnswerCache:
     # --- one request ------------------------------------------------------------------------------------------------
 
     def _asked(self, request: coordinator_pb2.GenerateRequest) -> _Asked | None:
-        """What the cache may do; None where it has nothing to do with the request, or that is wrong in other ways."""
+        """What the cache may do; None where it has nothing to do with the request, or that is wrong in other ways.
+
+        Raises InvalidRequestError for a cache that is asked for and can't be had.
+        """
         mode = decode_mode(request.cache)
+        if request.HasField("ensemble"):
+            if mode not in (None, CacheMode.OFF):
+                raise InvalidRequestError(
+                    "cache.mode", "answers of several models are not kept; ask for it, or for one"
+                )
+            return None
         if (mode or self._default) is CacheMode.OFF and not request.fallback.cached_answer:
             return None
         try:
@@ -163,8 +174,6 @@ class AnswerCache:
         except ChorusError:
             return None  # told by whoever makes answers, who keeps count of such requests
         found = plan(generation, mode, self._default)
-        if request.HasField("ensemble"):
-            found = Plan(CacheMode.OFF, "answers of several models are not kept")
         age_s = decode_duration(request.cache.max_age) if request.cache.HasField("max_age") else self._settings.ttl_s
         caller = str(current_caller() or "")
         plain = normalised(generation)
@@ -177,15 +186,13 @@ class AnswerCache:
         if asked.plan.mode is CacheMode.OFF:
             if asked.told:
                 await self._tell(context, CacheReport(CacheOutcome.BYPASSED, reason=asked.plan.reason))
-            await self._generate(request, context)
+            await self._generate(request, context, None)
             return
         now, sha256s = self._wall(), self._artifacts(asked)
-        kept = await self._found(self._store.find(asked.key, sha256s, since=asked.since(now), now=now))
-        if kept is not None:
-            await self._give(kept, CacheReport(CacheOutcome.EXACT, max(0.0, now - kept.made)), context)
+        if await self._exact(asked, context, sha256s):
             return
         hint = None
-        if asked.plan.mode is CacheMode.SEMANTIC:
+        if asked.plan.mode is CacheMode.SEMANTIC and not self._is_under_way(asked, context):
             hint = await self._semantic.look(
                 asked.normalised, asked.caller, sha256s, since=asked.since(now), sink=context
             )
@@ -198,8 +205,31 @@ class AnswerCache:
                     hint.confidence,
                 )
                 await self._give(hint.kept, report, context)
+                self._store.touch(hint.kept.id, now)
+                return
+            # Meanwhile an identical request may have been run and its answer kept.
+            if await self._exact(asked, context, sha256s):
                 return
         await self._fly(asked, request, context, hint)
+
+    def _is_under_way(self, asked: _Asked, context: Sink) -> bool:
+        flight = self._flights.get(asked.key)
+        return flight is not None and flight.serves(context.time_remaining())
+
+    async def _exact(self, asked: _Asked, context: Sink, sha256s: Sequence[str]) -> bool:
+        """Gives the answer to the very same request; False: there is none.
+
+        Where there is none, whoever calls this has to look at the runs under way before it waits for anything: a run
+        goes on being one of them until the store has its answer, so that one of the two always knows it.
+        """
+        if self._is_under_way(asked, context):
+            return False
+        now = self._wall()
+        kept = await self._found(self._store.find(asked.key, sha256s, since=asked.since(now), now=now))
+        if kept is None:
+            return False
+        await self._give(kept, CacheReport(CacheOutcome.EXACT, max(0.0, now - kept.made)), context)
+        return True
 
     async def _fly(
         self, asked: _Asked, request: coordinator_pb2.GenerateRequest, context: Sink, hint: Hint | None
@@ -212,7 +242,11 @@ class AnswerCache:
             await self._join(flight, asked, request, context, reason)
             return
         self._metrics.request(CacheOutcome.MISS)
-        flight = Flight(lambda sink: self._generate(request, sink), time_left_s=left_s, clock=lambda: self._live.now)
+        flight = Flight(
+            lambda sink, admitted_within_s: self._generate(request, sink, admitted_within_s),
+            time_left_s=left_s,
+            clock=lambda: self._live.now,
+        )
         self._flights[asked.key] = flight
         flight.task.add_done_callback(lambda _: self._landed(asked, flight, hint))
         first = _message(CacheReport(CacheOutcome.MISS, reason=reason)) if asked.told else None
@@ -243,7 +277,7 @@ class AnswerCache:
         except (ChorusError, asyncio.CancelledError):
             if written or is_being_cancelled():
                 raise
-            await self._generate(request, context)
+            await self._generate(request, context, None)
         else:
             self._metrics.request(CacheOutcome.JOINED, _tokens(flight))
 

@@ -13,17 +13,20 @@ from typing import Any
 from chorus.coordinator.requests import Sink
 from chorus.transport.guarding import is_being_cancelled
 
-Run = Callable[[Sink], Coroutine[Any, Any, None]]
+# Given where the stream goes, and how long whoever began it waits to be admitted, in seconds.
+Run = Callable[[Sink, float | None], Coroutine[Any, Any, None]]
 
 
 class Flight:
     """One run. `time_left_s` is how long the caller who began it waits, None for ever.
 
-    The run is given twice that: those who come while it goes on wait longer, and it ends with its last reader anyway.
+    The run is given twice that once it is admitted: those who come while it goes on wait longer, and it ends with its
+    last reader anyway. To be admitted it has no longer than that caller, or it would be queued for nobody.
     """
 
     def __init__(self, run: Run, *, time_left_s: float | None, clock: Callable[[], float]) -> None:
         self._ends = None if time_left_s is None else clock() + 2.0 * time_left_s
+        self._admitted_within_s = time_left_s
         self._clock = clock
         self._readers = 0
         self._news = asyncio.Event()
@@ -38,9 +41,9 @@ class Flight:
         return self._whole
 
     def serves(self, time_left_s: float | None) -> bool:
-        """Whether somebody who waits that long may read it: it neither has failed nor ends before they do."""
-        if self._error is not None:
-            return False
+        """Whether somebody who waits that long may read it: it is whole, or it goes on and ends no sooner than they."""
+        if self._whole or self._error is not None:
+            return self._whole
         return self._ends is None or (time_left_s is not None and self._clock() + time_left_s <= self._ends)
 
     async def read(self, write: Callable[[bytes], Awaitable[None]], *, first: bytes | None = None) -> None:
@@ -79,7 +82,7 @@ class Flight:
 
     async def _fly(self, run: Run) -> None:
         try:
-            await run(self)
+            await run(self, self._admitted_within_s)
             self._whole = True
         except asyncio.CancelledError:
             self._error = self._error or asyncio.CancelledError()

@@ -108,11 +108,13 @@ class Requests:
         *,
         member_id: str = "",
         is_named: bool = True,
+        admitted_within_s: float | None = None,
     ) -> None:
         """Generates with one model, writing the stream to `context`.
 
         `report` is told of what happens to it; None: it is a request of its own. `member_id` is for the log.
-        `is_named`: its model is the caller's choice, by which a paid provider of it is allowed.
+        `is_named`: its model is the caller's choice, by which a paid provider of it is allowed. `admitted_within_s`:
+        how long whoever asks waits for a place, where that is less than the call's time.
         """
         began = self._live.now
         delivered = Delivered()
@@ -189,7 +191,7 @@ class Requests:
                 priority=generation.priority,
                 lane=carrying.needs.model,
                 most_tokens=needs.answer_tokens,
-                time_left_s=context.time_remaining(),
+                time_left_s=context.time_remaining() if admitted_within_s is None else admitted_within_s,
             )
             async with self._admission.admitted(asking, lambda *place: context.write(_queued(*place))) as place:
                 report.admitted(generation.priority)

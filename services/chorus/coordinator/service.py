@@ -230,8 +230,11 @@ def _answer_cache(
 ) -> AnswerCache:
     """The cache as configured, in front of one model and several; nothing is opened before it is used."""
 
-    async def generate(request: coordinator_pb2.GenerateRequest, sink: Sink) -> None:
-        await (ensembles if request.HasField("ensemble") else requests).generate(request, sink)
+    async def generate(request: coordinator_pb2.GenerateRequest, sink: Sink, admitted_within_s: float | None) -> None:
+        if request.HasField("ensemble"):
+            await ensembles.generate(request, sink)
+        else:
+            await requests.generate(request, sink, admitted_within_s=admitted_within_s)
 
     store = AnswerStore(settings.file, max_entries=settings.max_entries, max_bytes=settings.max_mib << 20)
     semantic = SemanticHits(

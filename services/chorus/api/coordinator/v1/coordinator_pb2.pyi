@@ -324,7 +324,7 @@ class Fallback(_message.Message):
     artifact or adapter, goes on with an answer, or is made of token ids.
     """
     cached_answer: _builtins.bool
-    """A cached answer may be given, even an old one."""
+    """A cached answer may be given, even an old one; not to an ensemble."""
     external: _builtins.bool
     """A paid provider may be asked."""
     def __init__(
@@ -374,7 +374,9 @@ Global___Substitution: _TypeAlias = Substitution  # noqa: Y015
 
 @_typing.final
 class CachePolicy(_message.Message):
-    """Whether an earlier answer may be given again."""
+    """Whether an earlier answer may be given again. Answers of several models are not kept: an ensemble that asks for a cache is
+    refused (INVALID_REQUEST).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
