@@ -166,6 +166,12 @@ class MeshSettings(Section):
         description="Where this process renews its certificate, NAME@HOST:PORT: identity.join_listen of that service.",
         json_schema_extra=_shown("nowhere: it is replaced by hand"),
     )
+    max_calls_per_caller: int = Field(
+        default=4096,
+        ge=16,
+        le=1_000_000,
+        description="Calls, streams included, that one caller has open at this service; further ones are refused.",
+    )
     insecure_loopback: bool = Field(
         default=False,
         description="Talk without TLS. Only loopback addresses are served and dialled; for trying things out.",

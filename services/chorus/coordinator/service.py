@@ -161,6 +161,7 @@ class CoordinatorService(HostedService):
             admin_listen=str(settings.admin_listen) if settings.admin_listen is not None else None,
             observer=RpcMetrics(metrics),
             insecure_loopback=insecure,
+            max_calls_per_caller=config.mesh.max_calls_per_caller,
         )
         self._watch: asyncio.Task[None] | None = None
         self._ready: asyncio.Task[None] | None = None

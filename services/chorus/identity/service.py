@@ -80,6 +80,7 @@ class IdentityService(HostedService):
             health_listen=None if settings.health_listen is None else str(settings.health_listen),
             admin_listen=None if settings.admin_listen is None else str(settings.admin_listen),
             observer=RpcMetrics(metrics if metrics is not None else CollectorRegistry()),
+            max_calls_per_caller=config.mesh.max_calls_per_caller,
         )
         self._renewing: asyncio.Task[None] | None = None
 

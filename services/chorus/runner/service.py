@@ -128,6 +128,7 @@ class RunnerService(HostedService):
             admin_listen=None if settings.admin_listen is None else str(settings.admin_listen),
             observer=RpcMetrics(registry),
             insecure_loopback=config.mesh.insecure_loopback,
+            max_calls_per_caller=config.mesh.max_calls_per_caller,
         )
         self._registrations = Registrations(
             settings.registries,

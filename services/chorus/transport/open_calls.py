@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
-from chorus.core.errors import ChorusError, DrainingError, RevokedError
+from chorus.core.errors import ChorusError, DrainingError, OverloadedError, RevokedError
+from chorus.core.identity import SpiffeId
 from chorus.transport.peer import Peer
 from chorus.transport.tls import TlsIdentity
 
 _LOOK_S = 0.5
 """How long after its certificate a call may end."""
+_RETRY_S = 1.0
 _now = time.time
 
 
 class OpenCalls:
     """Used from one event loop, that of the server. Listens to `identity` until closed."""
 
-    def __init__(self, identity: TlsIdentity) -> None:
+    def __init__(self, identity: TlsIdentity, *, most: int) -> None:
+        """`most`: so many calls a caller may have open at once, over all its connections."""
         self._identity = identity
+        self._most = most
+        self._counts: Counter[SpiffeId] = Counter()
         self._tasks: dict[Peer, set[asyncio.Task[object]]] = {}
         self._ended: dict[asyncio.Task[object], ChorusError] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -50,9 +56,16 @@ class OpenCalls:
         return _now()
 
     def began(self, peer: Peer) -> None:
-        """The current task handles a call of `peer`, who was checked."""
+        """The current task handles a call of `peer`, who was checked. Raises OverloadedError where it has too many."""
         task = asyncio.current_task()
         assert task is not None
+        if self._counts[peer.spiffe_id] >= self._most:
+            raise OverloadedError(
+                f"{peer.spiffe_id} has {self._most} calls open here, which is as many as one caller may "
+                "(mesh.max_calls_per_caller); end some first",
+                retry_after_s=_RETRY_S,
+            )
+        self._counts[peer.spiffe_id] += 1
         self._tasks.setdefault(peer, set()).add(task)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look_again)
@@ -63,6 +76,9 @@ class OpenCalls:
         assert task is not None
         tasks = self._tasks[peer]
         tasks.discard(task)
+        self._counts[peer.spiffe_id] -= 1
+        if not self._counts[peer.spiffe_id]:
+            del self._counts[peer.spiffe_id]
         self._ended.pop(task, None)
         if not tasks:
             del self._tasks[peer]

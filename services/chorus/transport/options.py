@@ -16,6 +16,10 @@ REQUEST_MAX_BYTES = 16 * 1024 * 1024
 RESPONSE_MAX_BYTES = 64 * 1024 * 1024
 """The longest response: 2,048 vectors of 4,096 components are half of it."""
 
+CALLS_PER_CALLER = 4096
+"""So many calls one caller has open at a server, unless it is configured otherwise."""
+_METADATA_BYTES = 16 * 1024
+
 PING_INTERVAL_MS = 10_000
 PING_TIMEOUT_MS = 5_000
 _CONNECT_TIMEOUT_MS = 5_000
@@ -53,6 +57,9 @@ _CLIENT: Options = (
 _SERVER: Options = (
     ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
     ("grpc.max_send_message_length", RESPONSE_MAX_BYTES),
+    # From the first one on calls are refused, more and more of them the more they hold; beyond the second all are.
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
     # Two servers on one port would share its connections at random; the second is refused instead.
     ("grpc.so_reuseport", 0),
     # A client that pings faster than this, counted thrice, is sent away: half of what ours do leaves room for jitter.
@@ -65,6 +72,7 @@ _SERVER: Options = (
 OPEN_LIMITS: Options = (
     ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 8),
     ("grpc.max_connection_idle_ms", 10_000),
     ("grpc.max_connection_age_ms", 60_000),

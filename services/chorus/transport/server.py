@@ -29,7 +29,7 @@ from chorus.transport.health import SERVICE as HEALTH
 from chorus.transport.health import Health, HealthServicer
 from chorus.transport.interceptor import CallObserver, MeshInterceptor
 from chorus.transport.open_calls import OpenCalls
-from chorus.transport.options import OPEN_LIMITS, server_options
+from chorus.transport.options import CALLS_PER_CALLER, OPEN_LIMITS, server_options
 from chorus.transport.tls import TlsIdentity
 
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -69,6 +69,7 @@ class MeshServer:
         observer: CallObserver | None,
         extra_access: AccessTable,
         options: Iterable[tuple[str, str | int]],
+        max_calls_per_caller: int,
     ) -> None:
         self.health = Health(service.descriptor.full_name for service in services)
         self._identity = identity
@@ -79,7 +80,7 @@ class MeshServer:
         self._health_listen = health_listen
         self._admin_listen = admin_listen
         self._options = server_options(options)
-        self._open_calls = OpenCalls(identity) if identity is not None else None
+        self._open_calls = OpenCalls(identity, most=max_calls_per_caller) if identity is not None else None
         self._observer = observer
         self.access: AccessTable = {
             **access_table(*(service.descriptor for service in services)),
@@ -182,6 +183,7 @@ def build_server(
     insecure_loopback: bool = False,
     extra_access: AccessTable | None = None,
     options: Iterable[tuple[str, str | int]] = (),
+    max_calls_per_caller: int = CALLS_PER_CALLER,
 ) -> MeshServer:
     """Returns the servers of a process, not yet started.
 
@@ -191,6 +193,7 @@ def build_server(
     nothing else. `health_listen`: plaintext, grpc.health.v1 and nothing else, for probes without a
     certificate. `admin_listen`: channelz, for the admin role alone. Without an identity all is plaintext, which is
     allowed on loopback addresses alone, and only if `insecure_loopback` says so; everybody may call everything then.
+    `max_calls_per_caller`: what a caller has open beyond that is refused, whatever it is and over how many connections.
     Raises ConfigError.
     """
     if not listen:
@@ -211,6 +214,7 @@ def build_server(
         observer=observer,
         extra_access=extra_access if extra_access is not None else {},
         options=options,
+        max_calls_per_caller=max_calls_per_caller,
     )
 
 
