@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=504, help="items of a family that are recorded")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    families = quality_items.families(_vocabulary())
+    families = quality_items.families(vocabulary())
     if arguments.what == "record":
         items = [item for own in families.values() for item in own[: arguments.most]]
         arguments.recording.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,8 @@ def main() -> None:
         _report(tune, [line for line in lines if line["split"] == "test"], items_by_id)
 
 
-def _vocabulary() -> list[str]:
+def vocabulary() -> list[str]:
+    """SmolLM2's tokens, of which items are made."""
     model = Model(smollm2_path(), vocabulary_only=True)
     pieces = [model.written(token_id).decode("utf-8", "replace") for token_id in range(model.vocabulary_size)]
     model.close()
