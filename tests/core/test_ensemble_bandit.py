@@ -92,20 +92,16 @@ def test_what_changes_is_learnt_anew_where_the_past_fades() -> None:
     assert fading.belief("sums", WAYS[0]) < 0.3 < lasting.belief("sums", WAYS[0])
 
 
-@given(st.floats(0, 100), _REWARDS, st.none() | _REWARDS, st.none() | _REWARDS, st.floats(1, 100))
+@given(st.floats(0, 100), _REWARDS, st.none() | _REWARDS, st.floats(1, 100))
 def test_a_reward_is_a_share_and_the_users_word_comes_first(
-    took_s: float, confidence: float, judged: float | None, rating: float | None, deadline_s: float
+    took_s: float, confidence: float, rating: float | None, deadline_s: float
 ) -> None:
-    outcome = Outcome(True, took_s, confidence, judged, rating)
+    outcome = Outcome(True, took_s, confidence, rating)
     assert 0 <= reward_of(outcome, deadline_s) <= 1
     if rating is not None:
-        assert reward_of(outcome, deadline_s) == reward_of(
-            Outcome(True, took_s, 1 - confidence, None, rating), deadline_s
-        )
-    assert reward_of(Outcome(True, 2 * took_s, confidence, judged, rating), deadline_s) <= reward_of(
-        outcome, deadline_s
-    )
-    assert reward_of(Outcome(False, took_s, confidence, judged, rating), deadline_s) == 0
+        assert reward_of(outcome, deadline_s) == reward_of(Outcome(True, took_s, 1 - confidence, rating), deadline_s)
+    assert reward_of(Outcome(True, 2 * took_s, confidence, rating), deadline_s) <= reward_of(outcome, deadline_s)
+    assert reward_of(Outcome(False, took_s, confidence, rating), deadline_s) == 0
 
 
 def test_what_can_not_be_learnt_is_refused() -> None:

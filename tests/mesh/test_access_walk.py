@@ -51,6 +51,9 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "GetStats": ASKERS,
         "GetCache": ASKERS,
         "ClearCache": ASKERS,
+        "RateResponse": ASKERS,
+        "GetLearning": ASKERS,
+        "ChangeLearning": {Role.ADMIN},
         "ExplainPlacement": ASKERS,
     },
     "identity": {

@@ -27,6 +27,7 @@ ENTRIES = (
     Entry("status", "chorus.cli.status:status", "Show nodes, runners, models and load.", _EVERY_DAY),
     Entry("events", "chorus.cli.events:events", "Show what happens in the mesh, live.", _EVERY_DAY),
     Entry("stats", "chorus.cli.stats:stats", "Show how requests fared: latency, errors, who answered.", _EVERY_DAY),
+    Entry("learning", "chorus.cli.learning:app", "What is learnt of models and strategies.", _EVERY_DAY),
     Entry("cache", "chorus.cli.cache:app", "Show, fill and clear the cache of answers.", _EVERY_DAY),
     Entry("eval", "chorus.cli.eval:evaluate", "Measure strategies on a dataset of questions.", _EVERY_DAY),
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),

@@ -30,6 +30,7 @@ from chorus.client.ensembles import (
     ensemble_spec,
 )
 from chorus.client.events import CoordinatorLost, CoordinatorWatched, EventNews, EventsMissing, SeenEvent
+from chorus.client.learning import MeshLearning
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import chat_request
 from chorus.client.statistics import MeshStats
@@ -66,6 +67,7 @@ __all__ = [
     "MemberSpec",
     "MeshCache",
     "MeshClient",
+    "MeshLearning",
     "MeshModel",
     "MeshModels",
     "MeshNodes",

@@ -75,7 +75,7 @@ async def cache_of(coordinators: Sequence[tuple[str, Coordinators]]) -> MeshCach
     async def ask(coordinator: Coordinators) -> CacheHeld:
         return CacheHeld.decode(await coordinator.single("GetCache", cache_pb2.GetCacheRequest()))
 
-    held, missing = await _each(coordinators, [ask(coordinator) for _, coordinator in coordinators])
+    held, missing = await of_each(coordinators, [ask(coordinator) for _, coordinator in coordinators])
     return MeshCache(held, missing)
 
 
@@ -87,7 +87,7 @@ async def clear_caches(coordinators: Sequence[tuple[str, Coordinators]], *, ever
         answer: cache_pb2.ClearCacheResponse = await coordinator.single("ClearCache", request)
         return answer.forgotten_count
 
-    forgotten, missing = await _each(coordinators, [ask(coordinator) for _, coordinator in coordinators])
+    forgotten, missing = await of_each(coordinators, [ask(coordinator) for _, coordinator in coordinators])
     if missing:
         raise UnavailableError(
             f"{', '.join(missing)} could not be asked, so answers are left there: {next(iter(missing.values()))}"
@@ -95,7 +95,7 @@ async def clear_caches(coordinators: Sequence[tuple[str, Coordinators]], *, ever
     return forgotten
 
 
-async def _each(
+async def of_each(
     coordinators: Sequence[tuple[str, Coordinators]], asked: Sequence[Awaitable[T]]
 ) -> tuple[dict[str, T], dict[str, str]]:
     """The answers by coordinator, and why others gave none; raises the first where none did, and other errors."""

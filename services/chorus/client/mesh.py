@@ -28,6 +28,7 @@ from chorus.client.direct import Direct, DirectMode
 from chorus.client.ensembles import EnsembleCarrying, EnsembleEvent, EnsembleGeneration, answer_of
 from chorus.client.events import EventNews, watch_all
 from chorus.client.generating import Generating
+from chorus.client.learning import MeshLearning, change_learning, learning_of, rate_answer
 from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
 from chorus.client.statistics import MeshStats, stats_of
 from chorus.client.stream import Generation
@@ -306,6 +307,18 @@ class MeshClient:
     async def clear_cache(self, *, everybody: bool = False) -> Mapping[str, int]:
         """Forgets this caller's answers at every coordinator, or everybody's (admins); how many, by coordinator."""
         return await clear_caches(self._each, everybody=everybody)
+
+    async def rate(self, request_id: str, rating: float) -> None:
+        """Says how good an answer of an ensemble was, 0 to 1, to the coordinator that gave it, so that it may learn."""
+        await rate_answer(self._each, request_id, rating)
+
+    async def learning(self) -> MeshLearning:
+        """What every coordinator has learnt of models and strategies."""
+        return await learning_of(self._each)
+
+    async def change_learning(self, *, frozen: bool | None = None, reset: bool = False) -> None:
+        """Freezes what was learnt everywhere, or learns on, or forgets it; for admins."""
+        await change_learning(self._each, frozen=frozen, reset=reset)
 
     async def explain_placement(self, asked: Asked, *, model: str = "") -> PlacementExplanation:
         """Where a generation would go now, and why not elsewhere. Nothing is run."""

@@ -19,6 +19,7 @@ from chorus.client.answers import (
 )
 from chorus.client.caching import MeshCache
 from chorus.client.ensembles import EnsembleCompletion, EnsembleEvent, EnsembleGeneration
+from chorus.client.learning import MeshLearning
 from chorus.client.mesh import MeshClient
 from chorus.client.requests import Asked
 from chorus.client.statistics import MeshStats
@@ -152,6 +153,18 @@ class SyncMeshClient:
     def clear_cache(self, *, everybody: bool = False) -> Mapping[str, int]:
         """Forgets this caller's answers at every coordinator, or everybody's (admins); how many, by coordinator."""
         return self.run(self._client.clear_cache(everybody=everybody))
+
+    def rate(self, request_id: str, rating: float) -> None:
+        """Says how good an answer of an ensemble was, 0 to 1, to the coordinator that gave it, so that it may learn."""
+        self.run(self._client.rate(request_id, rating))
+
+    def learning(self) -> MeshLearning:
+        """What every coordinator has learnt of models and strategies."""
+        return self.run(self._client.learning())
+
+    def change_learning(self, *, frozen: bool | None = None, reset: bool = False) -> None:
+        """Freezes what was learnt everywhere, or learns on, or forgets it; for admins."""
+        self.run(self._client.change_learning(frozen=frozen, reset=reset))
 
     def stats(self) -> MeshStats:
         """How requests fared in the last minutes, at every coordinator that answers."""

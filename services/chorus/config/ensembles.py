@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from chorus.config.section import Section
+from chorus.core.ensemble.learning import LearningMode
 from chorus.core.ensemble.records import PROFILE, Complexity, Level
 from chorus.core.ensemble.steps import DEFAULT_THRESHOLD
 from chorus.core.fleet.records import Tier
@@ -60,6 +61,12 @@ class EnsembleSettings(Section):
     expert_deadline_s: float = _deadline(Complexity.EXPERT)
     confidence_threshold: float = Field(
         default=DEFAULT_THRESHOLD, ge=0, le=1, description="A cascade asks greater models while confidence is below."
+    )
+
+    learning: LearningMode = Field(
+        default=LearningMode.OFF,
+        description="Learn from how answers fare and are rated which models and strategies suit: off, watch (learn, "
+        "and do nothing with it), on (auto goes by it). Measured so far, auto is better without.",
     )
 
     @property

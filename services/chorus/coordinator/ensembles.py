@@ -20,7 +20,9 @@ from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.parts import Part
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.requests import Requests, Sink
+from chorus.core.ensemble.bandit import Outcome
 from chorus.core.ensemble.choosing import Offer, offers
+from chorus.core.ensemble.learning import Choice, Learner, by_way
 from chorus.core.ensemble.machine import (
     Action,
     AskPart,
@@ -39,7 +41,9 @@ from chorus.core.ensemble.strategies import STRATEGIES
 from chorus.core.ensemble.waves import Room
 from chorus.core.errors import ChorusError
 from chorus.core.placement import Work
+from chorus.telemetry.context import current
 from chorus.telemetry.logs import get_logger
+from chorus.transport.peer import current_caller
 from chorus.wire.ensemble import decode_ensemble, encode_verdict
 from chorus.wire.generation import decode_generation, encode_generation
 
@@ -69,13 +73,21 @@ class Ensembles:
     """Requests that several models answer. One object serves all callers."""
 
     def __init__(
-        self, live: LiveDirectory, placing: Placing, requests: Requests, *, events: EventBoard, policy: Policy
+        self,
+        live: LiveDirectory,
+        placing: Placing,
+        requests: Requests,
+        *,
+        events: EventBoard,
+        policy: Policy,
+        learner: Learner,
     ) -> None:
         self._live = live
         self._placing = placing
         self._requests = requests
         self._events = events
         self._policy = policy
+        self._learner = learner
 
     async def generate(self, request: pb.GenerateRequest, context: Sink) -> None:
         """Generates as `request.ensemble` says, writing the stream to `context`. Raises ChorusErrors."""
@@ -84,12 +96,13 @@ class Ensembles:
             spec, generation = decode_ensemble(request.ensemble), decode_generation(request.spec)
             await self._requests.knows_the_mesh(context)
             available = offers(generation, self._live.directory, allow_external=request.fallback.external)
-            task = plan(spec, generation, available, self._policy)
+            choice = self._learner.choose(spec, generation, available)
+            task = plan(by_way(spec, choice.way), generation, available, self._policy)
             ensemble = Ensemble(task, STRATEGIES[task.strategy](task), self._room(task, available))
             under_way = _UnderWay(
                 ensemble, request, context, self._requests, report, final_only=spec.final_only, live=self._live
             )
-            await under_way.run()
+            await self._learning_from(under_way, choice, task)
         except ChorusError as error:
             report.failed(error)
             raise
@@ -98,6 +111,20 @@ class Ensembles:
             raise
         else:
             report.completed()
+
+    async def _learning_from(self, under_way: _UnderWay, choice: Choice, task: Task) -> None:
+        """Runs an ensemble, and learns how it fared. Who goes away says nothing of the answer."""
+        began, call = self._live.now, current()
+        caller, request_id = str(current_caller() or ""), call.request_id if call is not None else ""
+        try:
+            await under_way.run()
+        except ChorusError:
+            outcome = Outcome(succeeded=False, took_s=self._live.now - began)
+            self._learner.ended(caller, request_id, choice, outcome, task.deadline_s)
+            raise
+        if (verdict := under_way.verdict) is not None:
+            outcome = Outcome(succeeded=True, took_s=verdict.elapsed_s, confidence=verdict.confidence)
+            self._learner.ended(caller, request_id, choice, outcome, task.deadline_s)
 
     def _room(self, task: Task, available: Sequence[Offer]) -> Room:
         """What the mesh has for the ensemble's models."""
@@ -147,6 +174,7 @@ class _UnderWay:
         self._live = live
         asked = request.ensemble
         self._named = {request.spec.model, asked.aggregator_model, *(member.model for member in asked.members)}
+        self.verdict: Verdict | None = None
         self._parts: dict[str, Part] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: asyncio.Queue[_Message | _Failed] = asyncio.Queue(_AHEAD)
@@ -233,6 +261,7 @@ class _UnderWay:
             await self._context.write(message)
         await self._context.write(pb.GenerateResponse(verdict=encode_verdict(verdict)).SerializeToString())
         await self._context.write(part.end())
+        self.verdict = verdict
         _log.info(
             "ensemble.finished",
             strategy=verdict.strategy,

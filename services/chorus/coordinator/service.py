@@ -31,6 +31,7 @@ from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.coordinator.webhooks import Webhook, Webhooks, read_secret
 from chorus.core.cache.budget import Budget
+from chorus.core.ensemble.learning import Learner
 from chorus.core.ensemble.planning import Policy
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.events import EventKind, EventLog
@@ -117,7 +118,8 @@ class CoordinatorService(HostedService):
             metrics=generations,
         )
         policy = Policy(profile=config.ensemble.profile, threshold=config.ensemble.confidence_threshold)
-        ensembles = Ensembles(self.live, self._placing, requests, events=self.events, policy=policy)
+        learner = Learner(config.ensemble.learning, rng if rng is not None else random.Random())
+        ensembles = Ensembles(self.live, self._placing, requests, events=self.events, policy=policy, learner=learner)
         self._answers = _answer_cache(
             config.cache, requests, ensembles, live=self.live, placing=self._placing, metrics=metrics
         )
@@ -151,6 +153,7 @@ class CoordinatorService(HostedService):
             watching=self._watching,
             events=self.events,
             auditing=auditing,
+            learner=learner,
             report=lambda: stats.report(clock()),
         )
         self._server = build_server(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, stats_pb2
+from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, learning_pb2, stats_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
 from chorus.coordinator.auditing import Auditing
@@ -17,12 +17,14 @@ from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
 from chorus.coordinator.requests import Requests
 from chorus.coordinator.watching import Watching
+from chorus.core.ensemble.learning import Learner
 from chorus.core.events.stats import Report
 from chorus.core.fleet.listing import list_nodes
 from chorus.core.placement import Needs, trace_of
 from chorus.transport.peer import current_caller
 from chorus.wire.directory import DirectoryEncoder, decode_filter
 from chorus.wire.generation import decode_generation
+from chorus.wire.learning import encode_learning
 from chorus.wire.mesh_events import decode_cursor, decode_event_filter, encode_told
 from chorus.wire.resources import decode_duration
 from chorus.wire.stats import encode_report
@@ -43,6 +45,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         watching: Watching,
         events: EventBoard,
         auditing: Auditing,
+        learner: Learner,
         report: Callable[[], Report],
     ) -> None:
         """`report` tells how requests fared lately."""
@@ -55,6 +58,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._watching = watching
         self._events = events
         self._auditing = auditing
+        self._learner = learner
         self._report = report
         self._encoder = DirectoryEncoder()
 
@@ -129,6 +133,26 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         forgotten = await self._answers.clear(everybody=request.everybody)
         self._auditing.cache_cleared(everybody=request.everybody, forgotten=forgotten)
         return cache_pb2.ClearCacheResponse(forgotten_count=forgotten)
+
+    async def RateResponse(
+        self, request: learning_pb2.RateResponseRequest, context: Any
+    ) -> learning_pb2.RateResponseResponse:
+        """Learns how good an answer was."""
+        self._learner.rate(str(current_caller() or ""), request.request_id, request.rating)
+        return learning_pb2.RateResponseResponse()
+
+    async def GetLearning(
+        self, request: learning_pb2.GetLearningRequest, context: Any
+    ) -> learning_pb2.GetLearningResponse:
+        """Tells what was learnt."""
+        return encode_learning(self._learner)
+
+    async def ChangeLearning(
+        self, request: learning_pb2.ChangeLearningRequest, context: Any
+    ) -> learning_pb2.ChangeLearningResponse:
+        """Freezes or forgets what was learnt."""
+        self._learner.change(frozen=request.frozen if request.HasField("frozen") else None, reset=request.reset)
+        return learning_pb2.ChangeLearningResponse()
 
     async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
         """Explains where a generation would go."""

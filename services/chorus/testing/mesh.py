@@ -57,6 +57,7 @@ class InProcessMesh:
         coordinator: Mapping[str, Any] | None = None,
         cache: Mapping[str, Any] | None = None,
         audit: Mapping[str, Any] | None = None,
+        ensemble: Mapping[str, Any] | None = None,
         certificates: MeshCertificates | None = None,
     ) -> None:
         self.certificates = certificates if certificates is not None else MeshCertificates()
@@ -71,6 +72,7 @@ class InProcessMesh:
         self._coordinator_settings = dict(coordinator or {})
         self._cache_settings = dict(cache or {})
         self._audit_settings = dict(audit or {})
+        self._ensemble_settings = dict(ensemble or {})
         self._registry_endpoints: list[str] = []
         self._stack = AsyncExitStack()
 
@@ -225,9 +227,8 @@ class InProcessMesh:
         return self.certificates.authority.trust_domain
 
     def _config(self, **sections: Mapping[str, Any]) -> ChorusConfig:
-        return ChorusConfig.model_validate(
-            {"mesh": {"trust_domain": self._trust_domain}, "audit": self._audit_settings, **sections}
-        )
+        own = {"audit": self._audit_settings, "ensemble": self._ensemble_settings}
+        return ChorusConfig.model_validate({"mesh": {"trust_domain": self._trust_domain}, **own, **sections})
 
     async def _start_registry(self, name: str, listen: str) -> RegistryService:
         config = self._config(registry={"name": name, "listen": listen, **self._registry_settings})

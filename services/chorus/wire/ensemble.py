@@ -34,14 +34,14 @@ COMPLEXITIES: dict[Complexity, pb.Complexity.ValueType] = {
 STATES: dict[MemberState, pb.MemberState.ValueType] = {
     state: pb.MemberState.Value(f"MEMBER_STATE_{state.name}") for state in MemberState
 }
-_STRATEGIES_BACK = {value: strategy for strategy, value in STRATEGY_VALUES.items()}
+STRATEGIES_BACK = {value: strategy for strategy, value in STRATEGY_VALUES.items()}
 _COMPLEXITIES_BACK = {value: complexity for complexity, value in COMPLEXITIES.items()}
 _STATES_BACK = {value: state for state, value in STATES.items()}
 
 
 def decode_ensemble(message: pb.EnsembleSpec) -> EnsembleSpec:
     """What is asked for. Raises `InvalidRequestError`; `UnsupportedFeatureError` for a strategy that is not here."""
-    strategy = _STRATEGIES_BACK.get(message.strategy) if message.strategy else Strategy.ROUTE
+    strategy = STRATEGIES_BACK.get(message.strategy) if message.strategy else Strategy.ROUTE
     if strategy is None or (strategy is not Strategy.AUTO and strategy not in STRATEGIES):
         raise UnsupportedFeatureError(
             f"this coordinator does not have the ensemble strategy {strategy or message.strategy}; "
@@ -116,7 +116,7 @@ def encode_verdict(verdict: Verdict) -> pb.Verdict:
 def decode_verdict(message: pb.Verdict) -> Verdict:
     """How an ensemble fared; what is of a newer version is left out, or read as the nearest there is."""
     return Verdict(
-        strategy=_STRATEGIES_BACK.get(message.strategy, Strategy.ROUTE),
+        strategy=STRATEGIES_BACK.get(message.strategy, Strategy.ROUTE),
         agreement=message.agreement,
         coherence=message.coherence,
         confidence=message.confidence,

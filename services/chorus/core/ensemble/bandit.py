@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from random import Random
+from typing import Protocol
 
 from chorus.core.ensemble.records import Strategy
 from chorus.core.errors import InvalidRequestError
@@ -18,6 +18,14 @@ from chorus.core.errors import InvalidRequestError
 # What a way has earned everywhere counts for so many of a context's own rewards.
 _SHARED = 4.0
 _LATENCY_SHARE = 0.25
+
+
+class Rng(Protocol):
+    """The part of `random.Random` that a bandit needs."""
+
+    def betavariate(self, alpha: float, beta: float) -> float:
+        """A number in [0, 1], Beta-distributed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,12 +38,11 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an answer fared. `rating` is its user's word, `judged` a judge's, `confidence` its own, each 0 to 1."""
+    """How an answer fared. `rating` is what its reader, a person or a judge, says of it; all are 0 to 1."""
 
     succeeded: bool
     took_s: float
     confidence: float = 0.5
-    judged: float | None = None
     rating: float | None = None
 
 
@@ -61,7 +68,7 @@ def reward_of(outcome: Outcome, deadline_s: float) -> float:
     A failure is worth nothing."""
     if not outcome.succeeded:
         return 0.0
-    told = next(word for word in (outcome.rating, outcome.judged, outcome.confidence) if word is not None)
+    told = outcome.confidence if outcome.rating is None else outcome.rating
     late = min(1.0, max(0.0, outcome.took_s) / deadline_s) if deadline_s > 0 else 1.0
     return min(1.0, max(0.0, told)) * (1.0 - _LATENCY_SHARE * late)
 
@@ -76,7 +83,7 @@ class Bandit:
     earned: dict[tuple[str, Way], Earned] = field(default_factory=dict)
     everywhere: dict[Way, Earned] = field(default_factory=dict)
 
-    def choose(self, context: str, allowed: Sequence[Way], rng: Random) -> Way:
+    def choose(self, context: str, allowed: Sequence[Way], rng: Rng) -> Way:
         """One of the ways that the caller's limits allow. Raises InvalidRequestError where there is none."""
         if not allowed:
             raise InvalidRequestError("ensemble", "leaves no model and strategy to choose from; allow more")

@@ -5,6 +5,7 @@ import warnings
 
 from chorus.api.coordinator.v1 import cache_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2
+from chorus.api.coordinator.v1 import learning_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2
 from chorus.api.coordinator.v1 import stats_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -88,6 +89,21 @@ class CoordinatorStub:
                 '/chorus.api.coordinator.v1.Coordinator/ClearCache',
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheResponse.FromString,
+                _registered_method=True)
+        self.RateResponse = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/RateResponse',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.RateResponseRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.RateResponseResponse.FromString,
+                _registered_method=True)
+        self.GetLearning = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/GetLearning',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.GetLearningRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.GetLearningResponse.FromString,
+                _registered_method=True)
+        self.ChangeLearning = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/ChangeLearning',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.ChangeLearningRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.ChangeLearningResponse.FromString,
                 _registered_method=True)
         self.ExplainPlacement = channel.unary_unary(
                 '/chorus.api.coordinator.v1.Coordinator/ExplainPlacement',
@@ -221,6 +237,37 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RateResponse(self, request, context):
+        """Says how good an answer of an ensemble was, to the coordinator that gave it, so that it learns which models and strategies
+        suit. Each answer counts once. The latest thousand can be rated.
+        Callers: clients, admins; of their own answers alone.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST: a rating outside 0 to 1), NOT_FOUND (NOT_FOUND: no such answer here).
+        Retry: safe; a second rating changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLearning(self, request, context):
+        """Tells what was learnt of models and strategies, from everybody's answers together.
+        Callers: clients, admins.
+        Errors: none of its own.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeLearning(self, request, context):
+        """Freezes what was learnt, learns on, or forgets it.
+        Callers: admins.
+        Errors: none of its own.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainPlacement(self, request, context):
         """Tells which runner would be chosen for a generation now, and why every other one would not. Nothing is run.
         Callers: clients, admins.
@@ -305,6 +352,21 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.ClearCache,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheResponse.SerializeToString,
+            ),
+            'RateResponse': grpc.unary_unary_rpc_method_handler(
+                    servicer.RateResponse,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.RateResponseRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.RateResponseResponse.SerializeToString,
+            ),
+            'GetLearning': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLearning,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.GetLearningRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.GetLearningResponse.SerializeToString,
+            ),
+            'ChangeLearning': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeLearning,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.ChangeLearningRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.ChangeLearningResponse.SerializeToString,
             ),
             'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainPlacement,
@@ -595,6 +657,87 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/ClearCache',
             chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2.ClearCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RateResponse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/RateResponse',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.RateResponseRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.RateResponseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLearning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/GetLearning',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.GetLearningRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.GetLearningResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeLearning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/ChangeLearning',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.ChangeLearningRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2.ChangeLearningResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ The service that clients talk to."""
 
 from chorus.api.coordinator.v1 import cache_pb2 as _cache_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as _coordinator_pb2
+from chorus.api.coordinator.v1 import learning_pb2 as _learning_pb2
 from chorus.api.coordinator.v1 import stats_pb2 as _stats_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -107,6 +108,25 @@ class CoordinatorStub:
     Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
     Retry: safe.
     """
+    RateResponse: _grpc.UnaryUnaryMultiCallable[_learning_pb2.RateResponseRequest, _learning_pb2.RateResponseResponse]
+    """Says how good an answer of an ensemble was, to the coordinator that gave it, so that it learns which models and strategies
+    suit. Each answer counts once. The latest thousand can be rated.
+    Callers: clients, admins; of their own answers alone.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST: a rating outside 0 to 1), NOT_FOUND (NOT_FOUND: no such answer here).
+    Retry: safe; a second rating changes nothing.
+    """
+    GetLearning: _grpc.UnaryUnaryMultiCallable[_learning_pb2.GetLearningRequest, _learning_pb2.GetLearningResponse]
+    """Tells what was learnt of models and strategies, from everybody's answers together.
+    Callers: clients, admins.
+    Errors: none of its own.
+    Retry: safe.
+    """
+    ChangeLearning: _grpc.UnaryUnaryMultiCallable[_learning_pb2.ChangeLearningRequest, _learning_pb2.ChangeLearningResponse]
+    """Freezes what was learnt, learns on, or forgets it.
+    Callers: admins.
+    Errors: none of its own.
+    Retry: safe.
+    """
     ExplainPlacement: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ExplainPlacementRequest, _coordinator_pb2.ExplainPlacementResponse]
     """Tells which runner would be chosen for a generation now, and why every other one would not. Nothing is run.
     Callers: clients, admins.
@@ -203,6 +223,25 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """Forgets answers.
     Callers: clients, of their own answers; admins, of everybody's.
     Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+    Retry: safe.
+    """
+    RateResponse: _aio.UnaryUnaryMultiCallable[_learning_pb2.RateResponseRequest, _learning_pb2.RateResponseResponse]  # type: ignore[assignment]
+    """Says how good an answer of an ensemble was, to the coordinator that gave it, so that it learns which models and strategies
+    suit. Each answer counts once. The latest thousand can be rated.
+    Callers: clients, admins; of their own answers alone.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST: a rating outside 0 to 1), NOT_FOUND (NOT_FOUND: no such answer here).
+    Retry: safe; a second rating changes nothing.
+    """
+    GetLearning: _aio.UnaryUnaryMultiCallable[_learning_pb2.GetLearningRequest, _learning_pb2.GetLearningResponse]  # type: ignore[assignment]
+    """Tells what was learnt of models and strategies, from everybody's answers together.
+    Callers: clients, admins.
+    Errors: none of its own.
+    Retry: safe.
+    """
+    ChangeLearning: _aio.UnaryUnaryMultiCallable[_learning_pb2.ChangeLearningRequest, _learning_pb2.ChangeLearningResponse]  # type: ignore[assignment]
+    """Freezes what was learnt, learns on, or forgets it.
+    Callers: admins.
+    Errors: none of its own.
     Retry: safe.
     """
     ExplainPlacement: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ExplainPlacementRequest, _coordinator_pb2.ExplainPlacementResponse]  # type: ignore[assignment]
@@ -358,6 +397,43 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         """Forgets answers.
         Callers: clients, of their own answers; admins, of everybody's.
         Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RateResponse(
+        self,
+        request: _learning_pb2.RateResponseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_learning_pb2.RateResponseResponse, _abc.Awaitable[_learning_pb2.RateResponseResponse]]:
+        """Says how good an answer of an ensemble was, to the coordinator that gave it, so that it learns which models and strategies
+        suit. Each answer counts once. The latest thousand can be rated.
+        Callers: clients, admins; of their own answers alone.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST: a rating outside 0 to 1), NOT_FOUND (NOT_FOUND: no such answer here).
+        Retry: safe; a second rating changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLearning(
+        self,
+        request: _learning_pb2.GetLearningRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_learning_pb2.GetLearningResponse, _abc.Awaitable[_learning_pb2.GetLearningResponse]]:
+        """Tells what was learnt of models and strategies, from everybody's answers together.
+        Callers: clients, admins.
+        Errors: none of its own.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeLearning(
+        self,
+        request: _learning_pb2.ChangeLearningRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_learning_pb2.ChangeLearningResponse, _abc.Awaitable[_learning_pb2.ChangeLearningResponse]]:
+        """Freezes what was learnt, learns on, or forgets it.
+        Callers: admins.
+        Errors: none of its own.
         Retry: safe.
         """
 
