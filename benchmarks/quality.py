@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("record", "fit", "report"), default="report")
     parser.add_argument("--recording", type=Path, default=platformdirs.user_cache_path("chorus") / "quality.jsonl")
     parser.add_argument("--most", type=int, default=504, help="items of a family that are recorded")
+    parser.add_argument("--skip", type=int, default=0, help="leave so many items out that were recorded first")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     families = quality_items.families(vocabulary())
@@ -62,7 +63,8 @@ def main() -> None:
         quality_record.record(models, items, arguments.recording, threads=arguments.threads)
         return
     items_by_id = {item.id: item for own in families.values() for item in own}
-    lines = [line for line in quality_record.read(arguments.recording) if line["id"] in items_by_id]
+    recorded = quality_record.read(arguments.recording)[arguments.skip :]
+    lines = [line for line in recorded if line["id"] in items_by_id]
     if not lines:
         raise SystemExit(f"nothing is recorded at {arguments.recording}: python benchmarks/quality.py record")
     tune = [line for line in lines if line["split"] == "tune"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from chorus.config.section import Section
-from chorus.core.ensemble.learning import LearningMode
 from chorus.core.ensemble.records import PROFILE, Complexity, Level
 from chorus.core.ensemble.steps import DEFAULT_THRESHOLD
 from chorus.core.fleet.records import Tier
@@ -63,8 +62,8 @@ class EnsembleSettings(Section):
         default=DEFAULT_THRESHOLD, ge=0, le=1, description="A cascade asks greater models while confidence is below."
     )
 
-    learning: LearningMode = Field(
-        default=LearningMode.OFF,
+    learning: Literal["off", "watch", "on"] = Field(
+        default="off",
         description="Learn from how answers fare and are rated which models and strategies suit: off, watch (learn, "
         "and do nothing with it), on (auto goes by it). Measured so far, auto is better without.",
     )

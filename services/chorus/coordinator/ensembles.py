@@ -9,7 +9,7 @@ break it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc.aio
@@ -100,9 +100,16 @@ class Ensembles:
             task = plan(by_way(spec, choice.way), generation, available, self._policy)
             ensemble = Ensemble(task, STRATEGIES[task.strategy](task), self._room(task, available))
             under_way = _UnderWay(
-                ensemble, request, context, self._requests, report, final_only=spec.final_only, live=self._live
+                ensemble,
+                request,
+                context,
+                self._requests,
+                report,
+                final_only=spec.final_only,
+                live=self._live,
+                learn=self._learning(choice, task),
             )
-            await self._learning_from(under_way, choice, task)
+            await under_way.run()
         except ChorusError as error:
             report.failed(error)
             raise
@@ -112,19 +119,17 @@ class Ensembles:
         else:
             report.completed()
 
-    async def _learning_from(self, under_way: _UnderWay, choice: Choice, task: Task) -> None:
-        """Runs an ensemble, and learns how it fared. Who goes away says nothing of the answer."""
+    def _learning(self, choice: Choice, task: Task) -> Callable[[Verdict | None], None]:
+        """Is told how an ensemble fared, None where it failed. Who goes away says nothing of the answer."""
         began, call = self._live.now, current()
         caller, request_id = str(current_caller() or ""), call.request_id if call is not None else ""
-        try:
-            await under_way.run()
-        except ChorusError:
-            outcome = Outcome(succeeded=False, took_s=self._live.now - began)
+
+        def learn(verdict: Verdict | None) -> None:
+            took_s = self._live.now - began
+            outcome = Outcome(verdict is not None, took_s, verdict.confidence if verdict is not None else 0.0)
             self._learner.ended(caller, request_id, choice, outcome, task.deadline_s)
-            raise
-        if (verdict := under_way.verdict) is not None:
-            outcome = Outcome(succeeded=True, took_s=verdict.elapsed_s, confidence=verdict.confidence)
-            self._learner.ended(caller, request_id, choice, outcome, task.deadline_s)
+
+        return learn
 
     def _room(self, task: Task, available: Sequence[Offer]) -> Room:
         """What the mesh has for the ensemble's models."""
@@ -164,6 +169,7 @@ class _UnderWay:
         *,
         final_only: bool,
         live: LiveDirectory,
+        learn: Callable[[Verdict | None], None],
     ) -> None:
         self._ensemble = ensemble
         self._request = request
@@ -172,9 +178,9 @@ class _UnderWay:
         self._report = report
         self._final_only = final_only
         self._live = live
+        self._learn = learn
         asked = request.ensemble
         self._named = {request.spec.model, asked.aggregator_model, *(member.model for member in asked.members)}
-        self.verdict: Verdict | None = None
         self._parts: dict[str, Part] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: asyncio.Queue[_Message | _Failed] = asyncio.Queue(_AHEAD)
@@ -229,6 +235,7 @@ class _UnderWay:
                 case Give(part_id, verdict) | Conclude(part_id, verdict):
                     await self._conclude(self._parts[part_id], verdict, was_streamed=isinstance(action, Conclude))
                 case Fail(error):
+                    self._learn(None)
                     raise error
 
     def _ask(self, action: AskPart) -> None:
@@ -260,8 +267,8 @@ class _UnderWay:
         for message in () if was_streamed else part.beginning():
             await self._context.write(message)
         await self._context.write(pb.GenerateResponse(verdict=encode_verdict(verdict)).SerializeToString())
+        self._learn(verdict)  # before the end: whoever has that may rate the answer
         await self._context.write(part.end())
-        self.verdict = verdict
         _log.info(
             "ensemble.finished",
             strategy=verdict.strategy,

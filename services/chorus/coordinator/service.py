@@ -31,7 +31,7 @@ from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.coordinator.webhooks import Webhook, Webhooks, read_secret
 from chorus.core.cache.budget import Budget
-from chorus.core.ensemble.learning import Learner
+from chorus.core.ensemble.learning import Learner, LearningMode
 from chorus.core.ensemble.planning import Policy
 from chorus.core.errors import ChorusError, InternalError
 from chorus.core.events import EventKind, EventLog
@@ -118,7 +118,7 @@ class CoordinatorService(HostedService):
             metrics=generations,
         )
         policy = Policy(profile=config.ensemble.profile, threshold=config.ensemble.confidence_threshold)
-        learner = Learner(config.ensemble.learning, rng if rng is not None else random.Random())
+        learner = Learner(LearningMode(config.ensemble.learning), rng if rng is not None else random.Random())
         ensembles = Ensembles(self.live, self._placing, requests, events=self.events, policy=policy, learner=learner)
         self._answers = _answer_cache(
             config.cache, requests, ensembles, live=self.live, placing=self._placing, metrics=metrics
