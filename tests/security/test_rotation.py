@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from chorus.client import MeshClient
 from chorus.core.errors import ChorusError
 from chorus.core.identity import Role
 from chorus.transport import TlsIdentity
@@ -33,11 +34,22 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rotati
         yield rotating
 
 
-async def test_streams_go_on_while_every_certificate_is_replaced_again_and_again(mesh: RotatingMesh) -> None:
+async def test_streams_go_on_while_every_certificate_is_replaced_again_and_again(
+    mesh: RotatingMesh, tmp_path: Path
+) -> None:
     me = await mesh.identity(Role.CLIENT, "kim")
     answers = 0
-    async with mesh.client(me) as client:
-        while min(len(seen) for seen in mesh.serials.values()) < 2:
+    folder = tmp_path / "certs" / "client-app"
+    await mesh.at.join(tmp_path, await mesh.at.token(Role.CLIENT), name="app")
+    first = TlsIdentity.load(folder)
+    # What a program of somebody else's does, that was told where its certificate is and where it is renewed.
+    app = MeshClient.connect(f"coordinator@{mesh.coordinator}", certificates=folder, renewal=str(mesh.at.where))
+    async with mesh.client(me) as client, app:
+        while (
+            min(len(seen) for seen in mesh.serials.values()) < 2
+            or TlsIdentity.load(folder).not_after == first.not_after
+        ):
+            assert (await app.complete("echo:an app")).text == "an app"
             text = f"answer {answers} of a mesh that never stops"
             completion = await client.complete(f"echo:{text}")
             assert completion.text == text

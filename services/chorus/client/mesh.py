@@ -118,11 +118,20 @@ class MeshClient:
         certificates: Path | str,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         direct: DirectMode = "auto",
+        renewal: str | None = None,
     ) -> MeshClient:
-        """A client of coordinators given as `[NAME@]HOST:PORT`, showing the certificate in that folder."""
-        identity = TlsIdentity.load(Path(certificates).expanduser())
+        """A client of coordinators given as `[NAME@]HOST:PORT`, showing the certificate in that folder.
+
+        While it is used as `async with`, it takes over files that are replaced there, and renews the certificate itself
+        at `renewal`, `[NAME@]HOST:PORT` of where machines join, if that is given; one that has ended already, too.
+        """
+        directory = Path(certificates).expanduser()
+        identity = TlsIdentity.load(directory, even_ended=renewal is not None)
         endpoints = [Endpoint.parse(text) for text in coordinators]
-        return cls(endpoints, identity=identity, timeout_s=timeout_s, direct=direct)
+        client = cls(endpoints, identity=identity, timeout_s=timeout_s, direct=direct)
+        where = None if renewal is None else Endpoint.parse(renewal)
+        client._keeper = CertificateKeeper(identity, directory, renewal=where)
+        return client
 
     async def __aenter__(self) -> Self:
         if self._keeper is not None:
