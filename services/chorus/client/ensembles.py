@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.client.answers import Completion
 from chorus.client.carrying import Carrying
-from chorus.client.stream import Generation
+from chorus.client.stream import EventStream, Generation
 from chorus.core.ensemble.records import EnsembleSpec, MemberSpec, Strategy, Verdict
 from chorus.core.generation import GenerationRequest
 from chorus.wire.ensemble import decode_verdict, encode_ensemble
@@ -100,32 +99,11 @@ class EnsembleCarrying(Carrying):
         return told + super().read(message)
 
 
-class EnsembleGeneration:
+class EnsembleGeneration(EventStream[EnsembleEvent]):
     """Events, as EnsembleSpec's contract has them: those of members, the answer's, its verdict, and Finished.
 
-    Leaving its `async with` block, or `aclose()`, ends all members; their slots are free within a decode step.
+    Ending it ends all members; their slots are free within a decode step.
     """
-
-    def __init__(self, events: AsyncGenerator[EnsembleEvent]) -> None:
-        self._events = events
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> EnsembleEvent:
-        return await anext(self._events)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Ends the ensemble. May be called again."""
-        await self._events.aclose()
 
     async def completion(self) -> EnsembleCompletion:
         """Reads to the end and returns the answer and its verdict; the iterator must not have been read before."""

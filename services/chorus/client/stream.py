@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from chorus.client.answers import Completion, CompletionChoice
 from chorus.core.cache.report import CacheReport
@@ -14,21 +14,19 @@ from chorus.core.errors import UnavailableError
 from chorus.core.generation import Finished, Substitution, TokenDelta, ToolCall
 from chorus.wire.events import AttemptChanged, ClientEvent, StartedAt
 
+E = TypeVar("E")
 
-class Generation:
-    """Events, in the order of GenerationEvent's contract: always `Finished` at the end, or an error instead.
 
-    Leaving its `async with` block, or `aclose()`, ends the generation wherever it stands; the runner's slot is free
-    within a decode step. An iteration that is broken off without either is ended when the object is collected.
-    """
+class EventStream(Generic[E]):
+    """Events as they come. Leaving its `async with` block, or `aclose()`, ends what they are of, wherever it stands."""
 
-    def __init__(self, events: AsyncGenerator[ClientEvent]) -> None:
+    def __init__(self, events: AsyncGenerator[E]) -> None:
         self._events = events
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> ClientEvent:
+    async def __anext__(self) -> E:
         return await anext(self._events)
 
     async def __aenter__(self) -> Self:
@@ -40,8 +38,16 @@ class Generation:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the generation. May be called again."""
+        """Ends it. May be called again."""
         await self._events.aclose()
+
+
+class Generation(EventStream[ClientEvent]):
+    """Events, in the order of GenerationEvent's contract: always `Finished` at the end, or an error instead.
+
+    The runner's slot is free within a decode step after the end. An iteration that is broken off without `async with`
+    or `aclose()` is ended when the object is collected.
+    """
 
     async def completion(self) -> Completion:
         """Reads to the end and returns the whole; the iterator must not have been read before."""
