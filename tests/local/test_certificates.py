@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from chorus.core.errors import CertificateError
 from chorus.core.identity import Role, SpiffeId
-from chorus.identity.ca import leaf_directory
+from chorus.identity.ca import leaf_directory, now_utc
 from chorus.local.certificates import ensure_authority, ensure_leaves
 from chorus.transport.tls import KEY_FILE, TlsIdentity
 
@@ -36,6 +37,23 @@ def test_a_new_address_makes_that_certificate_anew_and_no_other(tmp_path: Path) 
     ]
     assert ensure_leaves(tmp_path, authority, wider) == []
     assert ensure_leaves(tmp_path, authority, WANTED) == []  # naming more than is needed does no harm
+
+
+def test_services_that_renew_get_short_ones_and_keep_their_keys(tmp_path: Path) -> None:
+    authority, day = ensure_authority(tmp_path, trust_domain=None), timedelta(days=1)
+    ensure_leaves(tmp_path, authority, WANTED)
+    long = TlsIdentity.load(tmp_path / "registry-registry")
+    [made] = ensure_leaves(tmp_path, authority, WANTED, renewed=day)  # the command's own stays
+    assert made == long.spiffe_id
+    short = TlsIdentity.load(tmp_path / "registry-registry")
+    assert short.not_after <= now_utc() + day
+    assert short.key_pem == long.key_pem
+    assert ensure_leaves(tmp_path, authority, WANTED, renewed=day) == []
+    # More than half of a longer life is over: as if it had not run for a while.
+    assert ensure_leaves(tmp_path, authority, WANTED, renewed=2 * day + timedelta(hours=1)) == [made]
+    assert TlsIdentity.load(tmp_path / "registry-registry").key_pem == long.key_pem
+    # Nobody renews it any more.
+    assert ensure_leaves(tmp_path, authority, WANTED) == [made]
 
 
 def test_what_another_authority_signed_or_is_damaged_is_made_anew(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,11 @@ def test_on_a_lan_the_address_is_in_every_certificate_and_the_names_are_of_this_
     assert [process.name for process in mesh.processes if process.role is Role.RUNNER] == ["attic-1", "attic-2"]
     assert all("192.168.7.20" in addresses for (role, _), addresses in mesh.certificates().items() if role.serves)
     assert {process.metrics.host for process in mesh.processes} == {"127.0.0.1"}
+    identity = next(process.config.identity for process in mesh.processes if process.role is Role.IDENTITY)
+    assert {str(process.config.mesh.renewal) for process in mesh.processes} == {f"identity@{identity.join_listen}"}
+    assert mesh.client.mesh.renewal is None
+    assert mesh.leaf_lifetime == timedelta(days=1)
+    assert plan(tmp_path).leaf_lifetime is None
 
 
 def test_plaintext_is_never_offered_to_a_lan(tmp_path: Path) -> None:

@@ -154,14 +154,15 @@ class CertificateAuthority:
         now: datetime,
         addresses: Sequence[str] = (),
         lifetime: timedelta | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
     ) -> Leaf:
-        """Makes a key and a certificate for `identity`.
+        """Makes a certificate for `identity`, and a key, unless it keeps its `key`.
 
         `addresses` are the IP addresses and DNS names that it is reached by, besides its pinned name. A leaf never
         outlives the authority. Raises InvalidRequestError for an address that cannot be, or that belongs to another
         identity, CertificateError where the authority itself has expired.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key if key is not None else ec.generate_private_key(ec.SECP256R1())
         certificate = self.certify(identity, key.public_key(), policy, now=now, addresses=addresses, lifetime=lifetime)
         return Leaf(
             spiffe_id=identity,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from chorus.core.errors import CertificateError
 from chorus.core.identity import Role, SpiffeId
 from chorus.identity.ca import CA_KEY, CertificateAuthority, leaf_directory, now_utc
-from chorus.identity.policy import Policy, load_policy
+from chorus.identity.policy import load_policy
 from chorus.transport.tls import CA_FILE, TlsIdentity
 
 CLIENT_NAME = "cli"
@@ -38,17 +40,39 @@ def ensure_authority(directory: Path, *, trust_domain: str | None) -> Certificat
 
 
 def ensure_leaves(
-    directory: Path, authority: CertificateAuthority, wanted: Mapping[tuple[Role, str], Sequence[str]]
+    directory: Path,
+    authority: CertificateAuthority,
+    wanted: Mapping[tuple[Role, str], Sequence[str]],
+    *,
+    renewed: timedelta | None = None,
 ) -> list[SpiffeId]:
-    """Sees to it that every (role, name) has a certificate for its addresses; returns those that were made now."""
+    """Sees to it that every (role, name) has a certificate for its addresses; returns those that were made now.
+
+    `renewed`: services renew theirs by themselves, and get ones that live so long. They keep their keys, by which the
+    identity service knows them.
+    """
     policy, now = load_policy(), now_utc()
     made: list[SpiffeId] = []
     for (role, name), addresses in wanted.items():
         identity = SpiffeId(authority.trust_domain, role, name)
-        if not _does(directory, authority, identity, addresses, policy, now):
-            authority.issue(identity, policy, now=now, addresses=addresses).write(directory, replace=True)
+        lifetime = renewed if role.serves else None
+        left = (policy.warn, policy.lifetimes[role]) if lifetime is None else (lifetime / 2, lifetime)
+        if not _does(directory, authority, identity, addresses, left, now):
+            key = None if lifetime is None else _key_of(directory, identity)
+            leaf = authority.issue(identity, policy, now=now, addresses=addresses, lifetime=lifetime, key=key)
+            leaf.write(directory, replace=True)
             made.append(identity)
     return made
+
+
+def _key_of(directory: Path, identity: SpiffeId) -> ec.EllipticCurvePrivateKey | None:
+    """The key that there is; None where it is of no use."""
+    try:
+        leaf = TlsIdentity.load(leaf_directory(directory, identity), even_ended=True)
+    except CertificateError:
+        return None
+    key = serialization.load_pem_private_key(leaf.key_pem, password=None)
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
 
 
 def _does(
@@ -56,10 +80,11 @@ def _does(
     authority: CertificateAuthority,
     identity: SpiffeId,
     addresses: Sequence[str],
-    policy: Policy,
+    left: tuple[timedelta, timedelta],
     now: datetime,
 ) -> bool:
-    """Whether the leaf that is there is of this authority, lives long enough and names every address."""
+    """Whether the leaf that is there is of this authority, lives neither shorter nor longer than that from now on, and
+    names every address."""
     try:
         leaf = TlsIdentity.load(leaf_directory(directory, identity), now=now)
     except CertificateError:
@@ -70,7 +95,7 @@ def _does(
     return (
         leaf.spiffe_id == identity
         and leaf.ca_pem == authority.certificate_pem
-        and leaf.not_after - now > policy.warn
+        and left[0] < leaf.not_after - now <= left[1]
         and {_canonical(address) for address in addresses} <= named
     )
 

@@ -84,7 +84,7 @@ def prepare(options: UpOptions, base: LoadedConfig, watch_pull: WatchPull) -> Pr
     issued: list[SpiffeId] = []
     if not plan.insecure:
         authority = ensure_authority(plan.certs_dir, trust_domain=plan.trust_domain)
-        issued = ensure_leaves(plan.certs_dir, authority, plan.certificates())
+        issued = ensure_leaves(plan.certs_dir, authority, plan.certificates(), renewed=plan.leaf_lifetime)
         plan = plan.with_trust_domain(authority.trust_domain)
     if plan.needs_model_files:
         stored = ensure_models(plan.models, base.config.runner, watch_pull)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,12 @@ class MeshPlan:
         return wanted | people
 
     @property
+    def leaf_lifetime(self) -> timedelta | None:
+        """How long a service's certificate lives, which it renews by itself; None where there is nobody to renew it."""
+        found = (process.config.identity for process in self.processes if process.role is Role.IDENTITY)
+        return next((timedelta(seconds=identity.leaf_lifetime_s) for identity in found), None)
+
+    @property
     def others_join(self) -> bool:
         """Whether other machines may join: the mesh has an identity service then."""
         return any(process.role is Role.IDENTITY for process in self.processes)
@@ -175,7 +182,8 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
     coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
     identity = Endpoint(host, ports.identity, _IDENTITY)
     if options.lan_ip is not None:
-        shared = _changed(shared, "mesh", identity_service=identity)
+        renewal = Endpoint(host, ports.join, _IDENTITY)
+        shared = _changed(shared, "mesh", identity_service=identity, renewal=renewal)
     # A mesh that is to answer needs a model, even where runners are configured to load none.
     models = options.models or config.runner.models or None
     runner_common: dict[str, Any] = {
@@ -225,7 +233,13 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
             *runners,
             process(_COORDINATOR, Role.COORDINATOR, ports.coordinator, registries=(registry,)),
         ),
-        client=_changed(shared, "client", coordinators=(coordinator,), identity=f"{Role.CLIENT}-{CLIENT_NAME}"),
+        # Commands come and go: what they show lives for a year, and is made anew at a start.
+        client=_changed(
+            _changed(shared, "mesh", renewal=None),
+            "client",
+            coordinators=(coordinator,),
+            identity=f"{Role.CLIENT}-{CLIENT_NAME}",
+        ),
     )
 
 
