@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -53,22 +55,25 @@ class Caller:
         return [event.delta for event in self.events if event.HasField("delta") and event.delta.choice == choice]
 
 
-async def carried(lengths: list[int], script: list[Behaviour]) -> tuple[Caller, Carrying]:
-    """Attempts as the script says, then one that does everything right."""
-    caller = Caller()
-    request = GenerationRequest("", TextPrompt("hi"), choice_count=len(lengths))
-    carrying = Carrying(
+def carrying_of(request: GenerationRequest, needs: Needs, caller: Caller) -> Carrying:
+    return Carrying(
         encode_generation(request),
         request,
-        needs=Needs.of_generation(request),
+        needs=needs,
         falling_back=FallingBack(Fallback(), request),
         first_attempt=1,
-        allow_external=False,
         arrived=caller.clock(),
         clock=caller.clock,
         time_left=lambda: None,
         events=EventBoard(EventLog(1), clock=caller.clock, wall=caller.clock),
     )
+
+
+async def carried(lengths: list[int], script: list[Behaviour]) -> tuple[Caller, Carrying]:
+    """Attempts as the script says, then one that does everything right."""
+    caller = Caller()
+    request = GenerationRequest("", TextPrompt("hi"), choice_count=len(lengths))
+    carrying = carrying_of(request, Needs.of_generation(request), caller)
     timer = StreamTimer(GenerationMetrics(CollectorRegistry()).model("m"), 0.0)
     for number, behaviour in enumerate([*script, Behaviour(step=1, breaks_after=10_000)], start=1):
         asked = carrying.attempt(candidate(number), number)
@@ -144,3 +149,20 @@ def test_timings_and_usage_are_those_of_the_whole(first: int, rest: int) -> None
     assert told.timings.tokens_per_second > 0.0
     # An answer that nobody interrupted is passed on as its runner told it.
     assert not whole.events[-1].finished.timings.HasField("decode")
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen_by_us", "allowed"), [("", False, False), ("m", False, True), ("m", True, False)]
+)
+def test_a_paid_provider_goes_on_only_where_it_might_have_begun(model: str, chosen_by_us: bool, allowed: bool) -> None:
+    """A server that tells no digest is gone on from by its model's name, which is then nobody's word for paying."""
+    request, at_home = GenerationRequest(model, TextPrompt("hi"), allow_text_resume=True), candidate(1)
+    status = replace(at_home.model, artifact=replace(at_home.model.artifact, sha256=""))
+    needs = Needs.of_generation(request)
+    carrying = carrying_of(request, replace(needs, allow_external=False) if chosen_by_us else needs, Caller())
+    carrying.attempt(replace(at_home, model=status), 1)
+    carrying.delivered.take(0, 0, (), "once", now=0.0)
+    assert carrying.begun
+    going_on = carrying.broken("UNAVAILABLE")
+    assert going_on.model == status.artifact.name
+    assert going_on.allow_external is allowed

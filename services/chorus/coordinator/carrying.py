@@ -40,7 +40,6 @@ class Carrying:
         needs: Needs,
         falling_back: FallingBack,
         first_attempt: int,
-        allow_external: bool,
         arrived: float,
         clock: Callable[[], float],
         time_left: Callable[[], float | None],
@@ -54,7 +53,6 @@ class Carrying:
         self._spec = spec
         self._request = request
         self._first_attempt = max(1, first_attempt)
-        self._allow_external = allow_external
         self._arrived = arrived
         self._clock = clock
         self.time_left = time_left
@@ -114,7 +112,7 @@ class Carrying:
         if not self.begun or began_on is None:
             return self.needs
         sha256 = began_on.model.artifact.sha256
-        return Needs.of_generation(
+        needs = Needs.of_generation(
             replace(
                 request,
                 # Files of equal content may have another name elsewhere; where there is no digest, the name must do.
@@ -124,10 +122,10 @@ class Carrying:
                 allow_text_resume=self.delivered.from_text,
                 sampling=request.sampling if self._seed is None else replace(request.sampling, seed=self._seed),
                 requirements=replace(request.requirements, artifact_sha256=sha256),
-            ),
-            # Who allowed it for the beginning, by name or in so many words, allows it for the rest.
-            allow_external=self._allow_external or (bool(request.model) and self.falling_back.substitution is None),
+            )
         )
+        # A paid provider may go on where it might have begun: the artifact's name here is ours, not the caller's.
+        return replace(needs, allow_external=self.needs.allow_external)
 
     # --- what the relay tells and asks ------------------------------------------------------------------------------
 

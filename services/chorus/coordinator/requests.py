@@ -136,7 +136,6 @@ class Requests:
                 needs=self._placing.fall_back(needs, falling_back),
                 falling_back=falling_back,
                 first_attempt=request.attempt,
-                allow_external=request.fallback.external,
                 arrived=began,
                 clock=self._live.clock,
                 time_left=lambda: _time_left(context),
