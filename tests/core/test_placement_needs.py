@@ -94,6 +94,9 @@ def test_a_paid_provider_is_asked_only_by_name_or_with_leave() -> None:
     assert not Needs.of_generation(unnamed).allow_external
     assert not Needs.of_generation(unnamed).with_model("gpt").allow_external
     assert Needs.of_generation(unnamed, allow_external=True).allow_external
+    going_on = replace(named, resume=(DeliveredChoice(0, (), "once"),), allow_text_resume=True)
+    assert not Needs.of_generation(going_on).allow_external
+    assert Needs.of_generation(going_on, allow_external=True).allow_external
 
 
 @given(strategies.requests())

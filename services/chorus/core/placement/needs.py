@@ -95,6 +95,8 @@ class Needs:
         )
         return replace(
             needs,
+            # Who goes on with an answer names the file that began it, wherever that was.
+            allow_external=allow_external if request.resume else needs.allow_external,
             likely_prompt_tokens=likely + delivered,
             answer_tokens=(request.stop.max_tokens or 0) * request.choice_count,
             background=request.priority is Priority.BACKGROUND,

@@ -326,7 +326,9 @@ class Fallback(_message.Message):
     cached_answer: _builtins.bool
     """A cached answer may be given, even an old one; not to an ensemble."""
     external: _builtins.bool
-    """A paid provider may be asked."""
+    """A paid provider may be asked. Who names its model allows that, too, unless the request goes on with an answer: the name
+    is then that of the file which began it.
+    """
     def __init__(
         self,
         *,
