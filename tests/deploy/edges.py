@@ -10,7 +10,8 @@ from chorus.config import ChorusConfig, Endpoint, load_config
 from chorus.core.identity import Role, SpiffeId
 from tests.deploy.manifests import Document, containers, pod_template
 
-SERVICES = ("registry", "runner", "coordinator")
+SERVICES = ("registry", "runner", "coordinator", "identity")
+AUTHORITY = "chorus-ca"
 HANGS_AFTER_S = 15  # transport/process.py: so long after its grace a service is left where it is
 _STAND_INS = {"spec.nodeName": "desktop", "metadata.name": "chorus-runner-0", "status.podIP": "10.42.0.7"}
 
@@ -58,6 +59,8 @@ class Pods:
         """The ports that it listens on, by what they are for."""
         settings = getattr(self.config, self.service)
         found = {"grpc": settings.listen, "health": settings.health_listen, "metrics": settings.metrics_listen}
+        if self.service == "identity":
+            found["join"] = settings.join_listen
         for address in found.values():
             assert address is None or address.is_wildcard, "nobody but itself could reach it"
         return {name: address.port for name, address in found.items() if address is not None}
@@ -87,6 +90,10 @@ def workloads(documents: Iterable[Document]) -> list[Pods]:
 def dials(pods: Iterable[Pods]) -> Iterator[Dial]:
     """Every connection that the services make, and that of a client within the cluster."""
     for each in pods:
+        if each.service in ("registry", "runner", "coordinator"):
+            service = each.config.mesh.identity_service
+            assert service is not None, "it would not learn who is revoked"
+            yield _dial(each.service, Role.IDENTITY, service)
         if each.service in ("runner", "coordinator"):
             for endpoint in getattr(each.config, each.service).registries:
                 yield _dial(each.service, Role.REGISTRY, endpoint)
@@ -177,7 +184,9 @@ def disagreements(documents: Iterable[Document], names: Mapping[str, tuple[str, 
     for each in mesh:
         found += _of_ports(each)
         found += _of_ending(each)
-        found += _of_certificates(each, names)
+        found += _of_authority(each)
+        if each.service != "identity":
+            found += _of_certificates(each, names)
     wanted = list(dict.fromkeys(dials(mesh)))
     for dial in wanted:
         found += _of_dial(dial, mesh, documents)
@@ -201,6 +210,14 @@ def _of_ending(pods: Pods) -> Iterator[str]:
     needed_s = float(before[1]) + grace_s + HANGS_AFTER_S
     if pods.template["spec"]["terminationGracePeriodSeconds"] < needed_s:
         yield f"{pods.name} may take {needed_s:g} s to end, and is killed before"
+
+
+def _of_authority(pods: Pods) -> Iterator[str]:
+    """That the identity service alone has the authority's key, as it is called there."""
+    secrets = [volume["secret"] for volume in pods.template["spec"]["volumes"] if "secret" in volume]
+    paths = {item["path"] for secret in secrets if secret["secretName"] == AUTHORITY for item in secret["items"]}
+    if paths != ({"ca.crt", "ca.key"} if pods.service == "identity" else set()):
+        yield f"{pods.name} has of the authority {paths or 'nothing'}"
 
 
 def _of_certificates(pods: Pods, names: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

@@ -209,11 +209,12 @@ class Cluster:
             path.mkdir(parents=True, exist_ok=True)
             os.chown(path, USER, USER)
             if "secret" in volume:
-                mode = volume["secret"]["defaultMode"]
-                for key, text in self._secrets[volume["secret"]["secretName"]].items():
-                    (path / key).write_bytes(base64.b64decode(text))
-                    (path / key).chmod(mode)
-                    os.chown(path / key, 0, USER)
+                mode, data = volume["secret"]["defaultMode"], self._secrets[volume["secret"]["secretName"]]
+                named = volume["secret"].get("items", [{"key": key, "path": key} for key in data])
+                for file, key in ((path / item["path"], item["key"]) for item in named):
+                    file.write_bytes(base64.b64decode(data[key]))
+                    file.chmod(mode)
+                    os.chown(file, 0, USER)
             pod.volumes[volume["name"]] = path
 
     def _variables(self, pod: Pod, container: Document) -> dict[str, str]:

@@ -23,7 +23,7 @@ from chorus.telemetry.lease_metrics import LeaseMetrics
 from chorus.telemetry.metrics import GenerationMetrics, MachineMetrics, RpcMetrics, admission_gauges, new_registry
 from tests.deploy.api_server import node, serving
 from tests.deploy.conftest import SETS, Rendered
-from tests.deploy.edges import disagreements
+from tests.deploy.edges import disagreements, workloads
 from tests.deploy.manifests import K3S, Document, one
 
 Names = dict[str, tuple[str, ...]]
@@ -105,6 +105,19 @@ BROKEN: dict[str, Break] = {
         d, "chorus-runner", "CHORUS_RUNNER__REGISTRIES", "registry@chorus-registry:7301"
     ),
     "what a runner tells": lambda d: _variable(d, "chorus-runner", "CHORUS_RUNNER__ADVERTISE", "10.42.0.7:7202"),
+    "where revocations are watched": lambda d: _variable(
+        d, "chorus-coordinator", "CHORUS_MESH__IDENTITY_SERVICE", "identity@chorus-identity:7312"
+    ),
+    "who has the authority's key": lambda d: _workload(d, "chorus-coordinator")["volumes"].append(
+        {"name": "ca", "secret": {"secretName": "chorus-ca", "items": [{"key": "ca.key", "path": "ca.key"}]}}
+    ),
+    "what the authority's files are called": lambda d: _workload(d, "chorus-identity")["volumes"][0]["secret"]["items"][
+        1
+    ].update(path="tls.key"),
+    "who reaches the authority": lambda d: _policy(d, "chorus-identity")["ingress"][0]["from"].append(
+        {"podSelector": {}}
+    ),
+    "who watches": lambda d: _policy(d, "chorus-revocations")["podSelector"]["matchExpressions"][0]["values"].pop(),
     "a longer drain": lambda d: _variable(d, "chorus-runner", "CHORUS_RUNNER__DRAIN_GRACE_S", "300"),
     "a policy's port": lambda d: _policy(d, "chorus-runner")["egress"][0]["ports"][0].update(port=7301),
     "a policy's peer": lambda d: _policy(d, "chorus-registry")["ingress"][0]["from"].pop(),
@@ -193,3 +206,25 @@ def test_the_package_carries_the_manifests():
 
     carried = Path(next(iter(chorus.k8s.__path__))) / "manifests"
     assert carried.resolve() == K3S
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_one_process_writes_the_ledger_and_what_it_keeps_is_kept(rendered: Rendered, name: str):
+    documents = rendered(name)
+    spec = one(documents, "Deployment", "chorus-identity")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    pod = spec["template"]["spec"]
+    (volume,) = [each["name"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
+    (mounted,) = [each["mountPath"] for each in pod["containers"][0]["volumeMounts"] if each["name"] == volume]
+    (identity,) = [each for each in workloads(documents) if each.service == "identity"]
+    assert identity.config.identity.ledger is not None
+    assert identity.config.identity.ledger.parent == Path(mounted)
+    assert one(documents, "PersistentVolumeClaim", "chorus-identity")["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
+def test_the_authority_is_where_the_identity_service_looks(rendered: Rendered):
+    """The keys of its Secret, which the Job and cert-manager call differently."""
+    kept = {"home": {"ca.crt", "ca.key"}, "cert-manager": {"tls.crt", "tls.key"}}
+    for name, keys in kept.items():
+        volume = _workload(list(rendered(name)), "chorus-identity")["volumes"][0]
+        assert {item["key"] for item in volume["secret"]["items"]} == keys

@@ -85,10 +85,10 @@ def healthy(rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> lis
     items += [doc for doc in documents if doc["kind"] in ("Service", "RuntimeClass")]
     items.append({"kind": "StorageClass", "metadata": {"name": "local-path"}})
     for each in workloads(documents):
-        if each.service in ("registry", "coordinator", "runner", "models"):
+        if each.service in ("identity", "registry", "coordinator", "runner", "models"):
             where = "laptop" if each.name == "chorus-runner" else "desktop"
             items.append(pod(f"{each.name}-x7k2p", each.template, where))
-    for service in ("chorus-registry", "chorus-coordinator"):
+    for service in ("chorus-identity", "chorus-registry", "chorus-coordinator"):
         metadata = {
             "name": f"{service}-abcde",
             "namespace": "chorus",

@@ -18,7 +18,7 @@ from chorus.identity.policy import load_policy
 from chorus.k8s.issuing import Issuer
 from tests.deploy.api_server import node, serving
 from tests.deploy.conftest import Rendered
-from tests.deploy.edges import Pods, workloads
+from tests.deploy.edges import SERVICES, Pods, workloads
 from tests.deploy.sandbox import Cluster, Pod, possible
 from tests.interop.test_grpcurl import GRPCURL
 
@@ -165,9 +165,9 @@ async def grpcurl(cluster: Cluster, pod: Pod, *words: str) -> str:
 
 
 async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, rendered: Rendered, tmp_path: Path):
-    mesh = [each for each in workloads(rendered("ha")) if each.service in ("registry", "runner", "coordinator")]
+    mesh = [each for each in workloads(rendered("ha")) if each.service in SERVICES]
     kubelet = Kubelet(cluster, mesh, tmp_path)
-    registry = await kubelet.bring_up("registry")
+    _, registry = await asyncio.gather(kubelet.bring_up("identity"), kubelet.bring_up("registry"))
     runners = dict(zip(NODES, await asyncio.gather(*(kubelet.bring_up("runner", n) for n in NODES)), strict=True))
     coordinator = await kubelet.bring_up("coordinator")
     for pod in cluster.pods:
@@ -187,6 +187,8 @@ async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, r
     assert cluster.connections(7101) == {("runner", "registry"), ("coordinator", "registry")}
     assert cluster.connections(7201) == {("coordinator", "runner"), ("client", "runner")}
     assert cluster.connections(7301) == {("client", "coordinator")}
+
+    assert cluster.connections(7311) == {(who, "identity") for who in ("registry", "runner", "coordinator")}
 
     # A runner's pod is killed in the middle of an answer.
     await load.until("began", runner="desktop")

@@ -30,7 +30,7 @@ from chorus.telemetry.logs import get_logger
 from chorus.transport.calls import responses
 from chorus.transport.channel import open_channel, open_channel_to_join
 from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, write_new
-from chorus.transport.process import load_identity
+from chorus.transport.process import leaf_folder, load_identity
 from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsIdentity
 from chorus.wire.errors import from_rpc_error
 from chorus.wire.identity import decode_revocations, decode_time
@@ -55,7 +55,7 @@ async def keep_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentit
     """
     if mesh.insecure_loopback:
         return None
-    directory = mesh.certs_dir / f"{role}-{name}"
+    directory = leaf_folder(mesh, role, name)
     try:
         identity = load_identity(mesh, role, name)
     except CertificateError:
@@ -92,6 +92,7 @@ class CertificateKeeper:
         self._wall = wall
         self._rng = rng if rng is not None else random.Random()
         self._revoked_file = directory / REVOKED_FILE
+        self._seen = self._stamp()  # now, for whatever comes later is newer than `identity`
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
@@ -162,11 +163,10 @@ class CertificateKeeper:
     # --- files ------------------------------------------------------------------------------------------------------
 
     async def _follow_files(self) -> None:
-        seen = self._stamp()
         while True:
             await asyncio.sleep(_LOOK_S)
             stamp = self._stamp()
-            if stamp == seen:
+            if stamp == self._seen:
                 continue
             try:
                 self._identity.renew(TlsIdentity.load(self._directory))
@@ -174,7 +174,7 @@ class CertificateKeeper:
                 _log.warning("certificate.not_taken", why=error.message)
             else:
                 _log.info("certificate.read", until=self._identity.not_after.isoformat())
-            seen = stamp
+            self._seen = stamp
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         stamps = []

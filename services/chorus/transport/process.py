@@ -14,6 +14,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
@@ -72,15 +73,21 @@ Build: TypeAlias = Callable[[CollectorRegistry], HostedService | Awaitable[Hoste
 """Makes a service on the event loop; what it measures goes to the registry."""
 
 
+def leaf_folder(mesh: MeshSettings, role: Role, name: str) -> Path:
+    """Returns where the leaf of a process is: in the folder of its role and name under `mesh.certs_dir`, or in
+    `certs_dir` itself where that holds a leaf, as a Secret of Kubernetes does."""
+    own = (mesh.certs_dir / CERTIFICATE_FILE).exists()
+    return mesh.certs_dir if own else mesh.certs_dir / f"{role}-{name}"
+
+
 def load_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentity | None:
     """Returns who the process is that serves as `name`, or None for a mesh without TLS on loopback.
 
-    Its folder is that of its role and name under `mesh.certs_dir`, or `certs_dir` itself where that holds a leaf: a
-    Kubernetes Secret. Raises CertificateError where there is no valid certificate, or it is of somebody else.
+    Raises CertificateError where there is no valid certificate, or it is of somebody else.
     """
     if mesh.insecure_loopback:
         return None
-    directory = mesh.certs_dir if (mesh.certs_dir / CERTIFICATE_FILE).exists() else mesh.certs_dir / f"{role}-{name}"
+    directory = leaf_folder(mesh, role, name)
     identity = TlsIdentity.load(directory)
     expected = SpiffeId(mesh.trust_domain, role, name)
     if identity.spiffe_id != expected:

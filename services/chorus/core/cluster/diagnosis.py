@@ -204,7 +204,7 @@ def _of_services(facts: ClusterFacts) -> Findings:
     if "Service" not in facts.told:
         return
     names = {service.name for service in facts.services}
-    for service in ("chorus-registry", "chorus-coordinator"):
+    for service in ("chorus-identity", "chorus-registry", "chorus-coordinator"):
         if service not in names:
             yield fail("services", f"there is no Service {service} in the namespace {facts.namespace}", _APPLY)
     for each in facts.services:

@@ -7,7 +7,7 @@ import re
 from chorus.core.cluster.facts import ClusterFacts, Complaint, Container, Pod
 from chorus.core.findings import Finding, Findings, fail, ok, warn
 
-_COMPONENTS = ("registry", "coordinator", "runner")
+_COMPONENTS = ("identity", "registry", "coordinator", "runner")
 _PULLS = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError")
 _CONFIGURATION = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _WORDS_MAX = 300
