@@ -167,4 +167,5 @@ def test_a_mesh_for_a_household_says_what_to_open(monkeypatch: pytest.MonkeyPatc
     told = captured.get()
     assert "open these TCP ports of 192.168.7.20: 7101 (registry), 7201 (attic-1)" in told
     assert "ufw allow from 192.168.7.0/24 to 192.168.7.20 port 7101,7201 proto tcp" in told
+    assert f"chorus token create --role runner --dir {tmp_path}" in told
     assert f"chorus ask --dir {tmp_path}" in told

@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from chorus.cli.output import console, err, print_json
+from chorus.core.identity import Role
 from chorus.core.resilience.restarts import ProcessPhase, StartAgain
 from chorus.local.events import Ended, Ready, Serving, Silent, Started, Stopped, Stopping, SupervisorEvent
 from chorus.local.home import MeshHome
 from chorus.local.lan import private_addresses
+from chorus.local.ports import Ports
 from chorus.local.state import MeshState
 
 
@@ -133,26 +135,28 @@ def summary(state: MeshState, home: MeshHome) -> Group:
     elsewhere = "" if MeshHome.find() == home else f" --dir {shlex.quote(str(home.root))}"
     commands = (f'ask{elsewhere} "Why is the sky blue?"', f"status{elsewhere} --watch", f"down{elsewhere}")
     hints = [Text(f"  chorus {command}", style="cyan") for command in commands]
-    return Group(table, Text(), facts, *_for_other_machines(state), Text(), Text("next", style="dim"), *hints)
+    return Group(
+        table, Text(), facts, *_for_other_machines(state, elsewhere), Text(), Text("next", style="dim"), *hints
+    )
 
 
-def _for_other_machines(state: MeshState) -> list[RenderableType]:
-    """What to open in a firewall, where the mesh serves more than this machine."""
+def _for_other_machines(state: MeshState, elsewhere: str) -> list[RenderableType]:
+    """What to open in a firewall and how to join, where the mesh serves more than this machine."""
     ip = state.processes[0].address.rpartition(":")[0]
     network = next((address.network for address in private_addresses() if address.ip == ip), None)
     if network is None:
         return []
     ports = {process.name: process.address.rpartition(":")[2] for process in state.processes}
+    for process in state.processes:
+        if process.role == Role.IDENTITY:
+            ports["to join"] = str(Ports.join_beside(int(ports[process.name])))
     listed = ", ".join(f"{port} ({name})" for name, port in ports.items())
     return [
         Text(),
         Text(f"for other machines of {network}, open these TCP ports of {ip}: {listed}"),
         Text(f"    sudo ufw allow from {network} to {ip} port {','.join(ports.values())} proto tcp", style="cyan"),
-        Text(
-            "give each machine and person there a certificate of their own; a runner there then joins by:", style="dim"
-        ),
-        Text(f"    chorus certs issue --dir {shlex.quote(state.certs_dir)} --help", style="cyan"),
-        Text(f"    chorus runner --registries {state.processes[0].name}@{state.processes[0].address}", style="cyan"),
+        Text("a machine there joins by the line that this prints:", style="dim"),
+        Text(f"    chorus token create --role runner{elsewhere}", style="cyan"),
     ]
 
 

@@ -45,7 +45,12 @@ class Ports:
     @property
     def join(self) -> int:
         """Where other machines join."""
-        return self.base + 212
+        return self.join_beside(self.identity)
+
+    @staticmethod
+    def join_beside(identity: int) -> int:
+        """Where other machines join the identity service on that port."""
+        return identity + 1
 
     @staticmethod
     def metrics(port: int) -> int:
