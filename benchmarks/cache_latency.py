@@ -163,6 +163,9 @@ def show(name: str, found: Timed) -> None:
         print(f"| {name}: {stage} | {len(times)} | | {p50:.2f} | {p90:.2f} | {p99:.2f} | {sum(times) / whole:.0%} |")
     p50, p90, p99 = (percentile(found.waited, share) for share in (0.5, 0.9, 0.99))
     print(f"| {name}: no core to run on | | | {p50:.2f} | {p90:.2f} | {p99:.2f} | {sum(found.waited) / whole:.0%} |")
+    alone = [hit - waited for hit, waited in zip(found.hits, found.waited, strict=True)]
+    p50, p90, p99 = (percentile(alone, share) for share in (0.5, 0.9, 0.99))
+    print(f"| {name}: all but that | | | {p50:.2f} | {p90:.2f} | {p99:.2f} | |")
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> int:
