@@ -246,16 +246,17 @@ class Cluster:
                 lines.append(f"cp -P /{name} {root}/{name}")
             elif Path("/", name).is_dir():
                 lines += self._bound(root, Path("/", name), f"/{name}", read_only=True)
-        for path in dict.fromkeys((Path(sys.base_prefix), ROOT, Path(sys.prefix))):
-            lines += self._bound(root, path, str(path), read_only=True)
-        lines.append(f"mkdir {root}/etc")
-        lines += [f"cp /etc/{name} {root}/etc/ 2>/dev/null || true" for name in ("ld.so.cache", "passwd", "group")]
-        lines += [f"echo 'hosts: files' > {root}/etc/nsswitch.conf", f"touch {root}/etc/resolv.conf {root}/etc/hosts"]
-        lines.append(f"mount --bind {pod.folder / 'hosts'} {root}/etc/hosts")
         for mount in container.get("volumeMounts", []):
             lines += self._bound(
                 root, pod.volumes[mount["name"]], mount["mountPath"], read_only=mount.get("readOnly", False)
             )
+        # After the pod's own volumes: one at /tmp would hide a checkout there.
+        for path in dict.fromkeys((Path(sys.base_prefix), ROOT, Path(sys.prefix))):
+            lines += self._bound(root, path, str(path), read_only=True)
+        lines.append(f"mkdir -p {root}/etc")
+        lines += [f"cp /etc/{name} {root}/etc/ 2>/dev/null || true" for name in ("ld.so.cache", "passwd", "group")]
+        lines += [f"echo 'hosts: files' > {root}/etc/nsswitch.conf", f"touch {root}/etc/resolv.conf {root}/etc/hosts"]
+        lines.append(f"mount --bind {pod.folder / 'hosts'} {root}/etc/hosts")
         return [*lines, f"mount -o remount,ro {root}"]
 
     @staticmethod
