@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from chorus.cli.answering import Answer, stream_events, stream_text
-from chorus.cli.connecting import Adapter, Directory, Model, System, Timeout, connected
+from chorus.cli.connecting import Adapter, Directory, MaxTokens, Model, Seed, System, Temperature, Timeout, connected
 from chorus.cli.ensemble_options import (
     Complexity,
     Deadline,
@@ -36,11 +36,9 @@ def ask(
     model: Model = "",
     adapter: Adapter = "",
     system: System = "",
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", min=0.0, max=5.0, help="0 always takes the likeliest token.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same tokens.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Where no runner can serve the model, let the most similar one answer.")
     ] = False,

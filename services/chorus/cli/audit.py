@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from chorus.cli.connecting import AsJson, Directory
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, console, fail, handles_errors, note, print_json
 from chorus.config import load_config
@@ -31,13 +32,9 @@ Folder = Annotated[
     ),
 ]
 
-app = typer.Typer(
+app = group(
     help="Show who did what to which model, key, token and node, and check that nobody changed it.",
     epilog=_EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 

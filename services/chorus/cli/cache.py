@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chorus.cli.connecting import AsJson, Directory, Model, System, Timeout, connected
+from chorus.cli.connecting import AsJson, Directory, MaxTokens, Model, Seed, System, Temperature, Timeout, connected
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_DEGRADED, EXIT_FAILED, console, handles_errors, note, print_json
 from chorus.client import CacheMode, CacheOutcome, MeshCache, MeshClient, chat_request
@@ -23,14 +24,10 @@ from chorus.local.home import MeshHome
 if TYPE_CHECKING:
     from rich.table import Table
 
-app = typer.Typer(
+app = group(
     help="Show, fill and clear the cache of answers.\n\nEach coordinator keeps answers of its own, and gives one again "
     "only to the caller that had it: to the same certificate. `chorus ask --cache exact` asks for it; cache.mode makes "
     "it what requests get that say nothing.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 # Enough that a runner's batch has something to work on, little beside what people ask.
@@ -85,11 +82,9 @@ def warm(
     ],
     model: Model = "",
     system: System = "",
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", min=0.0, max=5.0, help="0 always takes the likeliest token.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same tokens.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
     semantic: Annotated[
         bool, typer.Option("--semantic", help="Keep them for questions that mean the same, too.")
     ] = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chorus.cli.connecting import Directory as MeshDirectory
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, console, handles_errors, note, print_json
 from chorus.core.identity import Role
@@ -43,13 +44,9 @@ _ISSUE_EPILOG = """\
   chorus certs issue client ci --days 30 --out ./ci-certs
 """
 
-app = typer.Typer(
+app = group(
     help="Make, show and check the certificates of a mesh.",
     epilog=_EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 Directory = Annotated[

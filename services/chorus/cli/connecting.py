@@ -33,6 +33,11 @@ Adapter = Annotated[
 System = Annotated[
     str, typer.Option("--system", "-s", metavar="TEXT", help="Instructions before the question.", show_default=False)
 ]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", min=0.0, max=5.0, help="0 always takes the likeliest token.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same tokens.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from chorus.cli.connecting import AsJson, Directory, Model, connected
+from chorus.cli.connecting import AsJson, Directory, MaxTokens, Model, connected
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, console, print_json, show_error
 from chorus.client import MeshClient, PlacementExplanation, chat_request
@@ -19,7 +19,7 @@ from chorus.client import MeshClient, PlacementExplanation, chat_request
 def explain(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="The question that would be asked.")],
     model: Model = "",
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = None,
+    max_tokens: MaxTokens = None,
     as_json: AsJson = False,
     directory: Directory = None,
     config: ConfigFile = None,

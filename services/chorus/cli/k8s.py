@@ -12,16 +12,13 @@ import typer
 
 from chorus import __version__
 from chorus.cli.connecting import AsJson
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import handles_errors, note
 from chorus.core.cluster.layout import Certificates, Extra, lay_out
 
-app = typer.Typer(
+app = group(
     help="The mesh in Kubernetes: an overlay for one's own nodes, what is wrong in a cluster, and what runs in it.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 _MODELS = ("smollm2-135m-instruct",)

@@ -25,6 +25,18 @@ class Entry:
     hidden: bool = False
 
 
+def group(help: str, epilog: str | None = None) -> typer.Typer:
+    """Commands under one word, such as `chorus models`; `help` and `epilog` may hold rich's markup."""
+    return typer.Typer(
+        help=help,
+        epilog=epilog,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+
+
 class LazyCommand(TyperCommand):
     """Stands in the help for a command whose module is imported once its arguments are to be read."""
 

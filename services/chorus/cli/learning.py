@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chorus.cli.connecting import AsJson, Directory, connected
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_DEGRADED, console, handles_errors, note, print_json
 from chorus.client import MeshClient, MeshLearning
@@ -17,14 +18,10 @@ from chorus.client import MeshClient, MeshLearning
 if TYPE_CHECKING:
     from rich.table import Table
 
-app = typer.Typer(
+app = group(
     help="Show, freeze and reset what coordinators learn of models and strategies.\n\nEach learns for itself, from how "
     "answers of ensembles fare and are rated, until it is restarted, where ensemble.learning is watch or on. It is off "
     "by default: over recorded answers, auto was better by its rules.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, EXIT_USAGE, console, err, fail, handles_errors, note, print_json
 
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
         StoredArtifact,
     )
 
-app = typer.Typer(
+app = group(
     help="Fetch, list and remove models; see what fits this machine.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 _PULL_EXAMPLES = """\

@@ -8,18 +8,15 @@ from typing import Annotated
 import typer
 
 from chorus.cli.connecting import Directory
+from chorus.cli.lazy import group
 from chorus.cli.output import fail, handles_errors, note
 from chorus.local.home import MeshHome
 from chorus.local.joining import joined_already
 from chorus.local.unit import install as install_unit
 from chorus.local.unit import joined_unit
 
-app = typer.Typer(
+app = group(
     help="Have this machine serve in its mesh from every start on (systemd).",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 

@@ -12,6 +12,7 @@ import typer
 
 from chorus.cli.connecting import AsJson, Directory
 from chorus.cli.identity import as_admin
+from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import console, handles_errors, note, print_json
 from chorus.core.errors import InvalidRequestError
@@ -27,13 +28,9 @@ would a password. `chorus certs revoke` shuts out who has joined.
 """
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
-app = typer.Typer(
+app = group(
     help="Let machines join: make, list and revoke join tokens.",
     epilog=_EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
 )
 
 
