@@ -58,34 +58,28 @@ def member_request(request: GenerationRequest, member: Member, *, with_logprobs:
     )
 
 
-def side_request(request: GenerationRequest, model: str, task: str, *, most_tokens: int | None) -> GenerationRequest:
-    """What a judge or a reviewer is asked: the task as a single turn, without the caller's tools and forms, in the
-    likeliest words. `most_tokens` None: as the caller allowed an answer."""
+def composing_request(request: GenerationRequest, model: str, task: str) -> GenerationRequest:
+    """What an aggregator is asked: a single turn whose text is the answer, so that the caller's wishes for it hold."""
     return replace(
         request,
         model=model,
         prompt=Conversation((Message(MessageRole.USER, (TextPart(task),)),)),
         tools=(),
         tool_choice=ToolChoice.AUTO,
-        sampling=Sampling(temperature=0.0),
-        stop=StopConditions(max_tokens=most_tokens if most_tokens is not None else request.stop.max_tokens),
-        constraint=None,
-        logprobs=None,
         prompt_logprobs=None,
         adapter="",
     )
 
 
-def composing_request(request: GenerationRequest, model: str, task: str) -> GenerationRequest:
-    """What an aggregator is asked: its text is the answer, so that the caller's wishes for it hold."""
+def side_request(request: GenerationRequest, model: str, task: str, *, most_tokens: int | None) -> GenerationRequest:
+    """What a judge or a reviewer is asked: the task as a single turn, without the caller's tools and forms, in the
+    likeliest words. `most_tokens` None: as the caller allowed an answer."""
     return replace(
-        request,
-        model=model,
-        prompt=Conversation((Message(MessageRole.USER, (TextPart(task),)),)),
-        tools=(),
-        tool_choice=ToolChoice.AUTO,
-        prompt_logprobs=None,
-        adapter="",
+        composing_request(request, model, task),
+        sampling=Sampling(temperature=0.0),
+        stop=StopConditions(max_tokens=most_tokens if most_tokens is not None else request.stop.max_tokens),
+        constraint=None,
+        logprobs=None,
     )
 
 
