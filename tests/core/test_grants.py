@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from chorus.core.admission.grants import LOST_S, Closed, Closing, Grants, RunnerLife
+from chorus.core.admission.grants import HOLD_S, LOST_S, Closed, Closing, Grants, RunnerLife
 from chorus.core.identity.tickets import TicketUse
 
 LIVES: list[RunnerLife] = [("r1", 1), ("r1", 2), ("r2", 1)]
@@ -24,6 +24,8 @@ class BooksAgainstModel(RuleBasedStateMachine):
         self.number = 0
         self.open: dict[str, tuple[RunnerLife, str, float]] = {}
         self.begun: set[str] = set()
+        self.due: dict[str, float] = {}
+        self.placeless: set[str] = set()
         self.closed: dict[str, Closing] = {}
         self.deaf: dict[RunnerLife, float] = {}
 
@@ -32,9 +34,15 @@ class BooksAgainstModel(RuleBasedStateMachine):
         for one in closed:
             assert one.held in self.open, "it was closed twice, or never granted"
             del self.open[one.held]
+            self.placeless.discard(one.held)
             self.closed[one.held] = one.closing
             keys.append(one.held)
         return keys
+
+    def come_late(self, late: list[str], told: set[str]) -> None:
+        """Of those told, the ones without a place are said to come late, once."""
+        assert sorted(late) == sorted(told & self.placeless - self.begun)
+        self.placeless -= told
 
     @rule(life=st.sampled_from(LIVES), caller=st.sampled_from("xy"))
     def grant(self, life: RunnerLife, caller: str) -> None:
@@ -42,7 +50,8 @@ class BooksAgainstModel(RuleBasedStateMachine):
             return
         self.number += 1
         key = f"t{self.number}"
-        self.grants.grant(key, caller, life, key, lapses_at=self.now + TTL_S)
+        self.grants.grant(key, caller, life, key, now=self.now, lapses_at=self.now + TTL_S)
+        self.due[key] = self.now + HOLD_S
         self.open[key] = (life, caller, self.now + TTL_S)
 
     @precondition(lambda self: self.open)
@@ -51,8 +60,9 @@ class BooksAgainstModel(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.open)))
         mine = self.open[key][0] == life
         self.deaf.pop(life, None)
-        closed = self.take(self.grants.told(life, [TicketUse(key, ended=ended)]))
-        assert closed == ([key] if mine and ended else [])
+        told = self.grants.told(life, [TicketUse(key, ended=ended)])
+        self.come_late(told.late, {key} if mine else set())
+        assert self.take(told.closed) == ([key] if mine and ended else [])
         if mine and not ended:
             self.begun.add(key)
 
@@ -61,7 +71,9 @@ class BooksAgainstModel(RuleBasedStateMachine):
         mine = [key for key, (of, _, _) in self.open.items() if of == life]
         told = [key for key in mine if data.draw(st.booleans())]
         self.deaf.pop(life, None)
-        closed = self.take(self.grants.told(life, [TicketUse(key) for key in told], whole=True))
+        word = self.grants.told(life, [TicketUse(key) for key in told], whole=True)
+        self.come_late(word.late, set(told))
+        closed = self.take(word.closed)
         assert sorted(closed) == sorted(key for key in mine if key in self.begun and key not in told)
         self.begun |= set(told)
 
@@ -90,6 +102,14 @@ class BooksAgainstModel(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         before = dict(self.open)
+        overdue = self.grants.overdue(self.now)
+        expected = {
+            key
+            for key, (life, _, _) in before.items()
+            if self.now >= self.due[key] and key not in self.begun | self.placeless and life not in self.deaf
+        }
+        assert sorted(overdue) == sorted(expected)
+        self.placeless |= expected
         closed = set(self.take(self.grants.sweep(self.now)))
         for key, (life, _, lapses_at) in before.items():
             lost = life in self.deaf and self.now >= self.deaf[life] + LOST_S

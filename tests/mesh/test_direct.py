@@ -306,6 +306,32 @@ async def test_who_never_comes_frees_the_place_when_the_ticket_lapses(
         assert (books.attempts("OK"), books.closed("unused")) == (0, 2)
 
 
+async def test_who_goes_away_after_place_frees_the_place_soon_and_who_is_only_late_is_served(
+    certificates: MeshCertificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chorus.coordinator.granting.HOLD_S", 0.01)
+    pace = ManualPace()
+    async with (
+        InProcessMesh(
+            runners=[FakeEngine(pace=pace)], certificates=certificates, coordinator={"max_requests": 1}
+        ) as mesh,
+        Direct(mesh) as kim,
+    ):
+        books = Books(mesh)
+        late = await kim.place(spec())
+        other = await kim.place(spec(), wait=True)  # long before the first ticket lapses
+        reading = asyncio.create_task(read(kim.generate(late, spec())))
+        await pace.waiting(1)
+        await books.until(lambda: books.kept == (2, 1, 2))
+        reading_other = asyncio.create_task(read(kim.generate(other, spec())))
+        await pace.waiting(2)
+        pace.release_all()
+        assert (await reading)[-1].HasField("finished")
+        assert (await reading_other)[-1].HasField("finished")
+        await books.until(lambda: books.kept == (0, 0, 0))
+        assert (books.closed("ended"), books.closed("unused"), books.attempts("OK")) == (2, 0, 2)
+
+
 def request(**fields: Any) -> coordinator_pb2.PlaceRequest:
     return coordinator_pb2.PlaceRequest(spec=spec(), **fields)
 

@@ -520,7 +520,7 @@ class CoordinatorSettings(_Listening):
         default=10.0,
         gt=0,
         le=300,
-        description="Seconds in which a client must come to its runner with a ticket; until then its place is kept.",
+        description="Seconds in which a client must come to its runner with a ticket; its place is kept for 3 of them.",
     )
     drain_grace_s: float = Field(
         default=30.0,

@@ -23,7 +23,7 @@ from chorus.coordinator.channels import ChannelPool
 from chorus.coordinator.events import EventBoard, RequestReport
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
-from chorus.core.admission.grants import Closed, Closing, Grants, RunnerLife
+from chorus.core.admission.grants import HOLD_S, Closed, Closing, Grants, RunnerLife
 from chorus.core.errors import ChorusError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.identity.tickets import LEEWAY_S, Ticket, TicketUse
@@ -50,14 +50,18 @@ _NO_SUCH_RPC_PAUSE_S = 60.0
 _log = get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Held:
-    """What a ticket holds while it is open."""
+    """What a ticket holds while it is open: a place at the door until it is overdue, and one at its runner.
+
+    `counted`: the latter; it is taken anew for who comes late.
+    """
 
     ticket_id: str
-    place: Place
+    place: Place | None
     reserved: Running
     report: RequestReport
+    counted: bool = True
 
 
 class Granting:
@@ -85,7 +89,7 @@ class Granting:
         self._signer = TicketSigner(identity) if identity is not None else None
         self._ttl_s = ttl_s
         self._wall = wall
-        self._grants: Grants[_Held] = Grants()
+        self._grants: Grants[_Held] = Grants(hold_s=HOLD_S)
         self._watches: dict[RunnerLife, _Watch] = {}
         self._timer: asyncio.TimerHandle | None = None
         live.on_change(self._follow)
@@ -186,17 +190,31 @@ class Granting:
             incarnation=runner.incarnation,
             artifact=ticket.artifact,
         )
-        lapses_at = self._live.now + self._ttl_s + LEEWAY_S + _LAG_S
-        life = (runner.runner_id, runner.incarnation)
-        self._grants.grant(ticket.ticket_id, caller, life, held, lapses_at=lapses_at)
+        now, life = self._live.now, (runner.runner_id, runner.incarnation)
+        lapses_at = now + self._ttl_s + LEEWAY_S + _LAG_S
+        self._grants.grant(ticket.ticket_id, caller, life, held, now=now, lapses_at=lapses_at)
         if self._timer is None:
             self._sweep_later()
         _log.info("ticket.granted", ticket_id=ticket.ticket_id, runner_id=runner.runner_id, model=ticket.artifact)
         return response
 
     def _let_go(self, held: _Held) -> None:
-        self._placing.settle(held.reserved, None, tried=False)
-        self._admission.leave(held.place, well=False)
+        if held.counted:
+            held.counted = False
+            self._placing.settle(held.reserved, None, tried=False)
+        self._leave(held)
+
+    def _leave(self, held: _Held, *, tokens: int = 0, well: bool = False) -> None:
+        place, held.place = held.place, None
+        if place is not None:
+            place.tokens = tokens
+            self._admission.leave(place, well=well)
+
+    def _come_late(self, held: _Held) -> None:
+        """Its place at the door may be another's by now; it is counted where it runs."""
+        held.reserved = self._placing.again(held.reserved)
+        held.counted = True
+        _log.info("ticket.late", ticket_id=held.ticket_id, runner_id=held.reserved.candidate.runner_id)
 
     # --- the books --------------------------------------------------------------------------------------------------
 
@@ -209,8 +227,8 @@ class Granting:
             elif one.closing is Closing.LOST:
                 runner_id = held.reserved.candidate.runner_id
                 error = UnavailableError(f"the runner {runner_id} went while it served a ticket")
-                self._placing.settle(held.reserved, error)
-                self._admission.leave(held.place, well=False)
+                self._end(held, error)
+                self._leave(held)
                 held.report.failed(error)
             else:
                 self._let_go(held)
@@ -230,20 +248,27 @@ class Granting:
     def _note(self, held: _Held, use: TicketUse) -> None:
         """A generation that a runner told the end of, as if it had been relayed."""
         error = error_of_reason(use.reason, f"the generation ended with {use.reason}") if use.reason else None
-        self._placing.settle(held.reserved, error)
+        self._end(held, error)
         model = self._metrics.model(held.reserved.candidate.model.artifact.family)
         model.tokens(prompt=use.prompt_tokens, output=use.output_tokens)
         if use.first_token_s is not None:
             model.first_token(use.first_token_s)
         held.report.told(use, error)
-        held.place.tokens = use.output_tokens
-        self._admission.leave(held.place, well=error is None)
+        self._leave(held, tokens=use.output_tokens, well=error is None)
+
+    def _end(self, held: _Held, error: ChorusError | None) -> None:
+        if held.counted:
+            held.counted = False
+            self._placing.settle(held.reserved, error)
 
     def _sweep_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        self._settle(self._grants.sweep(self._live.now))
+        now = self._live.now
+        for held in self._grants.overdue(now):
+            self._let_go(held)
+        self._settle(self._grants.sweep(now))
         self._timer = None
         if len(self._grants):
             self._sweep_later()
@@ -318,7 +343,10 @@ class Granting:
             try:
                 async for message in call:
                     uses = [decode_use(use) for use in message.uses]
-                    self._settle(self._grants.told(life, uses, whole=not watch.up))
+                    told = self._grants.told(life, uses, whole=not watch.up)
+                    for held in told.late:
+                        self._come_late(held)
+                    self._settle(told.closed)
                     watch.up = True
                     watch.tried.set()
             finally:

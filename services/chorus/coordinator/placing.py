@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from chorus.coordinator.events import EventBoard, subject_of
@@ -342,6 +342,11 @@ class Placing:
         """
         self._budget.earn(self._live.now)
         return self._start(self._place(needs, trace, frozenset()), trace)
+
+    def again(self, running: Running) -> Running:
+        """Counts once more on an attempt that was settled as not tried, and is made after all; `settle` must follow."""
+        self._in_flight.began(running.candidate.runner_id, self._live.now)
+        return replace(running, trial=self._begin(running.candidate, NO_TRACE))
 
     def hedge(self, running: Running, needs: Needs, trace: PromptTrace, *, after_s: float = 0.0) -> Running | None:
         """Begins a second attempt beside one that is late by `after_s`; `outrun` or `settle` must follow. None where

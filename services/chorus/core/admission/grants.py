@@ -4,6 +4,10 @@ A grant is open from its ticket on. It is closed by the first of these: the runn
 with the ticket by the time that it lapses; the client gives it back; the runner's process is gone; or nothing was heard
 of the runner for so long that the place can't be kept any more. Whatever the client does, every grant is closed, once.
 
+A client that uses its ticket does so at once, and one that has gone away never will; a ticket lives longer than that,
+since clocks differ. So the place of a ticket with which nobody has come is free again after a short while, and who
+comes late is served all the same: the grant is open for as long as the ticket is good.
+
 Times are seconds on any clock that only goes forward.
 """
 
@@ -20,6 +24,8 @@ T = TypeVar("T")
 
 # A runner whose connection broke may come back and tell; its process is gone when it leaves the directory.
 LOST_S = 30.0
+# A client has to shake hands with the runner, over a slow Wi-Fi too, and the runner's word of it has to arrive.
+HOLD_S = 3.0
 
 RunnerLife: TypeAlias = tuple[str, int]
 """A runner's id and incarnation."""
@@ -43,19 +49,30 @@ class Closed(Generic[T]):
     use: TicketUse | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Told(Generic[T]):
+    """What follows from a runner's word: grants that are used after all, though they were overdue, then the closed."""
+
+    late: list[T]
+    closed: list[Closed[T]]
+
+
 @dataclass(slots=True)
 class _Grant(Generic[T]):
     caller: str
     life: RunnerLife
     held: T
+    due: float
     lapses_at: float
     begun: bool = False
+    overdue: bool = False
 
 
 class Grants(Generic[T]):
     """The open grants, by their tickets' ids. Everything that closes some returns them."""
 
-    def __init__(self, *, lost_s: float = LOST_S) -> None:
+    def __init__(self, *, hold_s: float = HOLD_S, lost_s: float = LOST_S) -> None:
+        self._hold_s = hold_s
         self._lost_s = lost_s
         self._open: dict[str, _Grant[T]] = {}
         self._unseen_since: dict[RunnerLife, float] = {}  # of lives with open grants that can't be heard now
@@ -63,13 +80,14 @@ class Grants(Generic[T]):
     def __len__(self) -> int:
         return len(self._open)
 
-    def grant(self, ticket_id: str, caller: str, life: RunnerLife, held: T, *, lapses_at: float) -> None:
+    def grant(self, ticket_id: str, caller: str, life: RunnerLife, held: T, *, now: float, lapses_at: float) -> None:
         """A ticket was granted; nobody can come with it any more after `lapses_at`. Its runner can be heard now."""
-        self._open[ticket_id] = _Grant(caller, life, held, lapses_at)
+        self._open[ticket_id] = _Grant(caller, life, held, now + self._hold_s, lapses_at)
 
-    def told(self, life: RunnerLife, uses: Iterable[TicketUse], *, whole: bool = False) -> list[Closed[T]]:
+    def told(self, life: RunnerLife, uses: Iterable[TicketUse], *, whole: bool = False) -> Told[T]:
         """A runner has told of tickets; `whole`: of all that came and are remembered there."""
         self._unseen_since.pop(life, None)
+        late: list[T] = []
         closed: list[Closed[T]] = []
         seen: set[str] = set()
         for use in uses:
@@ -77,6 +95,8 @@ class Grants(Generic[T]):
             grant = self._open.get(use.ticket_id)
             if grant is None or grant.life != life:
                 continue
+            if grant.overdue and not grant.begun:
+                late.append(grant.held)
             grant.begun = True
             if use.ended:
                 closed.append(self._close(use.ticket_id, Closing.ENDED, use))
@@ -85,7 +105,16 @@ class Grants(Generic[T]):
                 key for key, grant in self._open.items() if grant.life == life and grant.begun and key not in seen
             ]
             closed += [self._close(key, Closing.LOST) for key in missing]
-        return closed
+        return Told(late, closed)
+
+    def overdue(self, now: float) -> list[T]:
+        """Those whose clients should have come by now, each once: their places are free. Call it before `sweep`."""
+        found: list[T] = []
+        for grant in self._open.values():
+            if now >= grant.due and not (grant.begun or grant.overdue or grant.life in self._unseen_since):
+                grant.overdue = True
+                found.append(grant.held)
+        return found
 
     def unheard(self, life: RunnerLife, now: float) -> None:
         """The connection over which a runner tells is gone."""

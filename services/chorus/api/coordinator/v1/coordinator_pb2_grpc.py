@@ -145,11 +145,12 @@ class CoordinatorServicer:
 
     def Place(self, request, context):
         """Direct mode: admits and places a generation as Generate does, and grants a ticket with which its caller asks the
-        runner itself. Nothing is run. The place is kept until the runner has told of the end, or the ticket has expired.
+        runner itself. Nothing is run. The place is kept until the runner has told of the end; it is free again where nobody
+        has come with the ticket within some 3 seconds, and who comes later, before it expires, is served all the same.
         Callers: clients, admins.
         Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
         now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
-        Retry: grants another ticket; one that isn't used costs a place until it expires. Where the runner can't be reached
+        Retry: grants another ticket; one that isn't used costs a place for some 3 seconds. Where the runner can't be reached
         or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
