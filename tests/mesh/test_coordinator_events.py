@@ -18,7 +18,7 @@ import pytest
 
 from chorus.client import CoordinatorLost, CoordinatorWatched, EventNews, EventsMissing, MeshClient, SeenEvent
 from chorus.config import Endpoint
-from chorus.coordinator.webhooks import read_secret
+from chorus.config.secrets import read_secret
 from chorus.core.errors import ConfigError, EngineError, PermissionDeniedError, UnknownModelError
 from chorus.core.events import (
     AttemptFailed,
@@ -433,6 +433,6 @@ def test_a_secret_that_is_none(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.write_text(" \n")
     with pytest.raises(ConfigError, match="webhook_secret_file"):
-        read_secret(empty)
+        read_secret(empty, key="coordinator.webhook_secret_file")
     with pytest.raises(ConfigError, match="No such file"):
-        read_secret(tmp_path / "none")
+        read_secret(tmp_path / "none", key="coordinator.webhook_secret_file")

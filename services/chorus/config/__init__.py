@@ -15,6 +15,7 @@ from chorus.config.sections import (
     RegistrySettings,
     RunnerSettings,
 )
+from chorus.config.valkey import ValkeySettings
 
 __all__ = [
     "AuditSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "OptionSpec",
     "RegistrySettings",
     "RunnerSettings",
+    "ValkeySettings",
     "describe",
     "load_config",
     "load_with_origins",

@@ -21,6 +21,7 @@ from chorus.config.caching import CacheSettings
 from chorus.config.ensembles import EnsembleSettings
 from chorus.config.remote import RemoteServer
 from chorus.config.section import AbsolutePath, Section
+from chorus.config.valkey import ValkeySettings
 from chorus.config.webhooks import ALERTS, checked_kinds, checked_urls
 from chorus.core.errors import ConfigError
 
@@ -624,6 +625,7 @@ class ChorusConfig(BaseModel):
     client: ClientSettings = Field(default_factory=ClientSettings)
     ensemble: EnsembleSettings = Field(default_factory=EnsembleSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    valkey: ValkeySettings = Field(default_factory=ValkeySettings)
 
 
 SECTIONS: Mapping[str, type[Section]] = {

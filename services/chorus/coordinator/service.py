@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 import chorus
 from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from chorus.config import CacheSettings, ChorusConfig
+from chorus.config.secrets import read_secret
 from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
 from chorus.coordinator.auditing import Auditing
@@ -29,7 +30,7 @@ from chorus.coordinator.requests import Requests, Sink
 from chorus.coordinator.semantic import SemanticHits
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
-from chorus.coordinator.webhooks import Webhook, Webhooks, read_secret
+from chorus.coordinator.webhooks import Webhook, Webhooks
 from chorus.core.cache.budget import Budget
 from chorus.core.ensemble.learning import Learner, LearningMode
 from chorus.core.ensemble.planning import Policy
@@ -264,7 +265,7 @@ def _webhooks(settings: CoordinatorSettings, board: EventBoard) -> Webhooks:
     if not settings.webhooks:
         return Webhooks([])
     path = settings.webhook_secret_file
-    secret = read_secret(path) if path is not None else None
+    secret = read_secret(path, key="coordinator.webhook_secret_file") if path is not None else None
     kinds = [EventKind(kind) for kind in settings.webhook_kinds]
     return Webhooks(
         [

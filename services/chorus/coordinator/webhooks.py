@@ -17,40 +17,21 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
 from chorus.coordinator.events import EventBoard
-from chorus.core.errors import ConfigError, DrainingError
+from chorus.core.errors import DrainingError
 from chorus.core.events import Batch, Bookmark, Cursor, Event, EventFilter, EventKind, Lost
 from chorus.core.events.deliveries import Again, Arrived, fate_of
 from chorus.telemetry.logs import get_logger
 from chorus.wire.mesh_events import event_json
 
 TIMEOUT_S = 10.0
-_SECRET_MAX_BYTES = 4096
 _ENDING_S = 2.0
 
 _log = get_logger()
-
-
-def read_secret(path: Path) -> bytes:
-    """The secret that a file holds, without white space around it. Raises ConfigError, which never shows any of it."""
-    key = "coordinator.webhook_secret_file"
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(_SECRET_MAX_BYTES + 1)
-    except OSError as error:
-        problem = f"{key}: {path} cannot be read: {error.strerror or error}"
-        raise ConfigError(problem, metadata={"keys": key}) from error
-    secret = content.strip()
-    if not secret or len(content) > _SECRET_MAX_BYTES:
-        raise ConfigError(
-            f"{key}: {path} should hold a secret of at most {_SECRET_MAX_BYTES} bytes", metadata={"keys": key}
-        )
-    return secret
 
 
 def signature(secret: bytes, body: bytes, at: int) -> str:
