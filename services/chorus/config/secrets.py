@@ -10,7 +10,7 @@ _MAX_BYTES = 4096
 
 
 def read_secret(path: Path, *, key: str) -> bytes:
-    """The secret that a file holds, without white space around it; `key` is the configuration's key that names the file.
+    """The secret that a file holds, without white space around it; `key` is the key of the configuration for the file.
 
     Raises ConfigError, which never shows any of it.
     """
