@@ -432,3 +432,39 @@ def test_a_class_that_is_held_up_waits_longer_than_its_lane_would_say() -> None:
     assert flow.wait_s(0, 52.0) == 0.0
     flow.went(500.0, last=True)  # did not have to wait
     assert flow.interval_s < 6.0
+
+
+def cut_off(queue: AdmissionQueue, now: float, *, after: float, times: int) -> float:
+    """Has batch requests of the lane be cut off, each after so many seconds; returns the time after it."""
+    for _ in range(times):
+        ticket = queue.offer("before", BATCH, "m", now)
+        assert queue.turn(now).admitted == [ticket]
+        now += after
+        queue.ended(ticket, now, well=False)
+    return now
+
+
+@pytest.mark.parametrize(("after", "takes_on"), [(25.0, False), (5.0, True)])
+def test_those_that_were_cut_off_late_tell_how_long_one_takes_and_those_cut_off_early_nothing(
+    after: float, takes_on: bool
+) -> None:
+    queue, _ = queue_of(1)
+    now = cut_off(queue, paced(queue, 10.0), after=after, times=20)
+    queue.offer("a", BATCH, "m", now)
+    assert queue.turn(now).admitted
+    queue.offer("a", BATCH, "m", now)  # waits, and would have the place that the next one asks for
+    if takes_on:
+        assert queue.offer("a", BATCH, "m", now, deadline=now + 35.0)
+    else:
+        with pytest.raises(OverloadedError):
+            queue.offer("a", BATCH, "m", now, deadline=now + 35.0)
+
+
+def test_where_nobody_else_waits_the_usual_time_is_enough_to_be_tried() -> None:
+    queue, _ = queue_of(1)
+    now = cut_off(queue, paced(queue, 10.0), after=25.0, times=20)
+    queue.offer("a", BATCH, "m", now)
+    assert queue.turn(now).admitted
+    assert queue.offer("a", BATCH, "m", now, deadline=now + 25.0)
+    with pytest.raises(OverloadedError):
+        queue.offer("a", BATCH, "m", now, deadline=now + 35.0)

@@ -110,6 +110,20 @@ def test_entries_that_are_of_use_stay_longer() -> None:
     assert len(cache) == 0
 
 
+def test_one_that_was_put_back_is_kept_for_its_return_however_useless_others_were() -> None:
+    cache = CachedSlots()
+    for slot in range(10, 210):
+        cache.keep(slot)
+        cache.drop(slot)
+    usefulness = cache.usefulness
+    cache.keep(1)
+    cache.keep(2, returns=True)
+    cache.pay(0.9)
+    assert cache.overdue(1.0) == [1]
+    cache.use(2)
+    assert cache.usefulness == usefulness, "it would have come back anyway, which says nothing of others"
+
+
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 64), st.integers(0, 512), st.integers(0, 9000), st.floats(0, 10)), max_size=60

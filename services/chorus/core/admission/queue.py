@@ -14,8 +14,9 @@ whoever sent it, and where it could not change its mind about the runner. What c
 - Each class's queue is bounded. Where it is full, the caller who has most waiting makes way for one who has fewer.
 - Who can't be done before the deadline, by the pace of requests that ended lately, is refused at once: on arrival, or
   when its turn comes. The wait is that of its class, which more urgent ones hold up; the time it takes is that of the
-  slow ones of its class, since an answer that comes too late is work for nobody. A lane with nothing under way refuses
-  nobody: its pace is out of date, and has to be measured.
+  slow ones of its class, since an answer that comes too late is work for nobody, or the usual time where nobody as
+  urgent waits for the place. A lane with nothing under way refuses nobody: its pace is out of date, and has to be
+  measured.
 
 `now` is seconds on a clock that only goes forward; deadlines are on the same one.
 """
@@ -216,7 +217,7 @@ class AdmissionQueue:
         flow = self._flows.get((lane, priority))
         if flow is not None:
             wait_s = max(wait_s, flow.wait_s(queue.of_lane[lane], now))
-        if self._is_hopeless(priority, lane, now + wait_s, cost_s, deadline):
+        if self._is_hopeless(priority, lane, now + wait_s, cost_s, deadline, others=self._as_urgent(priority, lane)):
             raise self._too_late(wait_s, cost_s)
         if len(queue.tickets) >= self._max_queued and not self._has_room(lane, priority):
             self._make_way(queue, caller, priority, lane)
@@ -245,7 +246,7 @@ class AdmissionQueue:
             return None
         queue = self._queues[priority]
         cost_s = self._cost_s(lane, most_tokens)
-        if deadline is not None and self._is_hopeless(priority, lane, now, cost_s, deadline):
+        if deadline is not None and self._is_hopeless(priority, lane, now, cost_s, deadline, others=0):
             raise self._too_late(0.0, cost_s)
         self._number += 1
         ticket = Ticket(self._number, caller, priority, lane, cost_s, deadline, queue.next_tag(caller))
@@ -262,7 +263,8 @@ class AdmissionQueue:
                 ticket = queue.first(partial(self._has_room, priority=priority))
                 if ticket is None:
                     break
-                if self._is_hopeless(priority, ticket.lane, now, ticket.cost_s, ticket.deadline):
+                others = self._as_urgent(priority, ticket.lane) - 1
+                if self._is_hopeless(priority, ticket.lane, now, ticket.cost_s, ticket.deadline, others=others):
                     queue.unsent(ticket)
                     turn.refused.append((ticket, self._too_late(0.0, ticket.cost_s)))
                     continue
@@ -287,12 +289,12 @@ class AdmissionQueue:
             del self._running_of[ticket.lane]
         took_s = max(0.0, now - began)
         self._queues[ticket.priority].settle(ticket, took_s)
+        pace = self._paces.get(ticket.lane)
+        # One that was cut off tells something only once it took longer than expected: its end would be later still.
+        if pace is not None and pace.is_known and (well or took_s > ticket.cost_s):
+            self._overruns.setdefault((ticket.lane, ticket.priority), Overrun()).note(ticket.cost_s, took_s)
         if well:
-            pace = self._paces.setdefault(ticket.lane, Pace())
-            if pace.is_known:
-                overrun = self._overruns.setdefault((ticket.lane, ticket.priority), Overrun())
-                overrun.note(ticket.cost_s, took_s)
-            pace.note(took_s, tokens)
+            self._paces.setdefault(ticket.lane, Pace()).note(took_s, tokens)
 
     def position(self, ticket: Ticket) -> int:
         """How many requests of its lane and class, or a more urgent class, come before one that waits."""
@@ -312,7 +314,7 @@ class AdmissionQueue:
         slots = self._capacity.slots(lane)
         if slots is None:
             return wait_s
-        of_lane = sum(self._queues[other].of_lane[lane] for other in classes)
+        of_lane = self._as_urgent(priority, lane)
         return max(wait_s, _drained_s(of_lane, self._running_of[lane], _places(priority, slots), pace.typical_s))
 
     def _begin(self, ticket: Ticket, now: float) -> None:
@@ -333,7 +335,13 @@ class AdmissionQueue:
             return False
         return priority is not Priority.BACKGROUND or self._capacity.has_quiet_node(lane)
 
-    def _is_hopeless(self, priority: Priority, lane: str, start: float, cost_s: float, deadline: float | None) -> bool:
+    def _as_urgent(self, priority: Priority, lane: str) -> int:
+        """How many wait for a place of that lane who are as urgent, or more so."""
+        return sum(self._queues[other].of_lane[lane] for other in (*_more_urgent(priority), priority))
+
+    def _is_hopeless(
+        self, priority: Priority, lane: str, start: float, cost_s: float, deadline: float | None, *, others: int
+    ) -> bool:
         pace = self._paces.get(lane)
         if deadline is None or pace is None or not pace.is_known or not self._running_of[lane]:
             return False
@@ -341,7 +349,8 @@ class AdmissionQueue:
         if self._running_of[lane] < (self._limit if slots is None else min(slots, self._limit)):
             return start + HOPE * cost_s > deadline
         overrun = self._overruns.get((lane, priority))
-        if overrun is None or start + overrun.factor * cost_s <= deadline:
+        # A place that others wait for had better not be spent on one who may be late; else there is nothing to lose.
+        if overrun is None or not others or start + overrun.factor * cost_s <= deadline:
             return start + cost_s > deadline
         overrun.doubted()
         return True

@@ -4,7 +4,7 @@ A cached token slows every decode, since each token that is drawn attends to all
 rent: what it costs the steps that are taken meanwhile. It goes once that rent reaches what reading it again would cost,
 the rule of the ski rental problem (Karlin, Manasse, Rudolph, Sleator, "Competitive snoopy caching", 1988), which never
 costs more than twice the best choice. An entry that nobody has used yet gets that much only in proportion to how often
-entries have been of use lately.
+entries have been of use lately. One that was put back for a more urgent one comes back, whatever others do.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class CachedSlots:
         """Every cached slot, the least recently used first."""
         return list(self._entries)
 
-    def keep(self, slot: int) -> None:
-        """A sequence ended, and its slot stays as it is."""
-        self._entries[slot] = _Entry(self._rent, proven=False)
+    def keep(self, slot: int, *, returns: bool = False) -> None:
+        """A sequence ended, and its slot stays as it is; `returns` where it was only put back, and will go on."""
+        self._entries[slot] = _Entry(self._rent, proven=returns)
 
     def use(self, slot: int) -> None:
         """Somebody goes on from this entry."""

@@ -522,19 +522,19 @@ class Scheduler:
         return max(self.running, key=lambda sequence: (rank(sequence.priority), sequence.arrival))
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._stand_down(sequence, sound=True)
+        self._stand_down(sequence, sound=True, returns=True)
         self.room.add(sequence, sequence.priority, sequence.arrival)
         self.preemptions += 1
         self._stuck = False
 
-    def _stand_down(self, sequence: Sequence, *, sound: bool) -> None:
+    def _stand_down(self, sequence: Sequence, *, sound: bool, returns: bool = False) -> None:
         slot = sequence.slot
         assert slot is not None
         self.running.remove(sequence)
         sequence.slot, sequence.leader, sequence.computed, sequence.claim, sequence.spared = None, None, 0, 0, 0
         sequence.draft.clear()
         keeps = sound and self.limits.cached and self.sharing is not Sharing.NONE
-        self._cache.keep(slot)
+        self._cache.keep(slot, returns=returns)
         if not keeps or self.tree.length(slot) < LEAST_SHARED:
             self._forget(slot, covered=True)
             if not sound:  # what a batch that failed has left there is known to nobody
