@@ -20,6 +20,8 @@ _URL_KEY = "valkey.url_file"
 _SCHEMES = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "rediss", "unix": "unix"}
 # Of connections that have been idle for longer, it is asked whether they still live before they are used.
 _IDLE_S = 15
+# Questions beyond that wait for those before them; the server answers one after the other anyway.
+_CONNECTIONS = 16
 
 
 class Valkey:
@@ -36,13 +38,16 @@ class Valkey:
         try:
             # Once more at once, for a connection that the server has closed meanwhile; who may not be asked twice for
             # the same must give each question a name of its own.
-            self.client: redis.Redis = redis.Redis.from_url(
+            pool = redis.BlockingConnectionPool.from_url(
                 _usable(url),
+                max_connections=_CONNECTIONS,
+                timeout=timeout_s,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 health_check_interval=_IDLE_S,
                 retry=Retry(NoBackoff(), 1),
             )
+            self.client = redis.Redis.from_pool(pool)
         except (ValueError, RedisError):
             raise ConfigError(
                 f"{_URL_KEY}: the file should hold one URL, such as redis://HOST:6379/0", metadata={"keys": _URL_KEY}
