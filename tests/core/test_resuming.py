@@ -58,6 +58,16 @@ def test_it_is_given_up_once_the_wait_is_over_and_says_what_was_delivered() -> N
     assert error.metadata == {"delivered_tokens": "5", "cause": "UNAVAILABLE"}
 
 
+def test_who_was_stopped_while_it_waited_looks_around_once_more() -> None:
+    stream = resuming()
+    broken(stream, 5, 100.0)
+    assert isinstance(stream.look(100.0), Place)
+    once_more = stream.look(500.0)
+    assert isinstance(once_more, Place)
+    assert (once_more.anybody, once_more.seconds) == (True, 0.25)
+    assert isinstance(stream.look(900.0), GiveUp), "once, however late"
+
+
 def test_without_a_wait_it_is_tried_once() -> None:
     stream = resuming(ResumePolicy(wait_s=0.0))
     broken(stream, 5, 100.0)
@@ -70,7 +80,7 @@ def test_tokens_renew_the_wait_and_clear_who_failed() -> None:
     broken(stream, 5, 100.0)
     broken(stream, 5, 105.0, runner_id="r2")
     assert stream.failed == {"r1", "r2"}
-    assert isinstance(stream.look(105.0), Place)
+    assert isinstance(stream.look(109.5), Place)
     assert isinstance(stream.look(110.0), GiveUp)
     broken(stream, 6, 112.0, runner_id="r3")
     assert stream.failed == {"r3"}

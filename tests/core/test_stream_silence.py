@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from chorus.core.errors import ConfigError
-from chorus.core.resilience.stream_silence import Look, Sight, StreamPatience, StreamWatch
+from chorus.core.resilience.stream_silence import SECOND_LOOK_S, Look, Sight, StreamPatience, StreamWatch
 
 PATIENCE = StreamPatience()
 
@@ -62,7 +65,7 @@ def paced(gap_s: float, count: int, *, answers: bool) -> World:
 def test_a_frozen_runner_is_noticed_within_three_seconds_whatever_it_was_at(tokens: int) -> None:
     world = paced(0.05, tokens, answers=False)
     world.passes(3.0)
-    assert world.first(Sight.SILENT).quiet_s == pytest.approx(PATIENCE.silent_s)
+    assert world.first(Sight.SILENT).quiet_s == pytest.approx(PATIENCE.silent_s + SECOND_LOOK_S)
     assert world.asked == 1
 
 
@@ -88,10 +91,10 @@ def test_it_is_noticed_as_soon_when_it_freezes_later(lives_s: float) -> None:
 def test_a_stream_that_had_a_pace_and_lost_it_is_stuck(gap_s: float, allowed_s: float) -> None:
     world = paced(gap_s, 20, answers=True)
     assert world.watch.stall_after_s == pytest.approx(allowed_s)
-    world.passes(allowed_s - 0.01)
+    world.passes(allowed_s + SECOND_LOOK_S - 0.01)
     assert Sight.STALLED not in world.sights()
     world.passes(0.02)
-    assert world.first(Sight.STALLED).quiet_s == pytest.approx(allowed_s)
+    assert world.first(Sight.STALLED).quiet_s == pytest.approx(allowed_s + SECOND_LOOK_S)
     world.passes(60.0)
     assert Sight.SILENT not in world.sights()
 
@@ -189,3 +192,118 @@ def test_nobody_is_called_silent_who_said_something_lately_or_was_not_asked(
 def test_a_patience_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         StreamPatience(**wrong)  # type: ignore[arg-type]
+
+
+class LateLooks(RuleBasedStateMachine):
+    """Whoever looks is stopped again and again, or starved. A runner that sends and answers all the while is never
+    left; one that is frozen is, once it was looked at for long enough.
+
+    What comes while nobody is here waits, and is read only after the look that is due then.
+    """
+
+    GAP_S, ANSWER_S = 0.2, 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.due = 0.0
+        self.watch = StreamWatch(PATIENCE, 0.0)
+        self.alive = True
+        self.answer_at: float | None = None
+        self.next_token = self.GAP_S
+        self.dead_s = 0.0  # for how long it was looked at since it froze, without what looks were late by
+        self.found: set[Sight] = set()
+
+    @initialize(reads_long=st.booleans(), steps=st.integers(0, 30))
+    def begins(self, reads_long: bool, steps: int) -> None:
+        """`reads_long`: its prompt is long, and it says nothing unless it is asked."""
+        if reads_long:
+            self.next_token = inf
+        for _ in range(steps):
+            self.on_time()
+
+    def look(self) -> None:
+        look = self.watch.look(self.now)
+        self.found.add(look.sight)
+        if look.sight is Sight.ASK:
+            self.answer_at = self.now + self.ANSWER_S
+        self.due = self.now + look.again_in_s
+
+    def read(self) -> None:
+        """All that has come by now."""
+        if not self.alive:
+            return
+        if self.now >= self.next_token:
+            self.watch.heard(self.now, tokens=True)
+            self.watch.listening(self.now)
+            self.next_token = self.now + self.GAP_S
+        if self.answer_at is not None and self.now >= self.answer_at:
+            self.watch.answered(self.now)
+            self.answer_at = None
+
+    @rule()
+    def on_time(self) -> None:
+        """Nobody is late for a while."""
+        events = [self.due]
+        if self.alive:
+            events += [self.next_token, *([] if self.answer_at is None else [self.answer_at])]
+        before, self.now = self.now, max(self.now, min(events))
+        self.dead_s += 0.0 if self.alive else self.now - before
+        if self.now >= self.due:
+            self.look()
+        self.read()
+
+    @rule(late_s=st.floats(0.0, 60.0))
+    def is_late(self, late_s: float) -> None:
+        """Nothing is looked at nor read until so long after the next look's time."""
+        self.dead_s += 0.0 if self.alive else max(0.0, self.due - self.now)
+        self.now = max(self.now, self.due + late_s)
+        if late_s > PATIENCE.late_s:
+            self.dead_s = 0.0
+        self.look()
+        self.read()
+
+    @precondition(lambda self: self.alive)
+    @rule()
+    def freezes(self) -> None:
+        assert self.found <= {Sight.FINE, Sight.ASK}, "it lived all the while"
+        self.alive, self.answer_at, self.dead_s = False, None, 0.0
+
+    def teardown(self) -> None:
+        if self.alive:
+            assert self.found <= {Sight.FINE, Sight.ASK}, "it lived all the while"
+            return
+        while self.dead_s < PATIENCE.silent_s + PATIENCE.ask_after_s:
+            self.on_time()
+        assert Sight.SILENT in self.found
+
+
+TestLateLooks = LateLooks.TestCase
+TestLateLooks.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+def test_a_look_that_is_a_little_late_again_and_again_is_no_silence() -> None:
+    watch, now = StreamWatch(PATIENCE, 0.0), 0.0
+    for _ in range(3):
+        due = now + watch.look(now).again_in_s
+        now = due + 0.9
+    assert now > PATIENCE.silent_s
+    assert watch.look(now).quiet_s == pytest.approx(now - 3 * 0.9)
+
+
+def test_who_was_stopped_between_two_looks_reads_what_came_before_anybody_is_left() -> None:
+    watch = StreamWatch(PATIENCE, 0.0)
+    asked_at = watch.look(0.0).again_in_s
+    asked = watch.look(asked_at)
+    assert asked.sight is Sight.ASK
+    now = asked_at + asked.again_in_s  # in time, and not run in between
+    assert watch.look(now) == Look(Sight.FINE, now, SECOND_LOOK_S)
+    watch.answered(now)  # it had come long ago
+    assert watch.look(now + SECOND_LOOK_S).sight is Sight.FINE
+
+
+def test_a_second_look_that_is_late_again_and_again_is_put_off_for_a_bounded_time() -> None:
+    watch, now, looks = StreamWatch(PATIENCE, 0.0), 0.0, 0
+    while (look := watch.look(now)).sight is not Sight.SILENT:
+        now += look.again_in_s + 0.9
+        looks += 1
+    assert looks <= 20

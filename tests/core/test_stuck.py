@@ -121,12 +121,52 @@ def test_who_asks_and_stood_still_himself_counts_anew(away_s: float) -> None:
     assert silence.missed(back + 12.0) == 12.0
 
 
+def test_a_starved_machine_is_no_silence_of_its_processes() -> None:
+    silence = Silence(POLICY, 0.0)
+    assert [silence.missed(3.0 * count, late_s=0.3) for count in range(1, 20)] == [None] * 19
+
+
+def test_what_was_missed_while_nobody_was_late_counts_before_and_after_it() -> None:
+    silence = Silence(POLICY, 0.0)
+    assert [silence.missed(now, late_s=0.2) for now in (3.0, 6.0)] == [None, None]
+    assert [silence.missed(now, late_s=1.0) for now in (9.0, 12.0, 15.0)] == [None] * 3
+    assert silence.missed(18.0) is None
+    assert silence.missed(21.0) == 21.0, "12 s of them count"
+
+
+def test_one_that_hangs_on_a_machine_that_is_always_starved_is_given_up_in_the_end() -> None:
+    silence = Silence(POLICY, 0.0)
+    found = [silence.missed(3.0 * count, late_s=1.0) for count in range(1, 23)]
+    assert found == [None] * 21 + [66.0]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 6.0), st.one_of(st.just(0.0), st.floats(0.0, 3.0)), st.booleans())))
+def test_only_time_without_lateness_or_very_long_silence_is_held_against_a_process(
+    outcomes: list[tuple[float, float, bool]],
+) -> None:
+    silence, now = Silence(POLICY, 0.0), 0.0
+    heard = counted = 0.0
+    for seconds, late_s, answers in outcomes:
+        now += seconds
+        if answers:
+            silence.answered(now)
+            heard, counted = now, 0.0
+            continue
+        counted += 0.0 if late_s > POLICY.late_s else seconds
+        found = silence.missed(now, late_s=late_s)
+        if found is not None:
+            assert found == pytest.approx(now - heard)
+            assert counted >= POLICY.silent_s - 1e-6 or found >= POLICY.excused_for * POLICY.silent_s
+
+
 def test_nobody_is_given_up_where_that_is_switched_off() -> None:
     silence = Silence(ProbePolicy(silent_s=0), 0.0)
-    assert [silence.missed(3.0 * count) for count in range(1, 100)] == [None] * 99
+    assert [silence.missed(3.0 * count, late_s=count % 2) for count in range(1, 100)] == [None] * 99
 
 
-@pytest.mark.parametrize("wrong", [{"silent_s": -1}, {"interval_s": 0}, {"timeout_s": 0}, {"misses_at_least": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"silent_s": -1}, {"interval_s": 0}, {"timeout_s": 0}, {"misses_at_least": 0}, {"late_s": 0}]
+)
 def test_policies_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         ProbePolicy(**wrong)  # type: ignore[arg-type]

@@ -292,9 +292,9 @@ class Requests:
         """A call to a runner and who looks after it; however the block is left, the call ends. Raises ChorusErrors."""
         delivered = carrying.delivered
 
-        def goes_elsewhere(alive: bool) -> bool:
-            """Whether the stream may be left now. One that lives is not, where it is the last that may be tried."""
-            if delivered.started and (delivered.obstacle or (alive and not resuming.may_break(carrying.tokens))):
+        def goes_elsewhere(_alive: bool) -> bool:
+            """Whether the stream may be left now. The last one that may be tried is not: it may yet come back."""
+            if delivered.started and (delivered.obstacle or not resuming.may_break(carrying.tokens)):
                 return False
             return self._placing.has_place(carrying.needs_elsewhere(), without={candidate.runner_id})
 

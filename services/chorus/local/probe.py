@@ -33,11 +33,13 @@ async def watch_health(
     clock = asyncio.get_running_loop().time
     silence: Silence | None = None
     served = False
+    late_s = 0.0  # of ourselves, since the last outcome
     while True:
         # A channel that found nobody listening would wait longer before it looks again, so each has one life; while it
         # is answered it is kept, since a handshake a second would be felt.
         async with _channel(plan, identity) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
+            asked = clock()
             while (state := await _ask(stub, policy.timeout_s)) is not None:
                 if silence is None:
                     silence = Silence(policy, clock())
@@ -45,11 +47,21 @@ async def watch_health(
                 if state == health_pb2.HealthCheckResponse.SERVING and not served:
                     served = True
                     serving()
-                await asyncio.sleep(policy.interval_s if served else _ASK_INTERVAL_S)
-        silent_s = silence.missed(clock()) if silence is not None else None
+                late_s = await _pause(policy.interval_s if served else _ASK_INTERVAL_S)
+                asked = clock()
+        late_s = max(late_s, clock() - asked - policy.timeout_s)
+        silent_s = silence.missed(clock(), late_s=late_s) if silence is not None else None
         if silent_s is not None:
             return silent_s
-        await asyncio.sleep(policy.interval_s if silence is not None else _ASK_INTERVAL_S)
+        late_s = await _pause(policy.interval_s if silence is not None else _ASK_INTERVAL_S)
+
+
+async def _pause(seconds: float) -> float:
+    """Sleeps, and returns how many seconds too long that took."""
+    clock = asyncio.get_running_loop().time
+    due = clock() + seconds
+    await asyncio.sleep(seconds)
+    return clock() - due
 
 
 def _channel(plan: ProcessPlan, identity: TlsIdentity | None) -> grpc.aio.Channel:

@@ -5,6 +5,9 @@ So nobody gives up at once where no runner has a place: for `wait_s` one may com
 a runner that failed may be asked again after a while, if there is no other, since an engine's broken thread is replaced
 in its process.
 
+Who looks can be late himself, when his process was stopped or starved. He did not look around then, and does so once
+more before he gives up.
+
 Attempts that bring no token are bounded (`fruitless`), and so are all of them (`most`). The first resume of a request
 costs nothing of the mesh's retry budget: the work that it asks for was given up elsewhere a moment ago. Those after it
 wait for the budget.
@@ -22,6 +25,7 @@ from chorus.core.resilience.retries import GiveUp, RetryBudget, may_go_better_el
 
 # Loads change without a change of the directory, so a place is looked for this often.
 _LOOK_S = 0.25
+_LATE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Resuming:
         self._waiting_since = 0.0
         self._broken_at = 0.0
         self._looked = False
+        self._looked_again = False  # after the wait was over
+        self._due = 0.0  # when the next look is to come at the latest, if there was one
         self._paid = False
         self._last: ChorusError = UnavailableError("the stream broke off")
         self._refusal = ""
@@ -98,7 +104,7 @@ class Resuming:
         self._count += 1
         self._delivered = delivered
         self._broken_at = now
-        self._looked = False
+        self._looked = self._looked_again = False
         self._paid = self._count == 1
         self._last, self._refusal = error, ""
         self.failed.add(runner_id)
@@ -112,7 +118,11 @@ class Resuming:
         """What to do next."""
         policy = self._policy
         left_s = self._waiting_since + policy.wait_s - now
-        if self._looked and left_s <= 0:
+        late, self._due = self._looked and now - self._due > _LATE_S, now + _LOOK_S
+        if self._looked and left_s <= 0 and late and not self._looked_again:
+            self._looked_again = True
+            left_s = _LOOK_S
+        elif self._looked and left_s <= 0:
             because = f" ({self._refusal})" if self._refusal else ""
             return self._give_up(f"nobody could go on with it within {policy.wait_s:g} s{because}")
         self._looked = True

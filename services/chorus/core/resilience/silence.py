@@ -2,7 +2,8 @@
 
 Somebody asks it again and again whether it serves. Any answer will do, since one that says "not yet" is alive. Who asks
 can stand still himself, when a laptop sleeps or a debugger stops him: what he missed then says nothing of the other,
-and the count begins anew.
+and the count begins anew. Where a whole machine is starved, both are late, he who asks less than who does the work: an
+answer that he missed while he was late at his own timers is not counted, though not for ever.
 
 Times are seconds on any clock that only goes forward.
 """
@@ -21,20 +22,24 @@ SILENT_S = 10.0
 class ProbePolicy:
     """How often a process is asked, how long it has for an answer, and when it has been silent for too long.
 
-    `silent_s` 0 leaves silent processes alone.
+    `silent_s` 0 leaves silent processes alone. A miss is excused where who asks was more than `late_s` late himself,
+    until the process has been silent for `excused_for` times as long as it may be.
     """
 
     silent_s: float = SILENT_S
     interval_s: float = 1.0
     timeout_s: float = 2.0
     misses_at_least: int = 3
+    late_s: float = 0.25
+    excused_for: float = 6.0
 
     def __post_init__(self) -> None:
-        if self.silent_s < 0 or self.interval_s <= 0 or self.timeout_s <= 0 or self.misses_at_least < 1:
+        times = (self.interval_s, self.timeout_s, self.late_s)
+        if self.silent_s < 0 or min(times) <= 0 or self.misses_at_least < 1 or self.excused_for < 1:
             raise ConfigError(f"no process can be watched like this: {self}")
 
     @property
-    def late_s(self) -> float:
+    def still_s(self) -> float:
         """More than this between two outcomes, and it was the one who asks that stood still."""
         return 2.0 * (self.interval_s + self.timeout_s)
 
@@ -44,23 +49,31 @@ class Silence:
 
     def __init__(self, policy: ProbePolicy, now: float) -> None:
         self._policy = policy
-        self._heard = now
-        self._last = now
-        self._misses = 0
+        self.answered(now)
 
     def answered(self, now: float) -> None:
         """It said something."""
         self._heard = self._last = now
         self._misses = 0
+        self._excused_s = 0.0
 
-    def missed(self, now: float) -> float | None:
-        """It did not answer in time. Returns for how many seconds it has been silent if that is too long."""
-        policy = self._policy
-        if now - self._last > policy.late_s:
+    def missed(self, now: float, *, late_s: float = 0.0) -> float | None:
+        """It did not answer in time. Returns for how many seconds it has been silent if that is too long.
+
+        `late_s`: how late the one who asks was himself since the last outcome, at most.
+        """
+        policy, since_last_s = self._policy, now - self._last
+        if since_last_s > policy.still_s:
             self.answered(now)
             return None
         self._last = now
-        self._misses += 1
         silent_s = now - self._heard
-        too_long = policy.silent_s > 0 and silent_s >= policy.silent_s and self._misses >= policy.misses_at_least
+        if late_s > policy.late_s and silent_s < policy.excused_for * policy.silent_s:
+            self._excused_s += since_last_s
+            return None
+        self._misses += 1
+        if silent_s >= policy.excused_for * policy.silent_s:
+            self._excused_s = 0.0
+        counted_s = silent_s - self._excused_s
+        too_long = policy.silent_s > 0 and counted_s >= policy.silent_s and self._misses >= policy.misses_at_least
         return silent_s if too_long else None

@@ -5,7 +5,10 @@ lives. As long as it answers, only a stream that had a pace and lost it is held 
 usual gap later. A runner that says nothing at all, neither on the stream nor when asked, is silent after `silent_s`.
 
 Who looks can stand still himself, when a laptop sleeps: what he missed then says nothing of the runner, and the count
-begins anew. The same holds while he is busy with a message: a slow caller is not the runner's silence.
+begins anew. Where his machine is starved, each of his looks is late by less than that, and by so much longer the runner
+has time. He may have been still between two looks that were both in time, too, and what came meanwhile lies unread: so
+nobody is left before a second look a moment later. And while he is busy with a message, a slow caller is not the
+runner's silence.
 
 Times are seconds on any clock that only goes forward.
 """
@@ -21,13 +24,18 @@ from chorus.core.generation import Priority
 # How fast a longer gap than usual is forgotten; a longer one counts at once.
 _FADING = 0.1
 _LEAST_WAIT_S = 0.01
+# What lies unread is read within that, unless this look is late as well; so many are put off at most.
+SECOND_LOOK_S = 0.1
+_SECOND_LOOK_LATE_S = 0.25
+_MOST_PUT_OFF = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPatience:
     """How long a stream may be silent. `stall_s` is the least that counts as stuck where the runner answers.
 
-    A gap is usual once `gaps_at_least` have been measured; a look that comes `late_s` after its time begins anew.
+    A gap is usual once `gaps_at_least` have been measured. A look that comes `late_s` after its time begins anew; by
+    what it is late otherwise, silences are held to be shorter.
     """
 
     ask_after_s: float = 0.75
@@ -76,7 +84,7 @@ class Look:
 class StreamWatch:
     """The decision for one attempt of one stream, which begins to be read at `now`."""
 
-    __slots__ = ("_answered", "_asked", "_due", "_gaps", "_patience", "_reading", "_since", "_usual_s")
+    __slots__ = ("_answered", "_asked", "_due", "_gaps", "_looks", "_patience", "_reading", "_since", "_usual_s")
 
     def __init__(self, patience: StreamPatience, now: float) -> None:
         self._patience = patience
@@ -85,6 +93,7 @@ class StreamWatch:
         self._answered = now
         self._asked: float | None = None
         self._due: float | None = None
+        self._looks = 0  # that have found it silent or stuck since it last said something
         self._gaps = 0
         self._usual_s = 0.0
 
@@ -100,6 +109,7 @@ class StreamWatch:
             self._usual_s = 0.0
         self._reading = False
         self._asked = None
+        self._looks = 0
 
     def listening(self, now: float) -> None:
         """The message was dealt with, and the next one is awaited."""
@@ -110,6 +120,7 @@ class StreamWatch:
         """The runner was asked whether it lives, and it does."""
         self._answered = max(self._answered, now)
         self._asked = None
+        self._looks = 0
 
     def unanswered(self) -> None:
         """It was asked, and did not answer in the time that a question has; it may be asked again."""
@@ -125,13 +136,28 @@ class StreamWatch:
 
     def look(self, now: float) -> Look:
         """What to make of the stream at `now`; the next look is due in `again_in_s`."""
-        patience = self._patience
-        if self._due is not None and now - self._due > patience.late_s:
-            self._since = self._answered = now
-            self._asked = None
+        late_s = 0.0 if self._due is None else max(0.0, now - self._due)
+        if late_s:
+            self._excuse(late_s, now)
         found = self._look(now)
+        if found.sight is Sight.SILENT or found.sight is Sight.STALLED:
+            self._looks += 1
+            put_off = late_s > _SECOND_LOOK_LATE_S and self._looks < _MOST_PUT_OFF
+            if self._looks == 1 or put_off:
+                found = Look(Sight.FINE, found.quiet_s, SECOND_LOOK_S)
         self._due = now + found.again_in_s
         return found
+
+    def _excuse(self, late_s: float, now: float) -> None:
+        """For so long nobody was here to notice what came."""
+        if late_s > self._patience.late_s:
+            self._since = self._answered = now
+            self._asked = None
+            return
+        self._since = min(self._since + late_s, now)
+        self._answered = min(self._answered + late_s, now)
+        if self._asked is not None:
+            self._asked = min(self._asked + late_s, now)
 
     def _look(self, now: float) -> Look:
         patience = self._patience
