@@ -8,9 +8,10 @@ import pytest
 
 from tests.deploy.manifests import OVERLAYS, Document, overlay, variant
 
-# What no overlay has: certificates by cert-manager, and runners as a StatefulSet.
+# What no overlay has: certificates by cert-manager, runners that join, and runners as a StatefulSet.
 VARIANTS = {
     "cert-manager": ("gpu-nvidia", "mtls-cert-manager"),
+    "identity": ("gpu-nvidia", "mtls-identity"),
     "statefulset": ("mtls-selfsigned", "runner-statefulset", "observability"),
 }
 SETS = (*OVERLAYS, *VARIANTS)

@@ -68,13 +68,15 @@ class Pods:
 
 @dataclass(frozen=True)
 class Dial:
-    """`who` dials a service at a Service's name, or at the pod's own address where `host` is empty."""
+    """`who` dials a service at a Service's name, or at the pod's own address where `host` is empty; `purpose` is which
+    of its listeners is meant."""
 
     who: str
     role: Role
     name: str
     host: str
     port: int
+    purpose: str = "grpc"
 
 
 def workloads(documents: Iterable[Document]) -> list[Pods]:
@@ -94,6 +96,11 @@ def dials(pods: Iterable[Pods]) -> Iterator[Dial]:
             service = each.config.mesh.identity_service
             assert service is not None, "it would not learn who is revoked"
             yield _dial(each.service, Role.IDENTITY, service)
+        if (renewal := each.config.mesh.renewal) is not None:
+            yield _dial(each.service, Role.IDENTITY, renewal, "join")
+        if each.service == "issuer" and "--tokens" in each.main["args"]:
+            assert each.config.mesh.identity_service is not None, "it could ask nobody for tokens"
+            yield _dial("issuer", Role.IDENTITY, each.config.mesh.identity_service)
         if each.service in ("runner", "coordinator"):
             for endpoint in getattr(each.config, each.service).registries:
                 yield _dial(each.service, Role.REGISTRY, endpoint)
@@ -107,8 +114,8 @@ def dials(pods: Iterable[Pods]) -> Iterator[Dial]:
             yield Dial("client", Role.COORDINATOR, each.config.coordinator.name, "chorus-coordinator", 7301)
 
 
-def _dial(who: str, role: Role, endpoint: Endpoint) -> Dial:
-    return Dial(who, role, endpoint.name or str(role), endpoint.host, endpoint.port)
+def _dial(who: str, role: Role, endpoint: Endpoint, purpose: str = "grpc") -> Dial:
+    return Dial(who, role, endpoint.name or str(role), endpoint.host, endpoint.port, purpose)
 
 
 def matches(selector: Document | None, labels: Mapping[str, str]) -> bool:
@@ -187,7 +194,7 @@ def disagreements(documents: Iterable[Document], names: Mapping[str, tuple[str, 
         found += _of_authority(each)
         if each.service != "identity":
             found += _of_certificates(each, names)
-    wanted = list(dict.fromkeys(dials(mesh)))
+    wanted = list(dict.fromkeys(dials(pods)))
     for dial in wanted:
         found += _of_dial(dial, mesh, documents)
     return [*found, *_of_policies(wanted, [*pods, CLIENT, STRANGER], documents)]
@@ -241,18 +248,15 @@ def _of_certificates(pods: Pods, names: Mapping[str, tuple[str, ...]]) -> Iterat
 
 
 def _handed_over(pods: Pods, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What the init container `leaf` takes from the Secret of all leaves."""
-    leaf = next(container for container in containers(pods.template) if container["name"] == "leaf")
-    runner = pods.environment(leaf)["CHORUS_RUNNER__NAME"]
-    assert leaf["args"] == [
-        "k8s",
-        "leaf",
-        "$(CHORUS_RUNNER__NAME)",
-        "--from",
-        "/etc/chorus/leaves",
-        "--to",
-        "/etc/chorus/certs",
-    ]
+    """The leaf that an init container gets for the runner: out of the Secret of all leaves, or by joining."""
+    first = next(container for container in containers(pods.template) if container["name"] in ("leaf", "join"))
+    runner = pods.environment(first)["CHORUS_RUNNER__NAME"]
+    words = ["k8s", "leaf", "$(CHORUS_RUNNER__NAME)", "--from", "/etc/chorus/leaves", "--to", "/etc/chorus/certs"]
+    if first["name"] == "join":
+        words = ["k8s", "join", "--tokens", "/etc/chorus/tokens"]
+        joins, runs = load_config(environ=pods.environment(first)).mesh, pods.config.mesh
+        assert (joins.certs_dir, joins.renewal) == (runs.certs_dir, runs.renewal), "the runner looks elsewhere"
+    assert first["args"] == words
     secrets = [volume["secret"]["secretName"] for volume in pods.template["spec"]["volumes"] if "secret" in volume]
     return tuple(itertools.chain.from_iterable(names.get(f"{secret}/{runner}", ()) for secret in secrets))
 
@@ -276,8 +280,8 @@ def _of_dial(dial: Dial, mesh: list[Pods], documents: list[Document]) -> Iterato
         if service["spec"].get("clusterIP") == "None":
             port = dial.port
     for target in targets:
-        if target.ports().get(str(port), port) != target.listens()["grpc"]:
-            yield f"{dial.who} reaches port {port} of {target.name}, which listens on {target.listens()['grpc']}"
+        if target.ports().get(str(port), port) != (listens := target.listens()[dial.purpose]):
+            yield f"{dial.who} reaches port {port} of {target.name}, which listens on {listens}"
         if getattr(target.config, target.service).name != dial.name and dial.role is not Role.RUNNER:
             yield f"{dial.who} asks for {dial.name}, and {target.name} is called otherwise"
 
@@ -285,12 +289,11 @@ def _of_dial(dial: Dial, mesh: list[Pods], documents: list[Document]) -> Iterato
 def _of_policies(wanted: list[Dial], pods: list[Pods], documents: list[Document]) -> Iterator[str]:
     """Every edge that is dialled is let through, and no other one between two pods of the mesh."""
     policies = Policies(documents)
-    needed = {(dial.who, str(dial.role)) for dial in wanted}
+    needed = {(dial.who, str(dial.role), dial.purpose) for dial in wanted}
     for source, target in itertools.product(pods, pods):
         if target.service not in SERVICES:
             continue
         for purpose, port in target.listens().items():
-            edge = (source.service, target.service)
-            due = purpose == "grpc" and edge in needed
+            due = (source.service, target.service, purpose) in needed
             if policies.allow(source, target, port) != due:
                 yield f"{source.name} -> {target.name}:{purpose} is {'kept out' if due else 'let through'}"

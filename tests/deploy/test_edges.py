@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from chorus.core.identity import Role, SpiffeId
 from chorus.identity.ca import now_utc
 from chorus.identity.policy import load_policy
+from chorus.k8s.enrolling import TOKENS_SECRET
 from chorus.k8s.issuing import Issuer
 from chorus.telemetry.event_metrics import EventMetrics
 from chorus.telemetry.lease_metrics import LeaseMetrics
@@ -36,7 +37,11 @@ def issued(tmp_path_factory: pytest.TempPathFactory) -> Names:
     names: Names = {}
     with serving(tmp_path_factory.mktemp("account")) as (api, cluster):
         api.put("/api/v1/nodes/desktop", node("desktop"))
-        Issuer(cluster, load_policy(), trust_domain="chorus.local", now=now_utc()).run(["chorus-runner-0"])
+        issuer = Issuer(cluster, load_policy(), trust_domain="chorus.local", now=now_utc())
+        for runner in issuer.run(leaves=False).runners:  # they join, by a token for their name
+            identity = SpiffeId("chorus.local", Role.RUNNER, runner)
+            names[f"{TOKENS_SECRET}/{runner}"] = (str(identity), identity.dns_name)
+        issuer.run(["chorus-runner-0"])
         secrets = {path.rpartition("/")[2]: doc["data"] for path, doc in api.objects.items() if "/secrets/" in path}
     for name, data in secrets.items():
         for key, text in data.items():
@@ -126,6 +131,37 @@ BROKEN: dict[str, Break] = {
         d.remove(one(d, "NetworkPolicy", "chorus-default-deny")) or d.remove(one(d, "NetworkPolicy", "chorus-registry"))
     ),
 }
+
+
+JOINING: dict[str, Break] = {
+    "where a runner renews": lambda d: _variable(
+        d, "chorus-runner", "CHORUS_MESH__RENEWAL", "identity@chorus-identity:7311"
+    ),
+    "where it joins": lambda d: _workload(d, "chorus-runner")["initContainers"][0]["env"][2].update(
+        value="identity@chorus-registry:7312"
+    ),
+    "as whom it joins": lambda d: _workload(d, "chorus-runner")["initContainers"][0]["env"][0].update(
+        valueFrom={"fieldRef": {"fieldPath": "metadata.name"}}
+    ),
+    "whose token it has": lambda d: _workload(d, "chorus-runner")["volumes"][0]["secret"].update(
+        secretName="chorus-client-tls"
+    ),
+    "the Service's port to join": lambda d: one(d, "Service", "chorus-identity")["spec"]["ports"].pop(),
+    "who may join": lambda d: _policy(d, "chorus-join")["ingress"][0]["from"].append({"podSelector": {}}),
+    "who may have tokens made": lambda d: _policy(d, "chorus-join")["ingress"].pop(),
+    "the way to join": lambda d: d.remove(one(d, "NetworkPolicy", "chorus-join-runner")),
+}
+
+
+@pytest.mark.parametrize("what", JOINING)
+def test_what_is_broken_of_joining_is_noticed(rendered: Rendered, issued: Names, what: str):
+    documents = copy.deepcopy(list(rendered("identity")))
+    JOINING[what](documents)
+    try:
+        found = disagreements(documents, issued)
+    except AssertionError as error:
+        found = [str(error)]
+    assert found != []
 
 
 @pytest.mark.parametrize("what", BROKEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from chorus.identity.ca import now_utc
 from chorus.identity.policy import load_policy
+from chorus.k8s.enrolling import TOKENS_SECRET
 from chorus.k8s.issuing import Issuer
 from tests.deploy.api_server import node, serving
 from tests.deploy.conftest import Rendered
@@ -35,29 +37,31 @@ CLIENT_ENV = {
     "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     "HOME": "/tmp",
 }
-CLIENT = Pods(
-    "client",
-    {"chorus.mesh/client": "true"},
-    {
-        "spec": {
-            "volumes": [
-                {"name": "leaf", "secret": {"secretName": "chorus-client-tls", "defaultMode": 0o440}},
-                {"name": "tmp", "emptyDir": {}},
-            ],
-            "containers": [
-                {
-                    "name": "client",
-                    "command": ["python", "-m", "tests.deploy.client_pod"],
-                    "env": [{"name": name, "value": value} for name, value in CLIENT_ENV.items()],
-                    "volumeMounts": [
-                        {"name": "leaf", "mountPath": "/etc/chorus/certs/client-cli", "readOnly": True},
-                        {"name": "tmp", "mountPath": "/tmp"},
-                    ],
-                }
-            ],
-        }
-    },
-)
+ADMIN_ENV = {
+    "CHORUS_MESH__CERTS_DIR": "/etc/chorus/certs",
+    "CHORUS_MESH__IDENTITY_SERVICE": "identity@chorus-identity:7311",
+    "HOME": "/tmp",
+}
+
+
+def person(name: str, secret: str, folder: str, environment: dict[str, str], *command: str) -> Pods:
+    """A pod from which somebody asks, with the leaf of a Secret."""
+    container = {
+        "name": name,
+        "command": list(command),
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "volumeMounts": [
+            {"name": "leaf", "mountPath": f"/etc/chorus/certs/{folder}", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    leaf = {"name": "leaf", "secret": {"secretName": secret, "defaultMode": 0o440}}
+    spec = {"volumes": [leaf, {"name": "tmp", "emptyDir": {}}], "containers": [container]}
+    return Pods(name, {"chorus.mesh/client": "true"}, {"spec": spec})
+
+
+CLIENT = person("client", "chorus-client-tls", "client-cli", CLIENT_ENV, "python", "-m", "tests.deploy.client_pod")
+ADMIN = person("admin", "chorus-admin-tls", "admin-cli", ADMIN_ENV, "chorus", "token", "create", "--json", "--name")
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +74,22 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
         return {path.rpartition("/")[2]: doc["data"] for path, doc in api.objects.items() if "/secrets/" in path}
 
 
-@pytest.fixture
-def cluster(rendered: Rendered, tmp_path: Path, secrets: dict[str, dict[str, str]]) -> Iterator[Cluster]:
+@pytest.fixture(params=["ha"])
+def cluster(
+    request: pytest.FixtureRequest, rendered: Rendered, tmp_path: Path, secrets: dict[str, dict[str, str]]
+) -> Iterator[Cluster]:
     tmp_path.chmod(0o755)
-    cluster = Cluster(rendered("ha"), tmp_path, secrets)
+    cluster = Cluster(rendered(request.param), tmp_path, secrets)
     with cluster.on():
         yield cluster
 
 
 class Kubelet:
-    """Starts pods, probes them as they say, and replaces them."""
+    """Starts pods, probes them as they say, and replaces them. `environment` is what all of them have besides."""
 
-    def __init__(self, cluster: Cluster, pods: list[Pods], folder: Path) -> None:
+    def __init__(self, cluster: Cluster, pods: list[Pods], folder: Path, **environment: str) -> None:
         self._cluster = cluster
+        self._environment = FAKE | environment
         self._pods = {each.service: each for each in pods}
         # The health listener has no reflection, so grpcurl is given the messages.
         files = FileDescriptorSet()
@@ -93,7 +100,7 @@ class Kubelet:
     async def bring_up(self, service: str, where: str = "desktop") -> Pod:
         """A new pod, which is ready."""
         pod = self._cluster.pod(self._pods[service], where)
-        await self._cluster.start(pod, **FAKE)
+        await self._cluster.start(pod, **self._environment)
         await self._becomes_ready(pod)
         self._cluster.becomes_ready(pod)
         return pod
@@ -205,5 +212,36 @@ async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, r
     await load.ends()
     assert [told for told in load.told if "failed" in told] == []
     assert len([told for told in load.told if "whole" in told]) > 6
+    for pod in [pod for pod in cluster.pods if pod.process is not None]:
+        assert await cluster.end(pod) == 0
+
+
+@pytest.mark.parametrize("cluster", ["identity"], indirect=True)
+async def test_a_runner_joins_keeps_its_key_on_its_node_and_renews(
+    cluster: Cluster, rendered: Rendered, tmp_path: Path, secrets: dict[str, dict[str, str]]
+):
+    mesh = [each for each in workloads(rendered("identity")) if each.name != "chorus-runner-nvidia"]
+    kubelet = Kubelet(cluster, mesh, tmp_path, CHORUS_IDENTITY__LEAF_LIFETIME_S="8")
+    await asyncio.gather(kubelet.bring_up("identity"), kubelet.bring_up("registry"))
+
+    # What the Job does (test_enrolling.py), as an admin does it by hand.
+    asking = cluster.pod(ADMIN, "laptop")
+    command = await cluster.execute(asking, {**ADMIN.main, "args": ["desktop"]})
+    said, errors = await command.communicate()
+    assert command.returncode == 0, errors.decode()
+    tokens = secrets[TOKENS_SECRET] = {"desktop": b64encode(json.loads(said)["token"].encode()).decode()}
+
+    runner = await kubelet.bring_up("runner", "desktop")
+    own = tmp_path / "node-desktop" / "certs" / "runner-desktop"
+    key, first = (own / "tls.key").read_bytes(), (own / "tls.crt").read_bytes()
+    assert runner.process is not None
+    await runner.process.event("certificate.renewed")
+    assert ((own / "tls.key").read_bytes(), (own / "tls.crt").read_bytes() == first) == (key, False)
+    assert cluster.connections(7101) == {("runner", "registry")}
+
+    # Its next pod needs no token, however long the last one has been gone.
+    tokens.clear()
+    await kubelet.replace(runner, surge=False)
+    assert (own / "tls.key").read_bytes() == key
     for pod in [pod for pod in cluster.pods if pod.process is not None]:
         assert await cluster.end(pod) == 0

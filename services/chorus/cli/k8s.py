@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import handles_errors, note
 from chorus.core.cluster.layout import Certificates, Extra, lay_out
+from chorus.core.errors import ConfigError
 
 app = group(
     help="The mesh in Kubernetes: an overlay for one's own nodes, what is wrong in a cluster, and what runs in it.",
@@ -42,7 +44,12 @@ def render(
         typer.Option("--model", metavar="MODEL", help="Fetched to each node; again for more. Default: SmolLM2."),
     ] = None,
     certificates: Annotated[
-        Certificates, typer.Option("--certificates", help="Who makes them: a Job of Chorus, or cert-manager.")
+        Certificates,
+        typer.Option(
+            "--certificates",
+            help="Who makes them: a Job of Chorus; identity: the same, but runners make keys themselves, and join; "
+            "cert-manager.",
+        ),
     ] = Certificates.SELFSIGNED,
     extras: Annotated[
         list[Extra] | None,
@@ -114,6 +121,10 @@ def issue(
             show_default=False,
         ),
     ] = None,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="Lay tokens ready with which runners join, in place of keys for them."),
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Make the mesh's authority and the certificates that are missing, as Secrets of this pod's namespace.
@@ -127,8 +138,9 @@ def issue(
     from chorus.k8s.issuing import Issuer
 
     mesh = load_config(file=config).mesh
-    issuer = Issuer(Cluster.in_pod(), load_policy(), trust_domain=mesh.trust_domain, now=now_utc())
-    issued = issuer.run(runners or ())
+    cluster = Cluster.in_pod()
+    issuer = Issuer(cluster, load_policy(), trust_domain=mesh.trust_domain, now=now_utc())
+    issued = issuer.run(runners or (), leaves=not tokens)
     for identity in issued.made:
         note(f"issued {identity}")
     for name in issued.refused:
@@ -137,6 +149,33 @@ def issue(
             "Give the node another name (k3s --node-name)[/yellow]"
         )
     note(f"{len(issued.made)} issued, {len(issued.kept)} good for longer")
+    if tokens:
+        from chorus.k8s.enrolling import invite_with
+
+        done = asyncio.run(invite_with(cluster, mesh.identity_service, issued.runners, time.time()))
+        note(f"tokens: {len(done.invited)} made, {len(done.kept)} lie ready, {len(done.withdrawn)} taken away")
+
+
+@app.command(rich_help_panel=_IN_CLUSTER)
+@handles_errors
+def join(
+    source: Annotated[Path, typer.Option("--tokens", metavar="DIR", help="Where the Secret of all tokens is mounted.")],
+    config: ConfigFile = None,
+) -> None:
+    """Get this runner its certificate, by the token laid ready for it, unless its node has one already.
+
+    runner.name, mesh.renewal and mesh.certs_dir are those of the runner itself.
+    """
+    from chorus.config import load_config
+    from chorus.k8s.enrolling import join_once
+
+    settings = load_config(file=config)
+    name, certs = settings.runner.name, settings.mesh.certs_dir
+    if name is None or settings.mesh.renewal is None:
+        raise ConfigError("runner.name says who joins, and mesh.renewal where; one of them is not set")
+    joined = join_once(name, source, settings.mesh.renewal, certs)
+    note(f"{name} has joined" if joined else f"{name} has joined before")
+    sys.stdout.write(f"{certs}\n")
 
 
 @app.command(rich_help_panel=_IN_CLUSTER)

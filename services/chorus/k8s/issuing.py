@@ -6,8 +6,6 @@ missing: leaves of new nodes, and those that have lived for two thirds of their 
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,12 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from chorus.core.cluster.labels import RUNNER_LABEL
-from chorus.core.errors import CertificateError, ConfigError, InvalidRequestError, NotFoundError
+from chorus.core.errors import CertificateError, ConfigError, InvalidRequestError
 from chorus.core.identity import Role, SpiffeId
 from chorus.identity.ca import CA_KEY, CertificateAuthority, Leaf
 from chorus.identity.policy import Policy
-from chorus.k8s.cluster import Cluster, ConflictError, Object
+from chorus.k8s.cluster import Cluster, ConflictError
 from chorus.k8s.leaves import LEAVES_SECRET, certificate_key, private_key
+from chorus.k8s.secrets import Secrets
 from chorus.transport.tls import (
     CA_FILE,
     CERTIFICATE_FILE,
@@ -32,7 +31,7 @@ from chorus.transport.tls import (
 )
 
 AUTHORITY_SECRET = "chorus-ca"  # noqa: S105 - a name
-_LABELS = {"app.kubernetes.io/part-of": "chorus", "app.kubernetes.io/managed-by": "chorus-issue"}
+ADMIN_SECRET = "chorus-admin-tls"  # noqa: S105 - a name
 _RENEWED_AT = 2 / 3
 
 
@@ -56,10 +55,11 @@ SINGLES = (
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What one run did: names of identities, and of nodes that can be no runner's name."""
+    """What one run did: identities, the names of all runners, and those of nodes that can be no runner's name."""
 
     made: tuple[str, ...]
     kept: tuple[str, ...]
+    runners: tuple[str, ...]
     refused: tuple[str, ...]
 
 
@@ -68,14 +68,16 @@ class Issuer:
 
     def __init__(self, cluster: Cluster, policy: Policy, *, trust_domain: str, now: datetime) -> None:
         self._cluster = cluster
+        self._secrets = Secrets(cluster)
         self._policy = policy
         self._trust_domain = trust_domain
         self._now = now
         self._made: list[str] = []
         self._kept: list[str] = []
 
-    def run(self, runners: Iterable[str] = ()) -> Issued:
-        """Makes what is missing, for the labelled nodes and for `runners` besides.
+    def run(self, runners: Iterable[str] = (), *, leaves: bool = True) -> Issued:
+        """Makes what is missing, for the labelled nodes and for `runners` besides; without `leaves` runners get theirs
+        elsewhere.
 
         Raises UnavailableError where the API server can't be asked, CertificateError where the authority's Secret is
         damaged, ConfigError where it is of another mesh.
@@ -84,20 +86,21 @@ class Issuer:
         for single in SINGLES:
             self._single(authority, single)
         names, refused = self._runner_names(runners)
-        self._leaves(authority, names)
-        return Issued(tuple(self._made), tuple(self._kept), tuple(refused))
+        if leaves:
+            self._leaves(authority, names)
+        return Issued(tuple(self._made), tuple(self._kept), tuple(names), tuple(refused))
 
     def _authority(self) -> CertificateAuthority:
-        stored = self._read(AUTHORITY_SECRET)
+        stored = self._secrets.read(AUTHORITY_SECRET)
         if stored is None:
             with TemporaryDirectory() as scratch:
                 made = CertificateAuthority.create(self._policy, now=self._now, trust_domain=self._trust_domain)
                 made.write(Path(scratch), replace=True)
                 data = {name: (Path(scratch) / name).read_bytes() for name in (CA_FILE, CA_KEY)}
             try:
-                self._cluster.create(self._secrets(), _secret(AUTHORITY_SECRET, data))
+                self._secrets.create(AUTHORITY_SECRET, data)
             except ConflictError:  # another run was faster, and its authority is the one
-                stored = self._read(AUTHORITY_SECRET)
+                stored = self._secrets.read(AUTHORITY_SECRET)
             else:
                 self._made.append(f"the authority of {self._trust_domain}")
                 return made
@@ -125,17 +128,17 @@ class Issuer:
 
     def _single(self, authority: CertificateAuthority, single: Single) -> None:
         identity = SpiffeId(self._trust_domain, single.role, single.name)
-        stored = self._read(single.secret)
+        stored = self._secrets.read(single.secret)
         data = stored or {}
         if self._lasts(authority, identity, data.get(CERTIFICATE_FILE), data.get(KEY_FILE)):
             self._kept.append(str(identity))
             return
         leaf = self._issue(authority, identity, self._service_names(single.service))
         fresh = {CERTIFICATE_FILE: leaf.cert_pem, KEY_FILE: leaf.key_pem, CA_FILE: leaf.ca_pem}
-        self._write(single.secret, fresh, exists=stored is not None)
+        self._secrets.write(single.secret, fresh, exists=stored is not None)
 
     def _leaves(self, authority: CertificateAuthority, runners: Sequence[str]) -> None:
-        stored = self._read(LEAVES_SECRET)
+        stored = self._secrets.read(LEAVES_SECRET)
         wanted: dict[str, bytes] = {CA_FILE: authority.certificate_pem}
         for runner in runners:
             identity = SpiffeId(self._trust_domain, Role.RUNNER, runner)
@@ -152,7 +155,7 @@ class Issuer:
         if wanted != stored:
             # Leaves of nodes that are gone go as well: a merge patch takes away what is set to null.
             gone = dict.fromkeys((stored or {}).keys() - wanted.keys())
-            self._write(LEAVES_SECRET, {**gone, **wanted}, exists=stored is not None)
+            self._secrets.write(LEAVES_SECRET, {**gone, **wanted}, exists=stored is not None)
 
     def _runner_names(self, more: Iterable[str]) -> tuple[list[str], list[str]]:
         nodes = self._cluster.get("/api/v1/nodes", labelSelector=f"{RUNNER_LABEL}=true")
@@ -197,37 +200,3 @@ class Issuer:
             *(f"{service}.{namespace}{end}" for end in ("", ".svc", ".svc.cluster.local")),
             *("localhost", "127.0.0.1", "::1"),  # kubectl port-forward
         )
-
-    def _secrets(self, name: str = "") -> str:
-        path = f"/api/v1/namespaces/{self._cluster.namespace}/secrets"
-        return f"{path}/{name}" if name else path
-
-    def _read(self, name: str) -> dict[str, bytes] | None:
-        try:
-            found = self._cluster.get(self._secrets(name))
-        except NotFoundError:
-            return None
-        try:
-            return {key: base64.b64decode(text, validate=True) for key, text in (found.get("data") or {}).items()}
-        except binascii.Error as error:
-            raise CertificateError(f"the Secret {name} is damaged: {error}") from error
-
-    def _write(self, name: str, data: Mapping[str, bytes | None], *, exists: bool) -> None:
-        if exists:
-            self._cluster.merge(self._secrets(name), {"data": _encoded(data)})
-        else:
-            self._cluster.create(self._secrets(), _secret(name, data))
-
-
-def _secret(name: str, data: Mapping[str, bytes | None]) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name, "labels": _LABELS},
-        "type": "Opaque",
-        "data": _encoded(data),
-    }
-
-
-def _encoded(data: Mapping[str, bytes | None]) -> dict[str, str | None]:
-    return {key: None if value is None else base64.b64encode(value).decode() for key, value in data.items()}

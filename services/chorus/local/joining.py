@@ -83,33 +83,50 @@ def joined_already(home: MeshHome) -> Joined | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A machine with a certificate of its own: whom it has met, and where the others are."""
+
+    identity: SpiffeId
+    met: Met
+    endpoints: pb.MeshEndpoints
+
+
 def join(home: MeshHome, where: Endpoint, line: JoinLine, wish: Wish) -> Joined:
-    """Joins the mesh at `where`. Raises CertificateError where somebody else answers there, or a clock is wrong,
-    UnavailableError, and what the identity service answers."""
+    """Joins the mesh at `where`, and writes down how to run. Raises as `enrol`."""
     home.make()
-    make_directory(home.certs)
+    enrolled = enrol(home.certs, where, line, wish)
+    role = enrolled.identity.role
+    config = _config(home, where, enrolled, wish)
+    config_file = _config_file(home, role)
+    section = role.value if role in _SERVICES else "client"
+    write_new(config_file, to_toml(config, "mesh", "log", "audit", section).encode(), KEY_MODE, replace=True)
+    return Joined(enrolled.identity, config_file)
+
+
+def enrol(certs: Path, where: Endpoint, line: JoinLine, wish: Wish) -> Enrolled:
+    """Joins the mesh at `where`: a folder below `certs` has the key and the certificate then.
+
+    Raises CertificateError where somebody else answers there, or a clock is wrong, UnavailableError, and what the
+    identity service answers.
+    """
+    make_directory(certs)
     met = meet(where, line.authority_sha256)
-    pending = home.certs / f"joining-{line.token_id}.key"
+    pending = certs / f"joining-{line.token_id}.key"
     key_pem = _own_key(pending)
-    advertise = wish.advertise
-    own = advertise.host if advertise is not None else met.own_ip
+    own = wish.advertise.host if wish.advertise is not None else met.own_ip
     answer = asyncio.run(_ask(where, met, line, key_pem, name=wish.name, addresses=(own, "127.0.0.1", "localhost")))
     issued = answer.certificate
     got = TlsIdentity.from_pem(ca_pem=issued.authorities_pem, cert_pem=issued.certificate_pem, key_pem=key_pem)
     _check_clock(decode_time(issued.time))
-    directory = home.certs / f"{got.spiffe_id.role}-{got.spiffe_id.name}"
     contents = {
         KEY_FILE: (key_pem, KEY_MODE),
         CERTIFICATE_FILE: (got.cert_pem, CERTIFICATE_MODE),
         CA_FILE: (got.ca_pem, CERTIFICATE_MODE),
     }
-    write_new_directory(directory, contents, replace=True)
-    config = _config(home, where, met, got.spiffe_id, answer.endpoints, wish, own)
-    config_file = _config_file(home, got.spiffe_id.role)
-    section = got.spiffe_id.role.value if got.spiffe_id.role in _SERVICES else "client"
-    write_new(config_file, to_toml(config, "mesh", "log", "audit", section).encode(), KEY_MODE, replace=True)
+    write_new_directory(certs / f"{got.spiffe_id.role}-{got.spiffe_id.name}", contents, replace=True)
     pending.unlink(missing_ok=True)
-    return Joined(got.spiffe_id, config_file)
+    return Enrolled(got.spiffe_id, met, answer.endpoints)
 
 
 def meet(where: Endpoint, authority_sha256: bytes) -> Met:
@@ -223,9 +240,9 @@ def _check_clock(theirs: float) -> None:
         )
 
 
-def _config(
-    home: MeshHome, where: Endpoint, met: Met, identity: SpiffeId, endpoints: pb.MeshEndpoints, wish: Wish, own: str
-) -> ChorusConfig:
+def _config(home: MeshHome, where: Endpoint, enrolled: Enrolled, wish: Wish) -> ChorusConfig:
+    identity, endpoints, met = enrolled.identity, enrolled.endpoints, enrolled.met
+    own = wish.advertise.host if wish.advertise is not None else met.own_ip
     mesh = {
         "trust_domain": identity.trust_domain,
         "certs_dir": home.certs,

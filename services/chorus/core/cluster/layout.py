@@ -17,6 +17,7 @@ class Certificates(StrEnum):
     """Who makes them; the name of a component is `mtls-` and the value."""
 
     SELFSIGNED = "selfsigned"
+    IDENTITY = "identity"
     CERT_MANAGER = "cert-manager"
 
 
@@ -67,12 +68,12 @@ def lay_out(
         if not model or any(sign.isspace() or not sign.isprintable() for sign in model) or model.startswith("-"):
             raise InvalidRequestError("--model", f"{model[:80]!r} names no model; `chorus models suggest` lists some")
     mtls = f"mtls-{certificates}"
-    components = [] if certificates is Certificates.CERT_MANAGER else [mtls]
+    components = [mtls] if certificates is Certificates.SELFSIGNED else []
     components += ["gpu-nvidia"] if gpu_nodes else []
     components += ["node-drain"] if len(every) > 1 else []
     components += sorted(set(extras))
-    # It changes runners, those of gpu-nvidia included, and so comes after them.
-    components += [mtls] if certificates is Certificates.CERT_MANAGER else []
+    # The others change runners, those of gpu-nvidia included, and so come after them.
+    components += [mtls] if certificates is not Certificates.SELFSIGNED else []
     copies = min(len(every), _COPIES_MAX)
     return Layout(
         nodes=every,

@@ -102,7 +102,7 @@ def _crashing(facts: ClusterFacts, pod: Pod, container: Container) -> Finding:
         )
     if container.exit_code == 2:
         return fail("pods", f"{where} does not like its configuration", f"{logs} says which key, and what it may be")
-    if container.name == "leaf":
+    if container.name in ("leaf", "join"):
         return fail(
             "certificates", f"{where}: {pod.node} has no certificate for its runner yet", f"{logs} says how to get one"
         )
