@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -176,8 +176,9 @@ class Setup:
             return False
         print(f"Setting up {self.root.name} with Python {platform.python_version()}", flush=True)
         if fresh or not self._has_pip():
+            self._keep_what_it_had()
             self._make_venv()
-            waiting = tasks
+            waiting = self._tasks()
         self._mark("venv", identity)
         with self.log.open("w", encoding="utf-8") as log:
             for task in waiting:
@@ -186,6 +187,18 @@ class Setup:
                     task.do(current)
                 self._mark(task.name, task.made_from)
         return True
+
+    def _keep_what_it_had(self) -> None:
+        """A .venv that is made anew has what the old one had: who needs less now did not ask to lose the rest."""
+        options, done = self._options, self._done
+        if options.fresh:
+            return
+        base = _digest(self._requirements / "base.txt")
+        self._options = replace(
+            options,
+            dev=options.dev or done.get("packages", base) != base or "test-models" in done,
+            llama=options.llama or "llama" in done,
+        )
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 

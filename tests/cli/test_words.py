@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from chorus.cli import ask, rerank, up_view
 from chorus.cli.answering import Answer
 from chorus.cli.chat import Chat
+from chorus.cli.main import app
 from chorus.cli.output import console
 from chorus.cli.up_view import UpView, summary
 from chorus.client import AttemptChanged, Origin, RerankAnswer, StartedAt
@@ -169,3 +171,11 @@ def test_a_mesh_for_a_household_says_what_to_open(monkeypatch: pytest.MonkeyPatc
     assert "ufw allow from 192.168.7.0/24 to 192.168.7.20 port 7101,7201 proto tcp" in told
     assert f"chorus token create --role runner --dir {tmp_path}" in told
     assert f"chorus ask --dir {tmp_path}" in told
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e9", "0", "nan", "soon"])
+def test_a_timeout_that_can_not_be_is_told_by_its_flag(seconds: str) -> None:
+    refused = CliRunner().invoke(app, ["ask", "hello", "--timeout", seconds])
+    assert refused.exit_code != 0
+    assert "--timeout" in refused.output
+    assert "timeout_s" not in refused.output

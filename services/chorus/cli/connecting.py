@@ -23,7 +23,9 @@ Directory = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up after this long.", show_default=False),
+    typer.Option(
+        "--timeout", metavar="SECONDS", min=0.1, max=86_400, help="Give up after this long.", show_default=False
+    ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Which model answers.", show_default=False)]
 Adapter = Annotated[

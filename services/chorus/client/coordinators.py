@@ -261,7 +261,8 @@ def too_late(given_s: float, why: str = "", *, metadata: Mapping[str, str] | Non
     """The error where a request's time is over; `why` is what a coordinator says of it."""
     because = f" ({why})" if why else ""
     return DeadlineExceededError(
-        f"it took longer than the {given_s:g} s that it was given{because}; client.timeout_s gives it more",
+        f"it took longer than the {given_s:g} s that it was given{because}; client.timeout_s (a command's --timeout) "
+        "gives it more",
         metadata=metadata,
     )
 
