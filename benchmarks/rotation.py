@@ -13,44 +13,35 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import socket
 import ssl
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
 from figures import Bar, verdict
+from joined_mesh import HOST, START_S, Mesh, start
 from oracle import ask, right_ids
-from processes import BenchmarkError, Processes, free_port, machine, processes_in, say
+from processes import BenchmarkError, Processes, machine, processes_in, say
 
 from chorus.client import AttemptChanged, MeshClient
-from chorus.client.identity import IdentityClient
-from chorus.config import ChorusConfig, Endpoint, load_config, to_toml
 from chorus.core.errors import ChorusError
 from chorus.core.generation import TokenDelta
 from chorus.core.identity import Role, SpiffeId
-from chorus.identity.ca import CertificateAuthority, now_utc
-from chorus.identity.policy import load_policy
-from chorus.local.home import MeshHome
-from chorus.local.joining import Joined, Wish, join
 from chorus.testing.service import TOKENS_PER_SECOND_ENV
-from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsIdentity
+from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 
-DOMAIN, HOST = "rotation.chorus.local", "127.0.0.1"
 LIFE_S, CONNECT_EVERY_S = 60.0, 5.0
 _LONG, _SHORT = 4, 2
 _TOKENS_PER_SECOND = 20
 _LONG_WORDS = 350
 """At five tokens a word, 87 s: longer than any certificate lives."""
-_START_S = 60.0
-_SERVED = ((Role.REGISTRY, "registry"), (Role.COORDINATOR, "coordinator"), (Role.RUNNER, "r1"), (Role.RUNNER, "r2"))
+_ENVIRON = {TOKENS_PER_SECOND_ENV: str(_TOKENS_PER_SECOND)}
+SERVED = ((Role.REGISTRY, "registry"), (Role.COORDINATOR, "coordinator"), (Role.RUNNER, "r1"), (Role.RUNNER, "r2"))
 
 
 @dataclass
@@ -66,72 +57,6 @@ class Seen:
         what = error.reason if isinstance(error, ChorusError) else type(error).__name__
         say(f"failed: {what}: {error}")
         self.wrong[what] += 1
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """The running mesh: where its services are, and the configuration of a client that joined."""
-
-    addresses: Mapping[str, tuple[int, SpiffeId]]
-    client: ChorusConfig
-
-
-def start(folder: Path, processes: Processes) -> Mesh:
-    """Makes the authority, starts the identity service, has every service join and starts it. Raises BenchmarkError."""
-    ports = {name: free_port() for name in ("identity", "join", *(name for _, name in _SERVED))}
-    certs = folder / "certs"
-    authority = CertificateAuthority.create(load_policy(), now=now_utc(), trust_domain=DOMAIN)
-    authority.write(certs)
-    root = SpiffeId(DOMAIN, Role.ADMIN, "root")
-    admin = TlsIdentity.load(authority.issue(root, load_policy(), now=now_utc()).write(certs))
-    config = ChorusConfig.model_validate(
-        {
-            "mesh": {"trust_domain": DOMAIN, "certs_dir": certs},
-            "identity": {
-                "listen": f"{HOST}:{ports['identity']}",
-                "join_listen": f"{HOST}:{ports['join']}",
-                "leaf_lifetime_s": LIFE_S,
-                "registries": [f"registry@{HOST}:{ports['registry']}"],
-                "coordinators": [f"coordinator@{HOST}:{ports['coordinator']}"],
-            },
-        }
-    )
-    file = folder / "identity.toml"
-    file.write_text(to_toml(config, "mesh", "log", "identity"))
-    environ = {**os.environ, TOKENS_PER_SECOND_ENV: str(_TOKENS_PER_SECOND)}
-    argv = [sys.executable, "-m", "chorus.cli.main"]
-    processes.start("identity", [*argv, "identity", "--config", file], environ, watches_parent=True)
-    _until_there(ports["identity"], processes)
-
-    def joined(role: Role, name: str) -> Joined:
-        where = Endpoint(HOST, ports["identity"], "identity")
-        line = asyncio.run(_token(where, admin, role))
-        advertise = Endpoint(HOST, ports[name]) if name in ports else None
-        wish = Wish(name, advertise=advertise, engine="fake" if role is Role.RUNNER else None)
-        return join(MeshHome(folder / name), Endpoint(HOST, ports["join"]), line, wish)
-
-    addresses = {"identity": (ports["identity"], SpiffeId(DOMAIN, Role.IDENTITY, "identity"))}
-    for role, name in _SERVED:
-        member = joined(role, name)
-        processes.start(name, [*argv, role, "--config", member.config_file], environ, watches_parent=True)
-        _until_there(ports[name], processes)
-        addresses[name] = (ports[name], member.identity)
-    return Mesh(addresses, load_config(file=joined(Role.CLIENT, "kim").config_file))
-
-
-async def _token(where: Endpoint, admin: TlsIdentity, role: Role) -> object:
-    async with IdentityClient(where, admin) as client:
-        return (await client.create_token(role, ttl_s=600))[1]
-
-
-def _until_there(port: int, processes: Processes) -> None:
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        processes.check()
-        with suppress(OSError), socket.create_connection((HOST, port), 1):
-            return
-        time.sleep(0.1)
-    raise BenchmarkError(f"nobody listens on port {port} after {_START_S:.0f} s")
 
 
 async def stream(client: MeshClient, seen: Seen, kind: str, text: str) -> None:
@@ -192,7 +117,7 @@ async def load(mesh: Mesh, seconds: float, processes: Processes) -> Seen:
             await asyncio.sleep(due - time.monotonic())
 
     async with MeshClient.from_config(mesh.client) as client, asyncio.TaskGroup() as group:
-        await client.complete("echo:ready", timeout_s=_START_S)
+        await client.complete("echo:ready", timeout_s=START_S)
         for _ in range(_LONG):
             group.create_task(again(client, "long streams", "echo:{} " + "word " * _LONG_WORDS))
         for _ in range(_SHORT):
@@ -208,7 +133,7 @@ def main() -> int:
     minutes: float = parser.parse_args().minutes
     print(machine())
     with tempfile.TemporaryDirectory() as scratch, processes_in(Path(scratch)) as processes:
-        mesh = start(Path(scratch), processes)
+        mesh = start(Path(scratch), processes, SERVED, life_s=LIFE_S, environ=_ENVIRON)
         say(f"all serve; {minutes:g} minutes of streams")
         began = time.monotonic()
         seen = asyncio.run(load(mesh, 60 * minutes, processes))
