@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from chorus.core.errors import (
     NameTakenError,
+    NodeTakenError,
     NotFoundError,
     OverloadedError,
     RenewalError,
@@ -207,6 +208,29 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
 TestLedger = LedgerAgainstModel.TestCase
 TestLedger.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_a_node_is_one_members_until_it_is_gone_unless_the_token_names_it() -> None:
+    ledger = Ledger()
+    tokens = [JoinToken(f"t{n}", f"t{n}".encode() * 8, Role.RUNNER, "", 0.0, 1e9, "admin") for n in range(3)]
+    tokens.append(JoinToken("t3", b"t3" * 8, Role.RUNNER, "", 0.0, 1e9, "admin", node="n1"))
+    for made in tokens:
+        ledger.add(made, 0.0)
+
+    def join(token_id: str, name: str, now: float) -> None:
+        identity = ledger.redeem(
+            token_id, token_id.encode() * 8, key=name, name=name, trust_domain=DOMAIN, now=now, node="n1"
+        )
+        ledger.issued(identity, key=name, serial=1, not_after=now + LIFE_S, addresses=(), now=now, node="n1")
+
+    join("t0", "first", 0.0)
+    with pytest.raises(NodeTakenError, match="first has joined from n1"):
+        join("t1", "second", LIFE_S + GRACE_S - 1)
+    join("t3", "beside", 0.0)
+    ledger.revoke(runner("first"), why="", now=0.0, longest_s=0)
+    with pytest.raises(NodeTakenError, match="beside"):
+        join("t1", "second", 0.0)
+    join("t1", "second", LIFE_S + GRACE_S)
 
 
 def test_a_guessed_secret_is_no_token() -> None:

@@ -73,7 +73,9 @@ def test_services_start_from_what_it_makes(scene: Scene, tmp_path: Path):
     leaves = scene.mounted("chorus-runner-leaves", tmp_path / "leaves")
     take_leaf("laptop", leaves, tmp_path / "certs")
     assert {path.name for path in (tmp_path / "certs").iterdir()} == {"ca.crt", "tls.crt", "tls.key"}
-    assert load_identity(mesh(tmp_path / "certs"), Role.RUNNER, "laptop") is not None
+    runner = load_identity(mesh(tmp_path / "certs"), Role.RUNNER, "laptop")
+    assert runner is not None
+    assert runner.node == "laptop"
     with pytest.raises(CertificateError, match="configured as"):
         load_identity(mesh(tmp_path / "certs"), Role.RUNNER, "desktop")
 

@@ -60,10 +60,10 @@ class IdentityMesh:
         told = self.service._settings.model_dump() | settings
         self.service._settings = type(self.service._settings).model_validate(told)
 
-    async def token(self, role: Role = Role.RUNNER, *, name: str = "", ttl_s: float = 60.0) -> JoinLine:
+    async def token(self, role: Role = Role.RUNNER, *, ttl_s: float = 60.0, **what: str) -> JoinLine:
         """A new token."""
         async with self.admin() as admin:
-            return (await admin.create_token(role, name=name, ttl_s=ttl_s))[1]
+            return (await admin.create_token(role, ttl_s=ttl_s, **what))[1]
 
     async def join(self, home: Path, line: JoinLine, name: str = "attic", **wish: Any) -> Joined:
         """Joins as `chorus join` does, from a folder."""

@@ -91,6 +91,7 @@ def test_no_leaf_carries_another_identitys_name(role: Role) -> None:
         f"REGISTRY.{role}.home.internal.",
         f"{role}.home.internal",
         f"a.b.{role}.home.internal",
+        "node-1.node.home.internal",
     ):
         with pytest.raises(InvalidRequestError, match="could pose as it"):
             AUTHORITY.issue(identity(Role.COORDINATOR, "one"), POLICY, now=NOW, addresses=[address])

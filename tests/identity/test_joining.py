@@ -241,6 +241,28 @@ async def test_a_certificate_is_renewed_with_its_own_key_even_after_its_end(mesh
         )
 
 
+async def test_a_runners_certificate_names_its_machine_and_one_from_before_does_once_it_is_renewed(
+    mesh: IdentityMesh, tmp_path: Path
+) -> None:
+    await mesh.join(tmp_path / "a", await mesh.token(), name="named", node="node-a")
+    identity, keeper = await keeper_of(mesh, tmp_path / "a", "runner-named")
+    assert identity.node == "node-a"
+    await keeper.renew()
+    assert identity.node == "node-a"
+    second = await mesh.token(node_id="node-a")  # another runner there
+    await mesh.join(tmp_path / "b", second, name="beside", node="node-a")
+    for name, node, expected in (("before", "node-b", "node-b"), ("late", "node-a", None)):
+        await mesh.join(tmp_path / name, await mesh.token(), name=name)
+        old, _ = await keeper_of(mesh, tmp_path / name, f"runner-{name}")
+        assert old.node is None
+        directory = tmp_path / name / "certs" / f"runner-{name}"
+        await CertificateKeeper(old, directory, renewal=mesh.where.named("identity"), node=node).renew()
+        assert old.node == expected
+    async with mesh.admin() as admin:
+        nodes = {member.spiffe_id: member.node_id for member in (await admin.members()).members}
+    assert nodes[str(identity.spiffe_id)] == "node-a"
+
+
 async def test_a_leaf_of_a_forged_chain_is_not_renewed(mesh: IdentityMesh) -> None:
     stranger = MeshCertificates(DOMAIN).leaf(Role.RUNNER, "sleeper")
     shown = x509.load_pem_x509_certificate(stranger.cert_pem).public_bytes(Encoding.DER)

@@ -56,6 +56,16 @@ def test_services_that_renew_get_short_ones_and_keep_their_keys(tmp_path: Path) 
     assert ensure_leaves(tmp_path, authority, WANTED) == [made]
 
 
+def test_a_runners_names_this_machine_and_is_made_anew_where_it_names_another(tmp_path: Path) -> None:
+    authority = ensure_authority(tmp_path, trust_domain=None)
+    wanted = WANTED | {(Role.RUNNER, "runner-1"): ("127.0.0.1",)}
+    ensure_leaves(tmp_path, authority, wanted)  # as a version before made them
+    [made] = ensure_leaves(tmp_path, authority, wanted, node="node-1")
+    assert (made.role, TlsIdentity.load(leaf_directory(tmp_path, made)).node) == (Role.RUNNER, "node-1")
+    assert ensure_leaves(tmp_path, authority, wanted, node="node-1") == []
+    assert ensure_leaves(tmp_path, authority, wanted, node="node-2") == [made]
+
+
 def test_what_another_authority_signed_or_is_damaged_is_made_anew(tmp_path: Path) -> None:
     authority = ensure_authority(tmp_path / "old", trust_domain=None)
     ensure_leaves(tmp_path / "old", authority, WANTED)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import grpc
+import grpc.aio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from chorus.core.errors import ChorusError
 from chorus.core.identity import Role
 from chorus.identity.ca import CertificateAuthority
 from chorus.testing.certificates import LOOPBACK, MeshCertificates
 from chorus.transport import TlsIdentity
+from chorus.wire.errors import from_rpc_error
 
 
 @dataclass(frozen=True)
@@ -36,3 +41,16 @@ def signed_by_a_leaf(mesh: MeshCertificates, role: Role, name: str) -> Forgery:
     chain, authority = forged.cert_pem + client.cert_pem, mesh.authority.certificate_pem
     identity = TlsIdentity(authority, chain, forged.key_pem, forged.spiffe_id, forged.not_after)
     return Forgery(authority, chain, forged.key_pem, identity)
+
+
+async def refusal(call: Any) -> ChorusError:
+    """The error that a call ends with."""
+    try:
+        if hasattr(call, "read"):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        else:
+            await call
+    except grpc.RpcError as error:
+        return from_rpc_error(error)
+    raise AssertionError("it was let")

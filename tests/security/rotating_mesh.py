@@ -34,10 +34,10 @@ class RotatingMesh:
         self.registry = ""
         self.coordinator = ""
 
-    async def identity(self, role: Role, name: str) -> TlsIdentity:
+    async def identity(self, role: Role, name: str, node: str = "") -> TlsIdentity:
         """Somebody who joined and keeps what they got."""
         home = self._folder / f"{role}-{name}"
-        await self.at.join(home, await self.at.token(role), name=name)
+        await self.at.join(home, await self.at.token(role), name=name, node=node)
         directory = home / "certs" / f"{role}-{name}"
         identity = TlsIdentity.load(directory)
         self.kept[f"{role}-{name}"] = identity
@@ -67,7 +67,7 @@ class RotatingMesh:
             listen = {"listen": "127.0.0.1:0", "registries": [self.registry]}
             runner = RunnerService(
                 self._config(runner=listen),
-                identity=await self.identity(Role.RUNNER, name),
+                identity=await self.identity(Role.RUNNER, name, f"node-{number}"),
                 engine=FakeEngine(),
                 inventory=Inventory(f"node-{number}"),
                 name=name,

@@ -15,25 +15,33 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from chorus.api.identity.v1 import identity_pb2, identity_pb2_grpc
 from chorus.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from chorus.api.runner.v1 import resources_pb2, runner_pb2, runner_pb2_grpc
-from chorus.core.errors import ChorusError, PermissionDeniedError, RevokedError, TicketGrantorError
+from chorus.core.errors import (
+    InvalidRequestError,
+    NodeTakenError,
+    PermissionDeniedError,
+    RevokedError,
+    TicketGrantorError,
+)
 from chorus.core.fleet.records import RunnerRecord
 from chorus.core.generation import GenerationRequest, TextPrompt
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.tickets import Ticket
 from chorus.transport import TlsIdentity, build_server, open_channel
-from chorus.transport.keeping import CertificateKeeper
+from chorus.transport.keeping import CertificateKeeper, certificate_request
 from chorus.transport.tickets import TicketSigner
-from chorus.wire.errors import from_rpc_error
 from chorus.wire.generation import encode_generation
 from chorus.wire.resources import encode_runner_record
 from chorus.wire.tickets import spec_sha256
 from tests.identity.identity_mesh import DOMAIN, identity_mesh
 from tests.mesh.tiny_registry import tiny_registry
 from tests.mesh.whole_mesh import SERVICES, path
+from tests.security.attackers import refusal
 from tests.security.rotating_mesh import RotatingMesh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -90,19 +98,6 @@ async def stolen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stol
         yield Stolen(mesh, copied, TlsIdentity.load(copied), stack)
 
 
-async def refusal(call: Any) -> ChorusError:
-    """The error that a call ends with."""
-    try:
-        if hasattr(call, "read"):
-            while await call.read() is not grpc.aio.EOF:
-                pass
-        else:
-            await call
-    except grpc.RpcError as error:
-        return from_rpc_error(error)
-    raise AssertionError("it was let")
-
-
 @pytest.mark.parametrize("kind", list(OPEN_TO_RUNNERS))
 async def test_it_may_call_nothing_that_reads_requests_or_is_for_admins(stolen: Stolen, kind: str) -> None:
     channel, tried = await stolen.channel(kind), set[str]()
@@ -136,6 +131,33 @@ async def test_it_cannot_change_what_the_registry_tells_of_another_runner(stolen
     register = stub.Register(registry_pb2.RegisterRequest(record=encode_runner_record(dialled)))
     assert isinstance(await refusal(register), PermissionDeniedError)
     assert stolen.record("runner-2").runner == real.runner
+
+
+async def test_it_states_no_other_machine_than_its_own(stolen: Stolen) -> None:
+    stub: Any = registry_pb2_grpc.RegistryStub(await stolen.channel("registry"))
+    own, other = stolen.record("runner-1"), stolen.record("runner-2").node
+    for node in (other, replace(other, node_id="node-of-nobody")):
+        moved = replace(own, runner=replace(own.runner, node_id=node.node_id), node=node)
+        newer = replace(moved, runner=replace(moved.runner, incarnation=own.runner.incarnation + 1))
+        error = await refusal(stub.Register(registry_pb2.RegisterRequest(record=encode_runner_record(newer))))
+        assert isinstance(error, PermissionDeniedError)
+        assert "node-1" in error.message
+    assert stolen.record("runner-1").node.node_id == "node-1"
+    assert stolen.record("runner-2").node.node_id == "node-2"
+
+
+async def test_no_renewal_and_no_token_moves_it_to_another_machine(stolen: Stolen, tmp_path: Path) -> None:
+    renewal = stolen.mesh.at.where.named("identity")
+    copy = TlsIdentity.load(stolen.directory)
+    await CertificateKeeper(copy, stolen.directory, renewal=renewal, node="node-2").renew()
+    assert copy.node == "node-1"
+    shown = x509.load_pem_x509_certificate(copy.cert_pem).public_bytes(Encoding.DER)
+    with pytest.raises(InvalidRequestError, match="name of this mesh's own"):
+        stolen.mesh.at.service.office.renew(
+            shown, certificate_request(copy.key_pem), addresses=[f"node-2.node.{DOMAIN}"]
+        )
+    with pytest.raises(NodeTakenError, match="--node node-2"):
+        await stolen.mesh.at.join(tmp_path, await stolen.mesh.at.token(), name="guest", node="node-2")
 
 
 @pytest.mark.parametrize("role", [Role.REGISTRY, Role.COORDINATOR, Role.IDENTITY])

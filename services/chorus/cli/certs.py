@@ -122,6 +122,14 @@ def issue(
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Write the folder here instead.", show_default=False),
     ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODE",
+            help="Id of the machine that a runner is on, as `chorus status` shows it. It can then state no other one.",
+            show_default=False,
+        ),
+    ] = None,
     days: Days = None,
     force: Force = False,
     config: ConfigFile = None,
@@ -144,6 +152,7 @@ def issue(
         now=now_utc(),
         addresses=[*loopback, *(addresses or ())],
         lifetime=timedelta(days=days) if days is not None else None,
+        node=node,
     )
     written = leaf.write(out.expanduser() if out is not None else path, replace=force)
     sys.stdout.write(f"{written}\n")

@@ -16,7 +16,7 @@ from chorus.local.doctor.machine import find_ollama
 from chorus.local.home import MeshHome
 from chorus.local.joining import Joined, Wish, joined_already
 from chorus.local.joining import join as join_mesh
-from chorus.local.launch import host_label
+from chorus.local.launch import host_label, machine_id
 
 _OLLAMA = "ollama=http://127.0.0.1:11434"
 
@@ -79,6 +79,7 @@ def _wish(name: str | None, advertise: str | None, engine: str) -> Wish:
         note(f"Ollama {version} runs here and will answer; --engine llama uses llama.cpp instead")
     return Wish(
         name=name if name is not None else host_label(),
+        node=machine_id(load_config().runner),
         advertise=_endpoint(advertise) if advertise is not None else None,
         remote=remote,
         engine=engine if engine == "fake" else None,

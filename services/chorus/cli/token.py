@@ -48,13 +48,24 @@ def create(
             show_default=False,
         ),
     ] = "",
+    node: Annotated[
+        str,
+        typer.Option(
+            "--node",
+            metavar="NODE",
+            help="A node that has a runner already, as `chorus status` names it, for another runner there.",
+            show_default=False,
+        ),
+    ] = "",
     directory: Directory = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a token. Prints the line that the new machine runs, and keeps no copy of its secret."""
     where, line, token = asyncio.run(
-        as_admin(lambda admin: admin.create_token(role, name=name, ttl_s=_seconds(ttl)), directory, config)
+        as_admin(
+            lambda admin: admin.create_token(role, name=name, node_id=node, ttl_s=_seconds(ttl)), directory, config
+        )
     )
     if as_json:
         print_json({"join": where, "token": str(line), "token_id": token.token_id})

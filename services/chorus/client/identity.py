@@ -38,12 +38,14 @@ class IdentityClient:
     ) -> None:
         await self._channel.close()
 
-    async def create_token(self, role: Role, *, name: str = "", ttl_s: float) -> tuple[str, JoinLine, pb.Token]:
+    async def create_token(
+        self, role: Role, *, name: str = "", node_id: str = "", ttl_s: float
+    ) -> tuple[str, JoinLine, pb.Token]:
         """Where to join, what to show there, and what is known of the token."""
         ttl = Duration()
         ttl.FromNanoseconds(round(ttl_s * 1e9))
         made: pb.CreateTokenResponse = await self._ask(
-            "CreateToken", pb.CreateTokenRequest(role=ROLES[role], name=name, ttl=ttl)
+            "CreateToken", pb.CreateTokenRequest(role=ROLES[role], name=name, ttl=ttl, node_id=node_id)
         )
         line = JoinLine(made.authority_sha256, made.token.token_id, made.secret)
         return made.join_address, line, made.token

@@ -173,6 +173,19 @@ class MeshSettings(Section):
         le=1_000_000,
         description="Calls, streams included, that one caller has open at this service; further ones are refused.",
     )
+    slow_reader_s: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="Seconds that a stream's next message waits for a caller who doesn't read; the stream ends then.",
+    )
+    idle_connection_s: float = Field(
+        default=900.0,
+        ge=10,
+        le=86_400,
+        description="Seconds after which registries, coordinators and the identity service close a connection on which "
+        "no call is open.",
+    )
     insecure_loopback: bool = Field(
         default=False,
         description="Talk without TLS. Only loopback addresses are served and dialled; for trying things out.",
@@ -252,6 +265,12 @@ class RegistrySettings(_Listening):
         ge=0.01,
         le=5,
         description="Seconds for which changes are gathered before watchers are told of them.",
+    )
+
+    node_claims: Literal["certificate", "first", "any"] = Field(
+        default="first",
+        description="Which node a runner may be on whose certificate names none: certificate (none), first (one that "
+        "no other machine is on) or any.",
     )
 
     @field_validator("heartbeat_interval_s")

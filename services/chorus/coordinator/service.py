@@ -166,6 +166,8 @@ class CoordinatorService(HostedService):
             observer=RpcMetrics(metrics),
             insecure_loopback=insecure,
             max_calls_per_caller=config.mesh.max_calls_per_caller,
+            slow_reader_s=config.mesh.slow_reader_s,
+            idle_connection_s=config.mesh.idle_connection_s,
         )
         self._watch: asyncio.Task[None] | None = None
         self._ready: asyncio.Task[None] | None = None

@@ -122,6 +122,12 @@ class OverloadedError(ChorusError):
     reason = "OVERLOADED"
 
 
+class SlowReaderError(ChorusError):
+    """The caller does not read its stream."""
+
+    reason = "SLOW_READER"
+
+
 class DrainingError(ChorusError):
     """This process is shutting down and takes no new work; another one will."""
 
@@ -213,6 +219,12 @@ class NameTakenError(ChorusError):
     """Another machine has joined under that name."""
 
     reason = "NAME_TAKEN"
+
+
+class NodeTakenError(NameTakenError):
+    """Another member of the mesh is on the node that this one states."""
+
+    reason = "NODE_TAKEN"
 
 
 class RenewalError(UnauthenticatedError):

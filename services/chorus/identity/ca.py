@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from chorus.core.errors import CertificateError, InvalidRequestError
 from chorus.core.identity import Role, SpiffeId
-from chorus.core.identity.spiffe import check_trust_domain
+from chorus.core.identity.spiffe import check_trust_domain, node_dns_name, node_zone
 from chorus.identity.policy import Policy
 from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
 from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, date_problem
@@ -155,15 +155,19 @@ class CertificateAuthority:
         addresses: Sequence[str] = (),
         lifetime: timedelta | None = None,
         key: ec.EllipticCurvePrivateKey | None = None,
+        node: str | None = None,
     ) -> Leaf:
         """Makes a certificate for `identity`, and a key, unless it keeps its `key`.
 
-        `addresses` are the IP addresses and DNS names that it is reached by, besides its pinned name. A leaf never
-        outlives the authority. Raises InvalidRequestError for an address that cannot be, or that belongs to another
-        identity, CertificateError where the authority itself has expired.
+        `addresses` are the IP addresses and DNS names that it is reached by, besides its pinned name; `node` is the id
+        of the node that its holder is on. A leaf never outlives the authority. Raises InvalidRequestError for an
+        address that cannot be, or that belongs to another identity, CertificateError where the authority itself has
+        expired.
         """
         key = key if key is not None else ec.generate_private_key(ec.SECP256R1())
-        certificate = self.certify(identity, key.public_key(), policy, now=now, addresses=addresses, lifetime=lifetime)
+        certificate = self.certify(
+            identity, key.public_key(), policy, now=now, addresses=addresses, lifetime=lifetime, node=node
+        )
         return Leaf(
             spiffe_id=identity,
             not_after=certificate.not_valid_after_utc,
@@ -181,6 +185,7 @@ class CertificateAuthority:
         now: datetime,
         addresses: Sequence[str] = (),
         lifetime: timedelta | None = None,
+        node: str | None = None,
     ) -> x509.Certificate:
         """Signs a certificate of `identity` for a key that somebody else may hold. Raises as `issue`."""
         if identity.trust_domain != self.trust_domain:
@@ -198,6 +203,7 @@ class CertificateAuthority:
             x509.UniformResourceIdentifier(str(identity)),
             x509.DNSName(identity.dns_name),
             *(_alternative_name(address, identity) for address in dict.fromkeys(addresses)),
+            *([x509.DNSName(node_dns_name(node, identity.trust_domain))] if node else []),
         ]
         return (
             x509.CertificateBuilder()
@@ -263,12 +269,12 @@ def _alternative_name(address: str, identity: SpiffeId) -> x509.GeneralName:
         raise InvalidRequestError(
             "address", f"{address[:80]!r} is neither an IP address nor a DNS name in plain letters"
         )
-    for role in Role:
-        zone = f"{role}.{identity.trust_domain}"
+    roles = (f"{role}.{identity.trust_domain}" for role in Role)
+    for zone in (*roles, node_zone(identity.trust_domain)):
         if (name == zone or name.endswith(f".{zone}")) and name != identity.dns_name:
             raise InvalidRequestError(
                 "address",
-                f"{name!r} is the name of another identity of this mesh; a certificate that had it could pose as it",
+                f"{name!r} is a name of this mesh's own; a certificate that had it could pose as it",
             )
     return x509.DNSName(name)
 

@@ -51,6 +51,7 @@ def _encode(ledger: Ledger) -> dict[str, Any]:
                 "used_by": token.used_by,
                 "used_key": token.used_key,
                 "used_at": token.used_at,
+                "node": token.node,
             }
             for token in ledger.tokens
         ],
@@ -61,6 +62,7 @@ def _encode(ledger: Ledger) -> dict[str, Any]:
                 "joined_at": member.joined_at,
                 "renewed_at": member.renewed_at,
                 "addresses": member.addresses,
+                "node": member.node,
                 "serials": {f"{serial:x}": end for serial, end in member.serials.items()},
             }
             for member in ledger.members
@@ -94,6 +96,7 @@ def _decode(data: dict[str, Any]) -> Ledger:
             renewed_at=row["renewed_at"],
             addresses=tuple(row["addresses"]),
             serials={int(serial, 16): end for serial, end in row["serials"].items()},
+            node=row.get("node", ""),  # versions before knew none
         )
         for row in data["members"]
     ]

@@ -18,12 +18,12 @@ from chorus.core.errors import CertificateError, InvalidRequestError, RenewalErr
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.ledger import JoinToken, Ledger
 from chorus.core.identity.revocations import Revocation
-from chorus.core.identity.spiffe import check_label
+from chorus.core.identity.spiffe import check_label, node_in
 from chorus.identity.ca import CertificateAuthority, Leaf
 from chorus.identity.ledger_file import read_ledger, write_ledger
 from chorus.identity.policy import Policy
 from chorus.telemetry.logs import get_logger
-from chorus.transport.tls import CA_FILE, check_chain, read_certificates, read_file, spiffe_id_of
+from chorus.transport.tls import CA_FILE, check_chain, nodes_of, read_certificates, read_file, spiffe_id_of
 
 SECRET_BYTES = 32
 _TTL_MAX_S = 30 * 86_400.0
@@ -91,18 +91,21 @@ class Office:
     # --- for machines -----------------------------------------------------------------------------------------------
 
     def join(
-        self, token_id: str, secret: bytes, request: bytes, *, name: str, addresses: Sequence[str]
+        self, token_id: str, secret: bytes, request: bytes, *, name: str, addresses: Sequence[str], node: str = ""
     ) -> tuple[SpiffeId, x509.Certificate]:
-        """Redeems a token. Raises as `Ledger.redeem`, InvalidRequestError."""
+        """Redeems a token. `node` is the machine's id, for its runner. Raises as `Ledger.redeem`,
+        InvalidRequestError."""
         public_key, key = _requested(request)
         if name:
             check_label("name", name)
+        if node:
+            check_label("node_id", node)
         _check_addresses(addresses)
         digest = hashlib.sha256(secret).digest()
         identity = self.ledger.redeem(
-            token_id, digest, key=key, name=name, trust_domain=self.authority.trust_domain, now=self.now
+            token_id, digest, key=key, name=name, trust_domain=self.authority.trust_domain, now=self.now, node=node
         )
-        certificate = self._certify(identity, public_key, key, addresses)
+        certificate = self._certify(identity, public_key, key, addresses, node)
         serial = f"{certificate.serial_number:x}"
         _log.info("member.joined", identity=str(identity), token_id=token_id, serial=serial)
         self._noted(DeedKind.TOKEN_USED, by=str(identity), target=token_id)
@@ -110,8 +113,13 @@ class Office:
         self._tell()  # it may have taken somebody's place
         return identity, certificate
 
-    def renew(self, shown: bytes, request: bytes, *, addresses: Sequence[str]) -> tuple[SpiffeId, x509.Certificate]:
-        """Gives the holder of a certificate's key another. Raises InvalidRequestError, as `Ledger.check_renewal`."""
+    def renew(
+        self, shown: bytes, request: bytes, *, addresses: Sequence[str], node: str = ""
+    ) -> tuple[SpiffeId, x509.Certificate]:
+        """Gives the holder of a certificate's key another; `node` is for one that names no node yet.
+
+        Raises InvalidRequestError, as `Ledger.check_renewal`.
+        """
         try:
             old = x509.load_der_x509_certificate(shown)
             identity = spiffe_id_of(old)
@@ -127,17 +135,38 @@ class Office:
         self.ledger.check_renewal(
             identity, key=key, serial=old.serial_number, not_after=old.not_valid_after_utc.timestamp(), now=self.now
         )
-        certificate = self._certify(identity, public_key, key, addresses or _addresses_of(old, identity))
+        own = self._node_at_renewal(old, identity, node)
+        certificate = self._certify(identity, public_key, key, addresses or _addresses_of(old, identity), own)
         serial = f"{certificate.serial_number:x}"
         _log.info("member.renewed", identity=str(identity), serial=serial)
         self._noted(DeedKind.MEMBER_RENEWED, by=str(identity), target=str(identity), serial=serial)
         return identity, certificate
 
+    def _node_at_renewal(self, old: x509.Certificate, identity: SpiffeId, node: str) -> str:
+        """The node stays what it is. One that has none yet has the one that it says, unless somebody else is there."""
+        named = nodes_of(old, identity.trust_domain)
+        if named:
+            return min(named)
+        if not node:
+            return ""
+        check_label("node_id", node)
+        there = self.ledger.who_is_on(node, self.now, besides=identity)
+        if there is not None:
+            _log.warning("member.node_taken", identity=str(identity), node=node, by=str(there.identity))
+        return "" if there is not None else node
+
     def _certify(
-        self, identity: SpiffeId, public_key: ec.EllipticCurvePublicKey, key: str, addresses: Sequence[str]
+        self, identity: SpiffeId, public_key: ec.EllipticCurvePublicKey, key: str, addresses: Sequence[str], node: str
     ) -> x509.Certificate:
+        node = node if identity.role is Role.RUNNER else ""
         certificate = self.authority.certify(
-            identity, public_key, self._policy, now=self._moment(), addresses=addresses, lifetime=self._lifetime
+            identity,
+            public_key,
+            self._policy,
+            now=self._moment(),
+            addresses=addresses,
+            lifetime=self._lifetime,
+            node=node or None,
         )
         self.ledger.issued(
             identity,
@@ -146,18 +175,21 @@ class Office:
             not_after=certificate.not_valid_after_utc.timestamp(),
             addresses=tuple(addresses),
             now=self.now,
+            node=node,
         )
         self._write()
         return certificate
 
     # --- for admins -------------------------------------------------------------------------------------------------
 
-    def create_token(self, role: Role, *, name: str, ttl_s: float, by: str) -> tuple[JoinToken, bytes]:
+    def create_token(self, role: Role, *, name: str, ttl_s: float, by: str, node: str = "") -> tuple[JoinToken, bytes]:
         """A token and its secret, which is kept nowhere. Raises InvalidRequestError."""
         if role is Role.IDENTITY:
             raise InvalidRequestError("role", "an identity service has the authority's key, and joins nobody")
         if name:
             check_label("name", name)
+        if node:
+            check_label("node_id", node)
         if not 1 <= ttl_s <= _TTL_MAX_S:
             raise InvalidRequestError("ttl", f"should be from 1 second to {_TTL_MAX_S / 86_400:.0f} days")
         secret = secrets.token_bytes(SECRET_BYTES)
@@ -169,6 +201,7 @@ class Office:
             created_at=self.now,
             expires_at=self.now + ttl_s,
             created_by=by,
+            node=node,
         )
         self.ledger.add(token, self.now)
         self._write()
@@ -251,4 +284,5 @@ def _check_addresses(addresses: Sequence[str]) -> None:
 def _addresses_of(certificate: x509.Certificate, identity: SpiffeId) -> tuple[str, ...]:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     named = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
-    return tuple(name for name in named if name != identity.dns_name)
+    own = identity.trust_domain
+    return tuple(name for name in named if name != identity.dns_name and node_in(name, own) is None)

@@ -81,6 +81,8 @@ class IdentityService(HostedService):
             admin_listen=None if settings.admin_listen is None else str(settings.admin_listen),
             observer=RpcMetrics(metrics if metrics is not None else CollectorRegistry()),
             max_calls_per_caller=config.mesh.max_calls_per_caller,
+            slow_reader_s=config.mesh.slow_reader_s,
+            idle_connection_s=config.mesh.idle_connection_s,
         )
         self._renewing: asyncio.Task[None] | None = None
 

@@ -17,6 +17,7 @@ from chorus.core.identity import SpiffeId
 from chorus.core.identity.attempts import Attempts
 from chorus.identity.office import Office
 from chorus.transport import current_caller
+from chorus.transport.peer import caller_host
 from chorus.wire.identity import decode_role, encode_member, encode_revocation, encode_time, encode_token
 from chorus.wire.resources import decode_duration
 
@@ -41,6 +42,7 @@ class EnrolmentServicer(identity_pb2_grpc.EnrolmentServicer):
             request.certificate_request,
             name=request.name,
             addresses=request.addresses,
+            node=request.node_id,
         )
         return pb.JoinResponse(certificate=self._issued(identity, certificate), endpoints=self._endpoints())
 
@@ -48,13 +50,12 @@ class EnrolmentServicer(identity_pb2_grpc.EnrolmentServicer):
         """Renews a certificate."""
         self._count(context)
         identity, certificate = self._office.renew(
-            request.certificate, request.certificate_request, addresses=request.addresses
+            request.certificate, request.certificate_request, addresses=request.addresses, node=request.node_id
         )
         return pb.RenewResponse(certificate=self._issued(identity, certificate))
 
     def _count(self, context: Any) -> None:
-        address = str(context.peer()).rpartition(":")[0]
-        self._attempts.take(address, time.monotonic())
+        self._attempts.take(caller_host(context), time.monotonic())
 
     def _issued(self, identity: SpiffeId, certificate: x509.Certificate) -> pb.IssuedCertificate:
         return pb.IssuedCertificate(
@@ -87,6 +88,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServicer):
             name=request.name,
             ttl_s=decode_duration(request.ttl) if request.HasField("ttl") else TTL_S,
             by=_caller(),
+            node=request.node_id,
         )
         return pb.CreateTokenResponse(
             token=encode_token(token, self._office.now),

@@ -86,7 +86,7 @@ def join_once(runner: str, tokens: Path, where: Endpoint, certs: Path) -> bool:
             "that never joined: kubectl -n chorus create job --from=cronjob/chorus-issue issue-now. One that has "
             f"joined and lost its key needs one from `chorus token create --name {runner}`: docs/k3s.md"
         ) from None
-    enrol(certs, where, JoinLine.parse(text), Wish(runner, advertise=_REACHED_AT))
+    enrol(certs, where, JoinLine.parse(text), Wish(runner, node=runner, advertise=_REACHED_AT))
     return True
 
 

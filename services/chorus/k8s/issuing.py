@@ -26,6 +26,7 @@ from chorus.transport.tls import (
     KEY_FILE,
     check_chain,
     check_key,
+    nodes_of,
     read_certificates,
     spiffe_id_of,
 )
@@ -137,17 +138,18 @@ class Issuer:
         fresh = {CERTIFICATE_FILE: leaf.cert_pem, KEY_FILE: leaf.key_pem, CA_FILE: leaf.ca_pem}
         self._secrets.write(single.secret, fresh, exists=stored is not None)
 
-    def _leaves(self, authority: CertificateAuthority, runners: Sequence[str]) -> None:
+    def _leaves(self, authority: CertificateAuthority, runners: Mapping[str, str | None]) -> None:
+        """`runners` are names, each with the node that it is on, where that is known."""
         stored = self._secrets.read(LEAVES_SECRET)
         wanted: dict[str, bytes] = {CA_FILE: authority.certificate_pem}
-        for runner in runners:
+        for runner, node in runners.items():
             identity = SpiffeId(self._trust_domain, Role.RUNNER, runner)
             pair = [(stored or {}).get(key) for key in (certificate_key(runner), private_key(runner))]
-            if self._lasts(authority, identity, *pair):
+            if self._lasts(authority, identity, pair[0], pair[1], node):
                 self._kept.append(str(identity))
                 cert_pem, key_pem = pair
             else:
-                leaf = self._issue(authority, identity, ())
+                leaf = self._issue(authority, identity, (), node=node)
                 cert_pem, key_pem = leaf.cert_pem, leaf.key_pem
             assert cert_pem is not None, "what lasts is there"
             assert key_pem is not None, "what lasts is there"
@@ -157,34 +159,45 @@ class Issuer:
             gone = dict.fromkeys((stored or {}).keys() - wanted.keys())
             self._secrets.write(LEAVES_SECRET, {**gone, **wanted}, exists=stored is not None)
 
-    def _runner_names(self, more: Iterable[str]) -> tuple[list[str], list[str]]:
+    def _runner_names(self, more: Iterable[str]) -> tuple[dict[str, str | None], list[str]]:
         nodes = self._cluster.get("/api/v1/nodes", labelSelector=f"{RUNNER_LABEL}=true")
-        names, refused = [], []
-        for name in dict.fromkeys([*(node["metadata"]["name"] for node in nodes["items"]), *more]):
+        labelled = [node["metadata"]["name"] for node in nodes["items"]]
+        names: dict[str, str | None] = {}
+        refused = []
+        for name in dict.fromkeys([*labelled, *more]):
             try:
                 SpiffeId(self._trust_domain, Role.RUNNER, name)
             except InvalidRequestError:
                 refused.append(name)
             else:
-                names.append(name)
+                # A DaemonSet's runner is called as its node is; where those of a StatefulSet will be nobody knows yet.
+                names[name] = name if name in labelled else None
         return names, refused
 
-    def _issue(self, authority: CertificateAuthority, identity: SpiffeId, addresses: Sequence[str]) -> Leaf:
-        leaf = authority.issue(identity, self._policy, now=self._now, addresses=addresses)
+    def _issue(
+        self, authority: CertificateAuthority, identity: SpiffeId, addresses: Sequence[str], node: str | None = None
+    ) -> Leaf:
+        leaf = authority.issue(identity, self._policy, now=self._now, addresses=addresses, node=node)
         self._made.append(str(identity))
         return leaf
 
     def _lasts(
-        self, authority: CertificateAuthority, identity: SpiffeId, cert_pem: bytes | None, key_pem: bytes | None
+        self,
+        authority: CertificateAuthority,
+        identity: SpiffeId,
+        cert_pem: bytes | None,
+        key_pem: bytes | None,
+        node: str | None = None,
     ) -> bool:
-        """Whether a leaf is that identity's, of this authority, and has more than a third of its life left."""
+        """Whether a leaf is that identity's, on that node, of this authority, and has over a third of its life left."""
         if cert_pem is None or key_pem is None:
             return False
         try:
             chain = read_certificates(cert_pem, CERTIFICATE_FILE)
             check_key(chain[0], key_pem)
             check_chain(chain, [authority.certificate])
-            if spiffe_id_of(chain[0]) != identity:
+            named = nodes_of(chain[0], identity.trust_domain)
+            if spiffe_id_of(chain[0]) != identity or named != ({node} if node else frozenset()):
                 return False
         except CertificateError:
             return False

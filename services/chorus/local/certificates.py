@@ -45,11 +45,12 @@ def ensure_leaves(
     wanted: Mapping[tuple[Role, str], Sequence[str]],
     *,
     renewed: timedelta | None = None,
+    node: str | None = None,
 ) -> list[SpiffeId]:
     """Sees to it that every (role, name) has a certificate for its addresses; returns those that were made now.
 
     `renewed`: services renew theirs by themselves, and get ones that live so long. They keep their keys, by which the
-    identity service knows them.
+    identity service knows them. `node` is this machine's id, which is in the certificates of its runners.
     """
     policy, now = load_policy(), now_utc()
     made: list[SpiffeId] = []
@@ -57,9 +58,10 @@ def ensure_leaves(
         identity = SpiffeId(authority.trust_domain, role, name)
         lifetime = renewed if role.serves else None
         left = (policy.warn, policy.lifetimes[role]) if lifetime is None else (lifetime / 2, lifetime)
-        if not _does(directory, authority, identity, addresses, left, now):
+        on = node if role is Role.RUNNER else None
+        if not _does(directory, authority, identity, addresses, left, now, on):
             key = None if lifetime is None else _key_of(directory, identity)
-            leaf = authority.issue(identity, policy, now=now, addresses=addresses, lifetime=lifetime, key=key)
+            leaf = authority.issue(identity, policy, now=now, addresses=addresses, lifetime=lifetime, key=key, node=on)
             leaf.write(directory, replace=True)
             made.append(identity)
     return made
@@ -82,9 +84,10 @@ def _does(
     addresses: Sequence[str],
     left: tuple[timedelta, timedelta],
     now: datetime,
+    node: str | None,
 ) -> bool:
     """Whether the leaf that is there is of this authority, lives neither shorter nor longer than that from now on, and
-    names every address."""
+    names every address and the node."""
     try:
         leaf = TlsIdentity.load(leaf_directory(directory, identity), now=now)
     except CertificateError:
@@ -94,6 +97,7 @@ def _does(
     named = {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
     return (
         leaf.spiffe_id == identity
+        and leaf.node == node
         and leaf.ca_pem == authority.certificate_pem
         and left[0] < leaf.not_after - now <= left[1]
         and {_canonical(address) for address in addresses} <= named

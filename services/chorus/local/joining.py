@@ -44,9 +44,11 @@ _SERVICES = (Role.REGISTRY, Role.RUNNER, Role.COORDINATOR)
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a machine wants of the mesh. `advertise` None: the address by which it reached the identity service;
-    `remote`: a model server that answers here, such as `ollama=http://127.0.0.1:11434`."""
+    `remote`: a model server that answers here, such as `ollama=http://127.0.0.1:11434`; `node`: its id.
+    """
 
     name: str
+    node: str = ""
     advertise: Endpoint | None = None
     remote: str | None = None
     engine: str | None = None
@@ -115,7 +117,7 @@ def enrol(certs: Path, where: Endpoint, line: JoinLine, wish: Wish) -> Enrolled:
     pending = certs / f"joining-{line.token_id}.key"
     key_pem = _own_key(pending)
     own = wish.advertise.host if wish.advertise is not None else met.own_ip
-    answer = asyncio.run(_ask(where, met, line, key_pem, name=wish.name, addresses=(own, "127.0.0.1", "localhost")))
+    answer = asyncio.run(_ask(where, met, line, key_pem, wish, addresses=(own, "127.0.0.1", "localhost")))
     issued = answer.certificate
     got = TlsIdentity.from_pem(ca_pem=issued.authorities_pem, cert_pem=issued.certificate_pem, key_pem=key_pem)
     _check_clock(decode_time(issued.time))
@@ -211,15 +213,16 @@ def _own_key(pending: Path) -> bytes:
 
 
 async def _ask(
-    where: Endpoint, met: Met, line: JoinLine, key_pem: bytes, *, name: str, addresses: Sequence[str]
+    where: Endpoint, met: Met, line: JoinLine, key_pem: bytes, wish: Wish, *, addresses: Sequence[str]
 ) -> pb.JoinResponse:
     authority = met.authority.public_bytes(serialization.Encoding.PEM)
     request = pb.JoinRequest(
         token_id=line.token_id,
         secret=line.secret,
         certificate_request=certificate_request(key_pem),
-        name=name,
+        name=wish.name,
         addresses=list(dict.fromkeys(addresses)),
+        node_id=wish.node,
     )
     async with open_channel_to_join(where.authority, ca_pem=authority, server=met.server) as channel:
         stub: Any = identity_pb2_grpc.EnrolmentStub(channel)

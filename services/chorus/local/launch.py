@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import platformdirs
 from filelock import FileLock, Timeout
 
-from chorus.config import LoadedConfig
+from chorus.config import LoadedConfig, RunnerSettings
 from chorus.core.errors import ConfigError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.resilience.restarts import RestartPolicy
 from chorus.core.resilience.silence import SILENT_S, ProbePolicy
+from chorus.hardware import node_id
 from chorus.hardware.cpu import read_cpu
 from chorus.local.answer import first_answer
 from chorus.local.certificates import CLIENT_NAME, ensure_authority, ensure_leaves
@@ -84,7 +86,13 @@ def prepare(options: UpOptions, base: LoadedConfig, watch_pull: WatchPull) -> Pr
     issued: list[SpiffeId] = []
     if not plan.insecure:
         authority = ensure_authority(plan.certs_dir, trust_domain=plan.trust_domain)
-        issued = ensure_leaves(plan.certs_dir, authority, plan.certificates(), renewed=plan.leaf_lifetime)
+        issued = ensure_leaves(
+            plan.certs_dir,
+            authority,
+            plan.certificates(),
+            renewed=plan.leaf_lifetime,
+            node=machine_id(base.config.runner),
+        )
         plan = plan.with_trust_domain(authority.trust_domain)
     if plan.needs_model_files:
         stored = ensure_models(plan.models, base.config.runner, watch_pull)
@@ -122,6 +130,11 @@ def host_label() -> str:
     """This machine's name as a DNS label."""
     name = _NOT_A_LABEL.sub("-", socket.gethostname().partition(".")[0].lower()).strip("-")
     return name[:48].strip("-") or "host"
+
+
+def machine_id(settings: RunnerSettings) -> str:
+    """The id of this machine as its runners state it. Raises ConfigError where it has none, and none can be kept."""
+    return node_id(platformdirs.user_state_path("chorus"), override=settings.node_id)
 
 
 def _supervisor(plan: MeshPlan, report: Report, answer: FirstAnswer) -> Supervisor:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from chorus.core.errors import DrainingError
+from chorus.core.fleet.claims import Claim, NodeClaims
 from chorus.core.fleet.events import DirectoryEvent, Removal, RemovalReason
 from chorus.core.fleet.leases import LeaseTable, Watcher
 from chorus.core.fleet.records import Load, RunnerRecord, RunnerState
@@ -32,8 +33,9 @@ class LeaseBoard:
         flush_interval_s: float,
         clock: Callable[[], float],
         metrics: LeaseMetrics,
+        claims: NodeClaims = NodeClaims.FIRST,
     ) -> None:
-        self.table = LeaseTable(epoch=epoch, ttl_s=ttl_s, now=clock())
+        self.table = LeaseTable(epoch=epoch, ttl_s=ttl_s, now=clock(), claims=claims)
         self._flush_interval_s = flush_interval_s
         self._clock = clock
         self._metrics = metrics
@@ -47,11 +49,11 @@ class LeaseBoard:
         """The board's clock."""
         return self._clock()
 
-    def register(self, record: RunnerRecord) -> None:
+    def register(self, record: RunnerRecord, claim: Claim = Claim()) -> None:  # noqa: B008 - immutable
         """Grants or renews a lease. Raises as `LeaseTable.register`."""
         runner = record.runner
         before = self.table.incarnation_of(runner.runner_id)
-        changed = self.table.register(record, self.now)
+        changed = self.table.register(record, self.now, claim)
         self._nodes[runner.runner_id] = record.node.node_id
         self._heard(runner.runner_id, changed=changed)
         if before != runner.incarnation:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from chorus.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from chorus.config import ChorusConfig
 from chorus.core.errors import ChorusError, InternalError
+from chorus.core.fleet.claims import NodeClaims
 from chorus.registry.board import LeaseBoard
 from chorus.registry.servicer import RegistryServicer
 from chorus.telemetry.lease_metrics import LeaseMetrics
@@ -45,6 +46,7 @@ class RegistryService(HostedService):
             flush_interval_s=settings.watch_flush_interval_s,
             clock=clock,
             metrics=LeaseMetrics(registry, clock=clock),
+            claims=NodeClaims(settings.node_claims),
         )
         servicer = RegistryServicer(self.board, heartbeat_interval_s=settings.heartbeat_interval_s)
         self._server = build_server(
@@ -56,6 +58,8 @@ class RegistryService(HostedService):
             observer=RpcMetrics(registry),
             insecure_loopback=config.mesh.insecure_loopback,
             max_calls_per_caller=config.mesh.max_calls_per_caller,
+            slow_reader_s=config.mesh.slow_reader_s,
+            idle_connection_s=config.mesh.idle_connection_s,
         )
         self._sweeping: asyncio.Task[None] | None = None
 

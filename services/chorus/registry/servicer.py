@@ -12,11 +12,13 @@ from chorus.api.registry.v1 import registry_pb2 as pb
 from chorus.api.registry.v1 import registry_pb2_grpc
 from chorus.config import Endpoint
 from chorus.core.errors import InvalidRequestError, PermissionDeniedError
+from chorus.core.fleet.claims import Claim
 from chorus.core.fleet.listing import list_nodes
 from chorus.core.fleet.records import Runner
 from chorus.core.identity import Role
 from chorus.registry.board import LeaseBoard
 from chorus.transport import current_caller
+from chorus.transport.peer import caller_host, caller_nodes
 from chorus.wire.directory import DirectoryEncoder, decode_filter, encode_node_entry
 from chorus.wire.resources import decode_load, decode_runner_record, decode_runner_state, encode_duration
 
@@ -45,7 +47,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         record = decode_runner_record(request.record)
         _check_own(record.runner.runner_id)
         _check_dialling(record.runner)
-        self._board.register(record)
+        self._board.register(record, _claim(context))
         return pb.RegisterResponse(epoch=self._board.table.epoch, **self._terms)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> bytes:  # type: ignore[override]
@@ -114,6 +116,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             raise InvalidRequestError("state", "must be starting, ready or draining")
         load = decode_load(request.load)
         self._board.heartbeat(request.runner_id, request.incarnation, request.sequence, state, load)
+
+
+def _claim(context: Any) -> Claim:
+    """How far the caller is to be believed about its node; on a mesh without TLS everybody is."""
+    return Claim() if current_caller() is None else Claim(caller_nodes(), caller_host(context))
 
 
 def _check_own(runner_id: str) -> None:

@@ -42,8 +42,10 @@ def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine)
 
     async def build(metrics: CollectorRegistry) -> RunnerService:
         name = runner_name(settings)
-        identity = await keep_identity(config.mesh, Role.RUNNER, name)
         node = node_id(platformdirs.user_state_path("chorus"), override=settings.node_id)
+        identity = await keep_identity(config.mesh, Role.RUNNER, name, node=node)
+        if identity is not None and identity.node is not None and settings.node_id is None:
+            node = identity.node  # it can state no other one, though the machine's own id may have changed
         hosted = await asyncio.to_thread(make_engine, settings)
         # Modules and classes stay for ever: without them a full collection, which stops every stream, takes a tenth.
         gc.collect()

@@ -129,6 +129,7 @@ class RunnerService(HostedService):
             observer=RpcMetrics(registry),
             insecure_loopback=config.mesh.insecure_loopback,
             max_calls_per_caller=config.mesh.max_calls_per_caller,
+            slow_reader_s=config.mesh.slow_reader_s,
         )
         self._registrations = Registrations(
             settings.registries,

@@ -58,6 +58,7 @@ class InProcessMesh:
         cache: Mapping[str, Any] | None = None,
         audit: Mapping[str, Any] | None = None,
         ensemble: Mapping[str, Any] | None = None,
+        mesh: Mapping[str, Any] | None = None,
         certificates: MeshCertificates | None = None,
     ) -> None:
         self.certificates = certificates if certificates is not None else MeshCertificates()
@@ -73,6 +74,7 @@ class InProcessMesh:
         self._cache_settings = dict(cache or {})
         self._audit_settings = dict(audit or {})
         self._ensemble_settings = dict(ensemble or {})
+        self._mesh_settings = dict(mesh or {})
         self._registry_endpoints: list[str] = []
         self._stack = AsyncExitStack()
 
@@ -228,7 +230,8 @@ class InProcessMesh:
 
     def _config(self, **sections: Mapping[str, Any]) -> ChorusConfig:
         own = {"audit": self._audit_settings, "ensemble": self._ensemble_settings}
-        return ChorusConfig.model_validate({"mesh": {"trust_domain": self._trust_domain}, **own, **sections})
+        mesh = {"trust_domain": self._trust_domain, **self._mesh_settings}
+        return ChorusConfig.model_validate({"mesh": mesh, **own, **sections})
 
     async def _start_registry(self, name: str, listen: str) -> RegistryService:
         config = self._config(registry={"name": name, "listen": listen, **self._registry_settings})

@@ -25,6 +25,7 @@ from chorus.core.errors import (
     InternalError,
     MalformedMessageError,
     PermissionDeniedError,
+    SlowReaderError,
     UnauthenticatedError,
 )
 from chorus.core.identity import AccessTable, authorize
@@ -33,10 +34,13 @@ from chorus.telemetry.logs import get_logger
 from chorus.transport.guarding import is_being_cancelled
 from chorus.transport.open_calls import OpenCalls
 from chorus.transport.peer import Peer, authenticate, set_caller
+from chorus.transport.slow_readers import SlowReaders
 from chorus.wire.errors import to_status
 
 UNKNOWN_METHOD = "unknown"
 """What observers are told instead of a method's name that a caller made up."""
+
+_UNREAD_S = 1.0
 
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of messages that are raw bytes
 Body = Callable[[Any, Context], Awaitable[Any]]
@@ -65,10 +69,16 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
     authenticated, and all is allowed."""
 
     def __init__(
-        self, access: AccessTable, *, open_calls: OpenCalls | None, observer: CallObserver | None = None
+        self,
+        access: AccessTable,
+        *,
+        open_calls: OpenCalls | None,
+        observer: CallObserver | None = None,
+        slow_readers: SlowReaders | None = None,
     ) -> None:
         self._access = access
         self._open_calls = open_calls
+        self._slow_readers = slow_readers if slow_readers is not None else SlowReaders()
         self._observer: CallObserver = observer if observer is not None else _Silent()
         self._replaced: dict[str, tuple[object, Any]] = {}
         self.calls_in_flight = 0
@@ -123,6 +133,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         # Every call has a task, so context variables set here are its own and need no resetting.
         ids = request_context.accept(context.invocation_metadata())
         request_context.bind(ids)
+        context = self._slow_readers.watched(context)
         code, reason = grpc.StatusCode.OK, ""
         peer: Peer | None = None
         self.calls_in_flight += 1
@@ -139,7 +150,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 code = _how_cancelled(context)
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError:
-                shut_out = self._shut_out(method, peer)
+                shut_out = self._shut_out(method, peer) or self._slow_readers.why_ended()
                 if shut_out is None and is_being_cancelled():
                     code = _how_cancelled(context)
                     raise
@@ -154,6 +165,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             code, reason = to_status(failure).code, failure.reason
             await _fail(method, failure, ids.request_id, context)
         finally:
+            self._slow_readers.ended()
             if peer is not None and self._open_calls is not None:
                 self._open_calls.ended(peer)
             self.calls_in_flight -= 1
@@ -166,7 +178,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         try:
             peer = authenticate(context, self._open_calls.trust_domain, self._open_calls.now)
             self._open_calls.check(peer)
-            set_caller(peer.spiffe_id)
+            set_caller(peer)
             if known:
                 authorize(self._access, method, peer.spiffe_id)
         except (UnauthenticatedError, PermissionDeniedError) as error:
@@ -200,7 +212,11 @@ async def _fail(method: str, error: ChorusError, request_id: str, context: Conte
     status = to_status(error, request_id=request_id)
     _log.debug("call.ended", method=method, code=status.code.name, reason=error.reason, why=status.message)
     try:
-        await context.abort(status.code, status.message, status.trailers)
+        # The status goes out behind what waits for the caller, who may never read it.
+        async with asyncio.timeout(_UNREAD_S if isinstance(error, SlowReaderError) else None):
+            await context.abort(status.code, status.message, status.trailers)
+    except TimeoutError:
+        raise grpc.aio.AbortError from None
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None  # nobody is there to be told
     raise AssertionError("abort() returned")  # pragma: no cover

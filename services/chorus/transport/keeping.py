@@ -47,11 +47,11 @@ _log = get_logger()
 _tasks: set[asyncio.Task[None]] = set()  # the event loop itself keeps none
 
 
-async def keep_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentity | None:
+async def keep_identity(mesh: MeshSettings, role: Role, name: str, *, node: str = "") -> TlsIdentity | None:
     """Returns who the process is that serves as `name`, and keeps its certificate for as long as the event loop runs.
 
-    A certificate that has ended is renewed first, where the mesh has an identity service. None, and raises, as
-    `load_identity`.
+    `node` is where it is, for a certificate that names no node yet. A certificate that has ended is renewed first,
+    where the mesh has an identity service. None, and raises, as `load_identity`.
     """
     if mesh.insecure_loopback:
         return None
@@ -62,9 +62,9 @@ async def keep_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentit
         if mesh.renewal is None:
             raise
         identity = TlsIdentity.load(directory, even_ended=True)
-        await CertificateKeeper(identity, directory, renewal=mesh.renewal).renew()
+        await CertificateKeeper(identity, directory, renewal=mesh.renewal, node=node).renew()
     assert identity is not None
-    keeper = CertificateKeeper(identity, directory, renewal=mesh.renewal, service=mesh.identity_service)
+    keeper = CertificateKeeper(identity, directory, renewal=mesh.renewal, service=mesh.identity_service, node=node)
     task = asyncio.create_task(keeper.run(), name="keep the certificate")
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
@@ -73,7 +73,9 @@ async def keep_identity(mesh: MeshSettings, role: Role, name: str) -> TlsIdentit
 
 class CertificateKeeper:
     """Keeps `identity`, whose files are in `directory`. `renewal` is where it renews, `service` where it learns who was
-    revoked. `wall` is seconds since 1970; `rng` spreads machines that joined together."""
+    revoked; `node` is where the process is, for a certificate that names no node yet. `wall` is seconds since 1970;
+    `rng` spreads machines that joined together.
+    """
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class CertificateKeeper:
         *,
         renewal: Endpoint | None = None,
         service: Endpoint | None = None,
+        node: str = "",
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -89,6 +92,7 @@ class CertificateKeeper:
         self._directory = directory
         self._renewal = renewal
         self._service = service
+        self._node = node
         self._wall = wall
         self._rng = rng if rng is not None else random.Random()
         self._revoked_file = directory / REVOKED_FILE
@@ -111,6 +115,7 @@ class CertificateKeeper:
         request = pb.RenewRequest(
             certificate=leaf.public_bytes(serialization.Encoding.DER),
             certificate_request=certificate_request(self._identity.key_pem),
+            node_id=self._node,
         )
         async with open_channel_to_join(
             self._renewal.authority, ca_pem=self._identity.ca_pem, server=self._server(self._renewal)

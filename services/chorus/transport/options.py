@@ -20,6 +20,9 @@ CALLS_PER_CALLER = 4096
 """So many calls one caller has open at a server, unless it is configured otherwise."""
 _METADATA_BYTES = 16 * 1024
 
+SLOW_READER_S = 30.0
+"""So long a message waits for its reader, unless it is configured otherwise."""
+
 PING_INTERVAL_MS = 10_000
 PING_TIMEOUT_MS = 5_000
 _CONNECT_TIMEOUT_MS = 5_000
@@ -88,6 +91,11 @@ def client_options(extra: Iterable[tuple[str, str | int]] = ()) -> Options:
 def server_options(extra: Iterable[tuple[str, str | int]] = ()) -> Options:
     """Returns the options of a server; `extra` ones come last, and so win."""
     return _merged((*_BOTH, *_SERVER, *extra))
+
+
+def idle_limit(seconds: float) -> Options:
+    """Returns the options of a server that closes connections without an open call after that time."""
+    return (("grpc.max_connection_idle_ms", int(seconds * 1000)),)
 
 
 def _merged(options: Iterable[tuple[str, str | int]]) -> Options:

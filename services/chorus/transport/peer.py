@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import ipaddress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 from cryptography import x509
 
 from chorus.core.errors import CertificateError, UnauthenticatedError
 from chorus.core.identity import SpiffeId
-from chorus.transport.tls import spiffe_id_of
+from chorus.transport.tls import nodes_of, spiffe_id_of
 
 _TLS_1_3 = b"TLSv1.3"
 
-_caller: ContextVar[SpiffeId | None] = ContextVar("chorus_caller", default=None)
+_caller: ContextVar[Peer | None] = ContextVar("chorus_caller", default=None)
 
 
 class Peer(NamedTuple):
-    """Whom a connection's certificate names; `not_after` is seconds since 1970."""
+    """Whom a connection's certificate names, and on which nodes; `not_after` is seconds since 1970."""
 
     spiffe_id: SpiffeId
     serial: int
     not_after: float
+    nodes: frozenset[str] = frozenset()
 
 
 def current_caller() -> SpiffeId | None:
     """Returns who made the call that is being handled; None on a plaintext listener, and outside any call."""
-    return _caller.get()
+    peer = _caller.get()
+    return None if peer is None else peer.spiffe_id
 
 
-def set_caller(caller: SpiffeId | None) -> None:
+def caller_nodes() -> frozenset[str]:
+    """Returns the nodes that the caller's certificate names; most name none."""
+    peer = _caller.get()
+    return frozenset() if peer is None else peer.nodes
+
+
+def caller_host(context: Any) -> str:
+    """Returns the IP address that a call comes from, the same one for every way to speak from the server's machine."""
+    address = unquote(str(context.peer())).partition(":")[2].rpartition(":")[0].strip("[]")
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return "loopback" if ip.is_loopback else str(ip)
+
+
+def set_caller(caller: Peer | None) -> None:
     """Makes `caller` the current one of this task; the interceptor does so for every call."""
     _caller.set(caller)
 
@@ -67,4 +89,5 @@ def authenticate(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str,
 @lru_cache(maxsize=1024)
 def _read(pem: bytes) -> Peer:
     certificate = x509.load_pem_x509_certificate(pem)
-    return Peer(spiffe_id_of(certificate), certificate.serial_number, certificate.not_valid_after_utc.timestamp())
+    identity, until = spiffe_id_of(certificate), certificate.not_valid_after_utc.timestamp()
+    return Peer(identity, certificate.serial_number, until, nodes_of(certificate, identity.trust_domain))

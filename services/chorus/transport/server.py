@@ -29,7 +29,8 @@ from chorus.transport.health import SERVICE as HEALTH
 from chorus.transport.health import Health, HealthServicer
 from chorus.transport.interceptor import CallObserver, MeshInterceptor
 from chorus.transport.open_calls import OpenCalls
-from chorus.transport.options import CALLS_PER_CALLER, OPEN_LIMITS, server_options
+from chorus.transport.options import CALLS_PER_CALLER, OPEN_LIMITS, SLOW_READER_S, idle_limit, server_options
+from chorus.transport.slow_readers import SlowReaders
 from chorus.transport.tls import TlsIdentity
 
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -70,6 +71,7 @@ class MeshServer:
         extra_access: AccessTable,
         options: Iterable[tuple[str, str | int]],
         max_calls_per_caller: int,
+        slow_reader_s: float,
     ) -> None:
         self.health = Health(service.descriptor.full_name for service in services)
         self._identity = identity
@@ -88,7 +90,10 @@ class MeshServer:
             _REFLECTION_V1_PATH: EVERY_ROLE,
             **extra_access,
         }
-        self._interceptor = MeshInterceptor(self.access, open_calls=self._open_calls, observer=observer)
+        self._slow_readers = SlowReaders(slow_reader_s)
+        self._interceptor = MeshInterceptor(
+            self.access, open_calls=self._open_calls, observer=observer, slow_readers=self._slow_readers
+        )
         self._servers: list[grpc.aio.Server] = []
         self.addresses: tuple[str, ...] = ()
         self.open_address: str | None = None
@@ -148,6 +153,7 @@ class MeshServer:
         self.health.close()
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._servers.clear()
+        self._slow_readers.close()
         if self._open_calls is not None:
             self._open_calls.close()
 
@@ -184,6 +190,8 @@ def build_server(
     extra_access: AccessTable | None = None,
     options: Iterable[tuple[str, str | int]] = (),
     max_calls_per_caller: int = CALLS_PER_CALLER,
+    slow_reader_s: float = SLOW_READER_S,
+    idle_connection_s: float | None = None,
 ) -> MeshServer:
     """Returns the servers of a process, not yet started.
 
@@ -194,6 +202,8 @@ def build_server(
     certificate. `admin_listen`: channelz, for the admin role alone. Without an identity all is plaintext, which is
     allowed on loopback addresses alone, and only if `insecure_loopback` says so; everybody may call everything then.
     `max_calls_per_caller`: what a caller has open beyond that is refused, whatever it is and over how many connections.
+    `slow_reader_s`: a stream whose next message waits longer than that for its reader is ended. `idle_connection_s`:
+    a connection on which no call is open is closed after that.
     Raises ConfigError.
     """
     if not listen:
@@ -213,8 +223,9 @@ def build_server(
         admin_listen=admin_listen,
         observer=observer,
         extra_access=extra_access if extra_access is not None else {},
-        options=options,
+        options=(*options, *(() if idle_connection_s is None else idle_limit(idle_connection_s))),
         max_calls_per_caller=max_calls_per_caller,
+        slow_reader_s=slow_reader_s,
     )
 
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from chorus.core.errors import CertificateError, InvalidRequestError
 from chorus.core.identity import SpiffeId
 from chorus.core.identity.revocations import NOTHING, Revocations
+from chorus.core.identity.spiffe import node_in
 
 CA_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
@@ -72,6 +73,12 @@ class TlsIdentity:
     def not_after(self) -> datetime:
         """When its certificate ends."""
         return self._files.not_after
+
+    @property
+    def node(self) -> str | None:
+        """The node that its certificate is for, where it names one."""
+        nodes = nodes_of(read_certificates(self.cert_pem, CERTIFICATE_FILE)[0], self.spiffe_id.trust_domain)
+        return next(iter(nodes)) if len(nodes) == 1 else None
 
     @property
     def revoked(self) -> Revocations:
@@ -224,6 +231,16 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
         return SpiffeId.parse(uris[0])
     except InvalidRequestError as error:
         raise CertificateError(f"the certificate's identity is not one of a mesh: {error}") from error
+
+
+def nodes_of(certificate: x509.Certificate, trust_domain: str) -> frozenset[str]:
+    """Returns the ids of the nodes that the certificate puts its holder on; most certificates name none."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return frozenset()
+    found = (node_in(name, trust_domain) for name in names.get_values_for_type(x509.DNSName))
+    return frozenset(node for node in found if node is not None)
 
 
 def check_chain(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> None:

@@ -55,6 +55,7 @@ def encode_token(token: JoinToken, now: float) -> pb.Token:
         created_by=token.created_by,
         state=_STATES[token.state(now)],
         used_by=token.used_by,
+        node_id=token.node,
     )
 
 
@@ -66,6 +67,7 @@ def encode_member(member: Member) -> pb.Member:
         renewed_at=encode_time(member.renewed_at),
         not_after=encode_time(member.not_after),
         addresses=member.addresses,
+        node_id=member.node,
     )
 
 

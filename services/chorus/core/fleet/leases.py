@@ -11,6 +11,8 @@ Rules:
   TTL instead, so that the dead are found one TTL late rather than all the living lost.
 - `synced` once the table has watched for one whole TTL without such a standstill: by then every living runner had the
   time to come back, and who isn't here is gone.
+- A runner is on the node that it states as far as `claims` believes it. A lease for a node that somebody else turns out
+  to have a certificate for is worth nothing any more, and gone with the next sweep.
 - Every change, of load too, raises the revision by one.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from chorus.core.errors import InvalidRequestError, StaleIncarnationError, UnknownLeaseError
+from chorus.core.fleet.claims import Claim, NodeClaims, check_claim
 from chorus.core.fleet.events import (
     BookmarkEvent,
     DeltaEvent,
@@ -35,6 +38,8 @@ class _Lease:
     record: RunnerRecord
     heard_at: float  # when the runner last gave a sign of life
     lapses_at: float  # heard_at + TTL, or later after a standstill
+    claim: Claim
+    disproved: bool = False
 
 
 class Watcher:
@@ -100,11 +105,12 @@ class Watcher:
 class LeaseTable:
     """The leases of one life of a registry. `epoch` must be greater than that of every earlier life."""
 
-    def __init__(self, *, epoch: int, ttl_s: float, now: float) -> None:
+    def __init__(self, *, epoch: int, ttl_s: float, now: float, claims: NodeClaims = NodeClaims.FIRST) -> None:
         if ttl_s <= 0:
             raise ValueError(f"a lease must last longer than {ttl_s} s")
         self.epoch = epoch
         self.ttl_s = ttl_s
+        self._claims = claims
         self._revision = 0
         self._synced = False
         self._syncing_since = now
@@ -127,18 +133,24 @@ class LeaseTable:
 
     # --- what runners say -------------------------------------------------------------------------------------------
 
-    def register(self, record: RunnerRecord, now: float) -> bool:
+    def register(self, record: RunnerRecord, now: float, claim: Claim = Claim()) -> bool:  # noqa: B008 - immutable
         """Grants or renews the lease of `record`'s runner; returns whether the table changed.
 
-        Raises StaleIncarnationError where a newer incarnation holds the lease, InvalidRequestError for impossible ids.
+        Raises StaleIncarnationError where a newer incarnation holds the lease, InvalidRequestError for impossible ids,
+        PermissionDeniedError where `claim` is not good for its node.
         """
         _check_ids(record)
+        node_id = record.node.node_id
+        others = self._others_on(node_id, record.runner.runner_id)
+        check_claim(record.runner.runner_id, node_id, claim, (other.claim for other in others), self._claims)
         runner_id = record.runner.runner_id
         lease = self._leases.get(runner_id)
         if lease is not None:
             self._refuse_stale(lease, record.runner.incarnation)
         changed = lease is None or record.version > lease.record.version
-        self._renew(runner_id, record if changed or lease is None else lease.record, now)
+        self._renew(runner_id, record if changed or lease is None else lease.record, now, claim)
+        for other in others:
+            other.disproved = claim.disproves(other.claim, node_id)
         if changed:
             self._changed(runner_id, of_load_only=False)
         return changed
@@ -153,14 +165,14 @@ class LeaseTable:
         lease = self._leases.get(runner_id)
         if lease is not None:
             self._refuse_stale(lease, incarnation)
-        if lease is None or incarnation > lease.record.runner.incarnation:
+        if lease is None or lease.disproved or incarnation > lease.record.runner.incarnation:
             raise UnknownLeaseError(
                 f"runner {runner_id} has no lease for its incarnation {incarnation} here; register again",
                 metadata={"runner_id": runner_id},
             )
         old = lease.record
         if sequence <= old.sequence:
-            self._renew(runner_id, old, now)
+            self._renew(runner_id, old, now, lease.claim)
             return False
         # What a heartbeat says of the machine is newer than what the registration said.
         node = replace(
@@ -168,7 +180,7 @@ class LeaseTable:
             memory_available_bytes=load.memory_available_bytes or old.node.memory_available_bytes,
             gpus=load.gpus or old.node.gpus,
         )
-        self._renew(runner_id, RunnerRecord(old.runner, node, state, load, sequence), now)
+        self._renew(runner_id, RunnerRecord(old.runner, node, state, load, sequence), now, lease.claim)
         self._changed(runner_id, of_load_only=state is old.state)
         return True
 
@@ -191,7 +203,7 @@ class LeaseTable:
                 lease.lapses_at = now + self.ttl_s
             return ()
         self._synced = self._synced or now - self._syncing_since >= self.ttl_s
-        lapsed = [runner_id for runner_id, lease in self._leases.items() if now > lease.lapses_at]
+        lapsed = [runner_id for runner_id, lease in self._leases.items() if lease.disproved or now > lease.lapses_at]
         return tuple(self._remove(runner_id, RemovalReason.EXPIRED) for runner_id in lapsed)
 
     # --- what others see --------------------------------------------------------------------------------------------
@@ -231,6 +243,9 @@ class LeaseTable:
         for runner_id, lease in self._leases.items():
             assert lease.record.runner.runner_id == runner_id, f"the lease of {runner_id} is somebody else's"
             assert lease.heard_at + self.ttl_s <= lease.lapses_at + 1e-6, f"{runner_id} has less than a TTL"
+            node_id, claim = lease.record.node.node_id, lease.claim
+            for other in self._others_on(node_id, runner_id):
+                assert lease.disproved or not other.claim.disproves(claim, node_id), f"{runner_id} is not on {node_id}"
         assert self._revision >= len(self._leases), "a runner came without a revision"
         for watcher in self._watchers:
             watcher.validate_state()
@@ -246,8 +261,17 @@ class LeaseTable:
                 metadata={"runner_id": runner.runner_id, "incarnation": str(runner.incarnation)},
             )
 
-    def _renew(self, runner_id: str, record: RunnerRecord, now: float) -> None:
-        self._leases[runner_id] = _Lease(record, heard_at=now, lapses_at=now + self.ttl_s)
+    def _others_on(self, node_id: str, runner_id: str) -> list[_Lease]:
+        return [
+            lease
+            for lease in self._leases.values()
+            if lease.record.node.node_id == node_id
+            and lease.record.runner.runner_id != runner_id
+            and not lease.disproved
+        ]
+
+    def _renew(self, runner_id: str, record: RunnerRecord, now: float, claim: Claim) -> None:
+        self._leases[runner_id] = _Lease(record, heard_at=now, lapses_at=now + self.ttl_s, claim=claim)
 
     def _remove(self, runner_id: str, reason: RemovalReason) -> Removal:
         lease = self._leases.pop(runner_id)

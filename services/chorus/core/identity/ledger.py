@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from chorus.core.errors import (
     NameTakenError,
+    NodeTakenError,
     NotFoundError,
     RenewalError,
     RevokedError,
@@ -32,7 +33,8 @@ GRACE_S = 30 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class JoinToken:
-    """The right to join once. `name` empty: the machine says its name; else it joins as that, whoever was it before."""
+    """The right to join once. `name` empty: the machine says its name; else it joins as that, whoever was it before.
+    `node`: it joins from that node, though others are there."""
 
     token_id: str
     secret_sha256: bytes
@@ -45,6 +47,7 @@ class JoinToken:
     used_by: str = ""
     used_key: str = ""
     used_at: float = 0.0
+    node: str = ""
 
     def state(self, now: float) -> str:
         """`used`, `revoked`, `expired` or `open`."""
@@ -57,7 +60,8 @@ class JoinToken:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Who has joined. `serials` are those of its certificates that may still live, with their ends."""
+    """Who has joined. `serials` are those of its certificates that may still live, with their ends; `node` is the node
+    that they name, empty where they name none."""
 
     identity: SpiffeId
     key: str
@@ -65,6 +69,7 @@ class Member:
     renewed_at: float
     addresses: tuple[str, ...]
     serials: Mapping[int, float]
+    node: str = ""
 
     @property
     def not_after(self) -> float:
@@ -129,12 +134,13 @@ class Ledger:
         return self._tokens[token_id]
 
     def redeem(
-        self, token_id: str, secret_sha256: bytes, *, key: str, name: str, trust_domain: str, now: float
+        self, token_id: str, secret_sha256: bytes, *, key: str, name: str, trust_domain: str, now: float, node: str = ""
     ) -> SpiffeId:
         """Who the holder of `key` joins as; the token is used up. Asked again with the same key, it says the same.
 
-        Raises TokenErrors, NameTakenError where somebody else has the name that it says, RevokedError where that name
-        is shut out. Nothing is changed then.
+        `node` is where it says that it is. Raises TokenErrors, NameTakenError where somebody else has the name that it
+        says, NodeTakenError where somebody else is on the node, RevokedError where that name is shut out. Nothing is
+        changed then.
         """
         token = self._tokens.get(token_id)
         if token is None or not hmac.compare_digest(token.secret_sha256, secret_sha256):
@@ -147,6 +153,12 @@ class Ledger:
         identity = SpiffeId(trust_domain, token.role, token.name or name)
         self._check_not_revoked(identity, None)
         member = self._members.get(identity)
+        there = self.who_is_on(node, now, besides=identity) if node and node != token.node else None
+        if there is not None:
+            raise NodeTakenError(
+                f"{there.identity.name} has joined from {node} already; if it is the same machine, create the token "
+                f"with --node {node}; if their disks are copies, set runner.node_id (CHORUS_RUNNER__NODE_ID) here"
+            )
         taken = member is not None and member.key != key and now < member.not_after + GRACE_S
         if taken and not token.name:
             raise NameTakenError(
@@ -176,8 +188,27 @@ class Ledger:
                 f"{GRACE_S / 86_400:.0f} days; join again with a new token"
             )
 
+    def who_is_on(self, node: str, now: float, *, besides: SpiffeId) -> Member | None:
+        """Another member whose certificates name that node, and who may still renew them."""
+        return next(
+            (
+                member
+                for member in self._members.values()
+                if member.node == node and member.identity != besides and now < member.not_after + GRACE_S
+            ),
+            None,
+        )
+
     def issued(
-        self, identity: SpiffeId, *, key: str, serial: int, not_after: float, addresses: tuple[str, ...], now: float
+        self,
+        identity: SpiffeId,
+        *,
+        key: str,
+        serial: int,
+        not_after: float,
+        addresses: tuple[str, ...],
+        now: float,
+        node: str = "",
     ) -> None:
         """Notes a certificate that was issued."""
         known = self._members.get(identity)
@@ -190,6 +221,7 @@ class Ledger:
             renewed_at=now,
             addresses=addresses,
             serials={**serials, serial: not_after},
+            node=node,
         )
 
     # --- revoking ---------------------------------------------------------------------------------------------------

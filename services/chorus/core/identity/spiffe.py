@@ -70,6 +70,26 @@ class SpiffeId:
         return f"{self.name}.{self.role}.{self.trust_domain}"
 
 
+def node_dns_name(node_id: str, trust_domain: str) -> str:
+    """The DNS name in a certificate that says on which node its holder is. Raises InvalidRequestError.
+
+    A DNS name and no second SPIFFE id: versions before take a certificate with two for none.
+    """
+    check_label("node_id", node_id)
+    return f"{node_id}.{node_zone(trust_domain)}"
+
+
+def node_zone(trust_domain: str) -> str:
+    """Below this are the names of nodes; no role is called so."""
+    return f"node.{trust_domain}"
+
+
+def node_in(dns_name: str, trust_domain: str) -> str | None:
+    """The node's id where that is the name of a node."""
+    node_id, dot, zone = dns_name.partition(".")
+    return node_id if dot and zone == node_zone(trust_domain) else None
+
+
 def parse_role(text: str) -> Role:
     """Returns the role called `text`, or raises InvalidRequestError naming those there are."""
     try:

@@ -65,6 +65,7 @@ class JoinRequest(_message.Message):
     CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     token_id: _builtins.str
     """Which token."""
     secret: _builtins.bytes
@@ -73,6 +74,8 @@ class JoinRequest(_message.Message):
     """A PKCS #10 request (DER), signed with the key that the certificate is to be for. Its names are ignored."""
     name: _builtins.str
     """What the machine calls itself, a DNS label; not used where the token has a name."""
+    node_id: _builtins.str
+    """The id of the machine, a DNS label. A runner's certificate names it, and its holder can state no other one."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """IP addresses and DNS names that it is reached by, at most 16."""
@@ -85,10 +88,11 @@ class JoinRequest(_message.Message):
         certificate_request: _builtins.bytes = ...,
         name: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "certificate_request", b"certificate_request", "name", b"name", "secret", b"secret", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "certificate_request", b"certificate_request", "name", b"name", "node_id", b"node_id", "secret", b"secret", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,10 +137,13 @@ class RenewRequest(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     certificate: _builtins.bytes
     """The certificate (DER)."""
     certificate_request: _builtins.bytes
     """A PKCS #10 request (DER), signed with the key of that certificate. Its names are ignored."""
+    node_id: _builtins.str
+    """The id of the machine, for a runner's certificate that names none yet; taken unless another member is there."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """IP addresses and DNS names that it is reached by now, at most 16; none: those of the certificate."""
@@ -147,10 +154,11 @@ class RenewRequest(_message.Message):
         certificate: _builtins.bytes = ...,
         certificate_request: _builtins.bytes = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "certificate", b"certificate", "certificate_request", b"certificate_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "certificate", b"certificate", "certificate_request", b"certificate_request", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,10 +267,13 @@ class CreateTokenRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     role: _access_pb2.Role.ValueType
     """What joins with it."""
     name: _builtins.str
     """Who joins with it, in place of whoever has that name; empty: the machine says its name, which nobody may have yet."""
+    node_id: _builtins.str
+    """A node from which a runner has joined already, for another one there."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long it is good, at most 30 days; an hour if it isn't set."""
@@ -273,10 +284,11 @@ class CreateTokenRequest(_message.Message):
         role: _access_pb2.Role.ValueType = ...,
         ttl: _duration_pb2.Duration | None = ...,
         name: _builtins.str = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "node_id", b"node_id", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,6 +344,7 @@ class Token(_message.Message):
     CREATED_BY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     USED_BY_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     token_id: _builtins.str
     """Its name; no secret."""
     role: _access_pb2.Role.ValueType
@@ -344,6 +357,8 @@ class Token(_message.Message):
     """How it stands."""
     used_by: _builtins.str
     """Who has joined with it: a SPIFFE id, if anybody has."""
+    node_id: _builtins.str
+    """The node that may have a runner already, if that was said."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -363,10 +378,11 @@ class Token(_message.Message):
         created_by: _builtins.str = ...,
         state: Global___TokenState.ValueType = ...,
         used_by: _builtins.str = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "expires_at", b"expires_at", "name", b"name", "role", b"role", "state", b"state", "token_id", b"token_id", "used_by", b"used_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "expires_at", b"expires_at", "name", b"name", "node_id", b"node_id", "role", b"role", "state", b"state", "token_id", b"token_id", "used_by", b"used_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,8 +526,11 @@ class Member(_message.Message):
     RENEWED_AT_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     """Who."""
+    node_id: _builtins.str
+    """The node that a runner's certificate names; empty where it names none."""
     @_builtins.property
     def joined_at(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
@@ -536,10 +555,11 @@ class Member(_message.Message):
         renewed_at: _timestamp_pb2.Timestamp | None = ...,
         not_after: _timestamp_pb2.Timestamp | None = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["joined_at", b"joined_at", "not_after", b"not_after", "renewed_at", b"renewed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "joined_at", b"joined_at", "not_after", b"not_after", "renewed_at", b"renewed_at", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "joined_at", b"joined_at", "node_id", b"node_id", "not_after", b"not_after", "renewed_at", b"renewed_at", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

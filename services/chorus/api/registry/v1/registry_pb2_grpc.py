@@ -76,7 +76,8 @@ class RegistryServicer:
     def Register(self, request, context):
         """Takes a runner into the directory, or replaces what is known of it; also called when its models change.
         Callers: runners, each only for the runner id in its own certificate.
-        Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id), FAILED_PRECONDITION
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id; a node that the caller's
+        certificate does not name, or, where it names none, that another machine is), FAILED_PRECONDITION
         (STALE_INCARNATION: a newer process of this runner is registered; the caller should exit).
         Retry: safe; the greater (incarnation, sequence) wins.
         """

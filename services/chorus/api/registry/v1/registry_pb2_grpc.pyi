@@ -38,7 +38,8 @@ class RegistryStub:
     Register: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterRequest, _registry_pb2.RegisterResponse]
     """Takes a runner into the directory, or replaces what is known of it; also called when its models change.
     Callers: runners, each only for the runner id in its own certificate.
-    Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id), FAILED_PRECONDITION
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id; a node that the caller's
+    certificate does not name, or, where it names none, that another machine is), FAILED_PRECONDITION
     (STALE_INCARNATION: a newer process of this runner is registered; the caller should exit).
     Retry: safe; the greater (incarnation, sequence) wins.
     """
@@ -88,7 +89,8 @@ class RegistryAsyncStub(RegistryStub):
     Register: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterRequest, _registry_pb2.RegisterResponse]  # type: ignore[assignment]
     """Takes a runner into the directory, or replaces what is known of it; also called when its models change.
     Callers: runners, each only for the runner id in its own certificate.
-    Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id), FAILED_PRECONDITION
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id; a node that the caller's
+    certificate does not name, or, where it names none, that another machine is), FAILED_PRECONDITION
     (STALE_INCARNATION: a newer process of this runner is registered; the caller should exit).
     Retry: safe; the greater (incarnation, sequence) wins.
     """
@@ -141,7 +143,8 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.RegisterResponse, _abc.Awaitable[_registry_pb2.RegisterResponse]]:
         """Takes a runner into the directory, or replaces what is known of it; also called when its models change.
         Callers: runners, each only for the runner id in its own certificate.
-        Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id), FAILED_PRECONDITION
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST), PERMISSION_DENIED (another's runner id; a node that the caller's
+        certificate does not name, or, where it names none, that another machine is), FAILED_PRECONDITION
         (STALE_INCARNATION: a newer process of this runner is registered; the caller should exit).
         Retry: safe; the greater (incarnation, sequence) wins.
         """
