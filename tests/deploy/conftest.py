@@ -11,7 +11,7 @@ from tests.deploy.manifests import OVERLAYS, Document, overlay, variant
 # What no overlay has: certificates by cert-manager, runners that join, and runners as a StatefulSet.
 VARIANTS = {
     "cert-manager": ("gpu-nvidia", "mtls-cert-manager"),
-    "identity": ("gpu-nvidia", "mtls-identity"),
+    "identity": ("gpu-nvidia", "mtls-identity", "valkey"),
     "statefulset": ("mtls-selfsigned", "runner-statefulset", "observability"),
 }
 SETS = (*OVERLAYS, *VARIANTS)

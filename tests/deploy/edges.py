@@ -85,6 +85,11 @@ def workloads(documents: Iterable[Document]) -> list[Pods]:
     for document in documents:
         template = pod_template(document)
         if template is not None:
+            claims = document["spec"].get("volumeClaimTemplates", [])
+            if claims:
+                claimed = [{"name": one["metadata"]["name"], "persistentVolumeClaim": {}} for one in claims]
+                spec = template["spec"]
+                template = {**template, "spec": {**spec, "volumes": [*spec.get("volumes", []), *claimed]}}
             found.append(Pods(document["metadata"]["name"], template["metadata"]["labels"], template))
     return found
 

@@ -32,7 +32,7 @@ class ValkeyServer:
 
     def start(self) -> None:
         """Returns once it listens."""
-        words = [_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        words = [binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         words += ["--requirepass", PASSWORD, "--dir", str(self._directory)]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self._process.stdout is not None
@@ -54,7 +54,8 @@ class ValkeyServer:
             self.kill()
 
 
-def _binary() -> str:
+def binary() -> str:
+    """Where the program is; skips the test where there is none."""
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found

@@ -53,7 +53,11 @@ def render(
     ] = Certificates.SELFSIGNED,
     extras: Annotated[
         list[Extra] | None,
-        typer.Option("--with", help="observability: the Prometheus operator is there. ingress: through K3s' Traefik."),
+        typer.Option(
+            "--with",
+            help="observability: the Prometheus operator is there. ingress: through K3s' Traefik. valkey: one server "
+            "for what coordinators share.",
+        ),
     ] = None,
     image: Annotated[
         str, typer.Option("--image", metavar="NAME:TAG", help="The image; that for GPUs has -cuda behind its tag.")
@@ -125,6 +129,9 @@ def issue(
         bool,
         typer.Option("--tokens", help="Lay tokens ready with which runners join, in place of keys for them."),
     ] = False,
+    valkey: Annotated[
+        bool, typer.Option("--valkey", help="Make the password of the Valkey server that coordinators share, once.")
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Make the mesh's authority and the certificates that are missing, as Secrets of this pod's namespace.
@@ -149,6 +156,11 @@ def issue(
             "Give the node another name (k3s --node-name)[/yellow]"
         )
     note(f"{len(issued.made)} issued, {len(issued.kept)} good for longer")
+    if valkey:
+        from chorus.k8s.secrets import Secrets
+        from chorus.k8s.valkey import make_valkey_secret
+
+        note("a password for Valkey made" if make_valkey_secret(Secrets(cluster)) else "Valkey has its password")
     if tokens:
         from chorus.k8s.enrolling import invite_with
 

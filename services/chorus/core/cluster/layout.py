@@ -22,10 +22,11 @@ class Certificates(StrEnum):
 
 
 class Extra(StrEnum):
-    """Components that need something beside Chorus in the cluster."""
+    """Components that need something beside Chorus in the cluster, or run it."""
 
     OBSERVABILITY = "observability"
     INGRESS = "ingress"
+    VALKEY = "valkey"
 
 
 @dataclass(frozen=True, slots=True)
