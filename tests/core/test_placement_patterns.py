@@ -69,3 +69,33 @@ def test_names_that_callers_make_up_are_bounded() -> None:
     for number in range(3 * MAX_MODELS):
         patterns.asked(f"m{number}", NINE + number * 1000.0)
     assert len(patterns._models) == MAX_MODELS
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 2 * DAY_S) | st.floats(0.0, 2 * PAUSE_S)), max_size=40),
+    st.floats(2 * PAUSE_S, 8 * DAY_S),
+)
+@settings(max_examples=60)
+def test_what_is_remembered_over_a_restart_foresees_the_same(asked: list[tuple[str, float]], later: float) -> None:
+    patterns, now = Patterns(), NINE
+    for model, pause in asked:
+        now += pause
+        patterns.asked(model, now)
+    again = Patterns()
+    again.recall(patterns.remembered(now))
+    at = now + later
+    for least in (0.1, 0.6):
+        assert again.likely(at, LOAD, least) == pytest.approx(patterns.likely(at, LOAD, least))
+    again.asked("a", at)
+    patterns.asked("a", at)
+    assert again.remembered(at) == patterns.remembered(at)
+
+
+def test_what_has_faded_is_not_remembered() -> None:
+    patterns = Patterns()
+    for number in range(3):
+        patterns.asked("a", NINE + number * DAY_S)
+    (pattern,) = patterns.remembered(NINE + 3 * DAY_S)
+    assert {cycle for cycle, *_ in pattern.slots} == {DAY_S, WEEK_S}
+    (pattern,) = patterns.remembered(NINE + 60 * DAY_S)
+    assert {cycle for cycle, *_ in pattern.slots} == {WEEK_S}

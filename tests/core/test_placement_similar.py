@@ -23,7 +23,7 @@ from chorus.core.generation import (
 )
 from chorus.core.placement import FallingBack, KnownModels, Miss, Needs, Situation, survey
 from chorus.core.placement.fit import fit
-from chorus.core.placement.similar import MAX_REMEMBERED, most_similar
+from chorus.core.placement.similar import MAX_REMEMBERED, REMEMBERED_S, most_similar
 from tests.core import placement_fleet as fleet
 
 NOW = Situation()
@@ -121,15 +121,36 @@ def test_who_lacks_a_tag_is_not_alike_and_of_an_unknown_model_the_default_stands
 def test_what_a_model_was_like_is_remembered_when_it_has_left_and_memory_is_bounded() -> None:
     known = KnownModels()
     gone = fleet.runner("r1", fleet.model("alpha", tier=Tier.LARGE)).record
-    known.left(gone)
-    found = known.find("alpha.gguf", fleet.directory())
+    known.left(gone, 0.0)
+    found = known.find("alpha.gguf", fleet.directory(), REMEMBERED_S)
     assert found is not None
     assert found.tier is Tier.LARGE
+    assert known.find("alpha.gguf", fleet.directory(), REMEMBERED_S + 1.0) is None
     here = fleet.directory(fleet.runner("r2", fleet.model("alpha", tier=Tier.FULL)))
-    assert known.find("alpha", here) == here.entries["r2"].record.runner.models[0].artifact
+    assert known.find("alpha", here, 0.0) == here.entries["r2"].record.runner.models[0].artifact
     for number in range(MAX_REMEMBERED):
-        known.left(fleet.runner("r1", fleet.model(f"m{number}")).record)
-    assert known.find("alpha", fleet.directory()) is None
+        known.left(fleet.runner("r1", fleet.model(f"m{number}")).record, 0.0)
+    assert known.find("alpha", fleet.directory(), 0.0) is None
+
+
+def test_what_a_living_runner_removes_is_remembered_too() -> None:
+    known = KnownModels()
+    known.has(fleet.runner("r1", fleet.model("alpha"), fleet.model("beta")).record, 0.0)
+    assert known.find("beta", fleet.directory(), 0.0) is None
+    known.has(fleet.runner("r1", fleet.model("alpha")).record, 10.0)
+    assert known.find("beta", fleet.directory(), 10.0 + REMEMBERED_S) is not None
+    assert known.find("alpha", fleet.directory(), 10.0) is None
+
+
+def test_after_a_restart_is_known_what_was_there_and_what_was_gone() -> None:
+    known, again = KnownModels(), KnownModels()
+    known.left(fleet.runner("r1", fleet.model("old")).record, 0.0)
+    known.left(fleet.runner("r1", fleet.model("gone")).record, 100.0)
+    known.has(fleet.runner("r2", fleet.model("alpha")).record, 100.0)
+    again.recall(known.remembered(50.0 + REMEMBERED_S))
+    assert again.find("gone", fleet.directory(), 100.0 + REMEMBERED_S) is not None
+    assert again.find("alpha", fleet.directory(), 50.0 + 2 * REMEMBERED_S) is not None
+    assert again.find("old", fleet.directory(), 0.0) is None
 
 
 HELLO = GenerationRequest("gone", TextPrompt("hello"))
@@ -160,7 +181,7 @@ def test_only_with_leave_only_where_nobody_serves_it_and_once() -> None:
     assert not falling_back.applies_to(needs, NotFoundError("no such adapter"))
     assert not falling_back.applies_to(replace(needs, model=""), GONE)
     assert falling_back.applies_to(needs, RunnersUnavailableError("all away"))
-    assert falling_back.instead(needs, GONE, MESH, NOW, known=KnownModels(), default="").model == "alpha"
+    assert falling_back.instead(needs, GONE, MESH, NOW, known=KnownModels(), default="", now=0.0).model == "alpha"
     assert falling_back.substitution == Substitution("gone", "alpha", "UNKNOWN_MODEL")
     assert not falling_back.applies_to(needs, GONE)
 
@@ -168,5 +189,5 @@ def test_only_with_leave_only_where_nobody_serves_it_and_once() -> None:
 def test_where_nobody_is_alike_the_needs_stay_and_there_is_nothing_to_tell() -> None:
     falling_back = FallingBack(Fallback(similar_model=True), HELLO)
     needs = Needs.of_generation(HELLO)
-    assert falling_back.instead(needs, GONE, fleet.directory(), NOW, known=KnownModels(), default="") is needs
+    assert falling_back.instead(needs, GONE, fleet.directory(), NOW, known=KnownModels(), default="", now=0.0) is needs
     assert falling_back.substitution is None

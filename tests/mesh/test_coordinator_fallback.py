@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +81,29 @@ async def test_a_model_that_fails_is_barred_and_then_gone_is_answered_for_by_ano
                     break
         assert {event.subject.model for event in seen} == {ALIKE}
         assert all(isinstance(event.detail, RequestSubstituted) for event in seen)
+
+
+async def test_a_coordinator_that_was_restarted_remembers_what_models_were_like_and_when_they_are_asked_for(
+    certificates: MeshCertificates, tmp_path: Path
+) -> None:
+    others = FakeEngine(
+        [
+            FakeModel(fake_artifact("large.gguf", family="large", tier=Tier.LARGE)),
+            FakeModel(fake_artifact("alike.gguf", family=ALIKE)),
+        ]
+    )
+    settings = {"default_model": "large", "memory_file": tmp_path / "memory.sqlite"}
+    async with (
+        asyncio.timeout(60),
+        InProcessMesh(runners=[FakeEngine(), others], certificates=certificates, coordinator=settings) as mesh,
+    ):
+        client = mesh.client()
+        assert (await client.complete("echo:hi", model=ASKED)).model == ASKED
+        await mesh.runners[0].stop(0.0)
+        await mesh.until(lambda directory: directory.get("runner-1") is None)
+        await mesh.restart_coordinator()
+        await mesh.until(lambda directory: directory.get("runner-2") is not None)
+        assert (await events_of(client))[0] == f"{ASKED}->{ALIKE} UNKNOWN_MODEL"
+        assert (await client.complete("echo:hi", model="never", fallback=LEAVE)).model == "large"
+        patterns = mesh.coordinators[0]._loading.patterns.remembered(time.time())
+        assert ASKED in {pattern.model for pattern in patterns}

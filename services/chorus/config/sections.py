@@ -519,6 +519,12 @@ class CoordinatorSettings(_Listening):
         description="How likely it must be, by the times of day and week and the models after which it was asked for, "
         "that a model will be needed for it to be loaded beforehand where there is room; 1 is never.",
     )
+    memory_file: AbsolutePath | None = Field(
+        default=None,
+        description="SQLite file that keeps over restarts when models are usually asked for, and what models were like "
+        "that are gone; one for each coordinator.",
+        json_schema_extra={"shown_default": "in memory"},
+    )
     max_requests: int = Field(
         default=1024,
         ge=1,

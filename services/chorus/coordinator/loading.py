@@ -49,7 +49,7 @@ class Loading:
         self._admission = admission
         self._events = events
         self._replicas = Replicas(busy_s=busy_s)
-        self._patterns = Patterns()
+        self.patterns = Patterns()
         self._likelihood = likelihood
         self._wall = wall
         self._loads: set[asyncio.Task[None]] = set()
@@ -73,7 +73,7 @@ class Loading:
             self._placing.situation(),
             self._live.now,
             waiting=self._admission.waiting_of_lanes(),
-            likely=self._patterns.likely(self._wall(), load_times(directory), self._likelihood),
+            likely=self.patterns.likely(self._wall(), load_times(directory), self._likelihood),
         )
         for wanted in found:
             task = asyncio.create_task(self._load(wanted))
@@ -81,7 +81,7 @@ class Loading:
             task.add_done_callback(self._loads.discard)
 
     def _take(self, candidate: Candidate) -> None:
-        self._patterns.asked(candidate.model.artifact.family, self._wall())
+        self.patterns.asked(candidate.model.artifact.family, self._wall())
 
     async def _load(self, wanted: Wanted) -> None:
         runner, artifact = wanted.entry.record.runner, wanted.model.artifact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -126,8 +127,12 @@ class Placing:
         events: EventBoard | None = None,
         coordinator: str = "",
         rng: random.Random | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """`coordinator` is this one's SPIFFE id, by which runners tell of its requests; empty where it has none."""
+        """`coordinator` is this one's SPIFFE id, by which runners tell of its requests; empty where it has none.
+
+        `wall` is seconds since the Unix epoch.
+        """
         self._live = live
         self._default_model = default_model
         self._max_attempts = max_attempts
@@ -138,7 +143,8 @@ class Placing:
         self._weights = dict(weights or {})
         self._roster = Roster()
         self._affinity = Affinity()
-        self._known = KnownModels()
+        self._wall = wall
+        self.known = KnownModels()
         self._sized = live.directory
         self._slots: dict[str, int] = {}  # by lane, in the directory above
         self._node_loads: dict[str, tuple[NodeLoad, ...]] = {}
@@ -325,8 +331,9 @@ class Placing:
             refused,
             self._live.directory,
             self.situation(),
-            known=self._known,
+            known=self.known,
             default=self.default_model(),
+            now=self._wall(),
         )
         if falling_back.substitution is None:
             return needs
@@ -486,12 +493,13 @@ class Placing:
             self._failures.forget(record.runner.runner_id)
             self._breakers.forget(record.runner.runner_id)
             self._affinity.forget(record.runner.runner_id)
-            self._known.left(record)
+            self.known.left(record, self._wall())
         for entry in change.upserts:
             runner = entry.record.runner
             self._breakers.incarnated(runner.runner_id, runner.incarnation)
             self._affinity.incarnated(runner.runner_id, runner.incarnation)
             self._in_flight.reported(runner.runner_id, now, entry.record.load.by_coordinator)
+            self.known.has(entry.record, self._wall())
 
 
 def _with_facts(error: ChorusError, candidate: Candidate | None, attempts: int) -> ChorusError:

@@ -26,6 +26,7 @@ from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.loading import Loading
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
+from chorus.coordinator.remembering import Remembering
 from chorus.coordinator.requests import Requests, Sink
 from chorus.coordinator.semantic import SemanticHits
 from chorus.coordinator.servicer import CoordinatorServicer
@@ -144,6 +145,9 @@ class CoordinatorService(HostedService):
             likelihood=settings.preload_likelihood,
             wall=time.time,
         )
+        self._remembering = Remembering(
+            settings.memory_file, patterns=self._loading.patterns, known=self._placing.known, wall=time.time
+        )
         servicer = CoordinatorServicer(
             live=self.live,
             placing=self._placing,
@@ -185,6 +189,7 @@ class CoordinatorService(HostedService):
 
     async def start(self) -> None:
         """Serves at once; healthy as soon as some registry has told of the mesh."""
+        await self._remembering.start()
         await self._server.start()
         self._watch = asyncio.create_task(self._registries.run())
         self._ready = asyncio.create_task(self._say_healthy())
@@ -202,6 +207,7 @@ class CoordinatorService(HostedService):
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
+        await self._remembering.stop()
         await self._answers.close()
         await self._granting.close()
         await self._webhooks.stop()

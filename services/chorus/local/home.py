@@ -51,6 +51,11 @@ class MeshHome:
         """Audit logs, a folder for each service, where the configuration names no other place for them."""
         return self.root / "audit"
 
+    @property
+    def memory(self) -> Path:
+        """What the coordinator remembers, where the configuration names no other place for it."""
+        return self.root / "coordinator.sqlite"
+
     def config_file(self, process: str) -> Path:
         """The configuration of one process."""
         return self.root / "config" / f"{process}.toml"

@@ -231,7 +231,13 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
             *opening,
             process(_REGISTRY, Role.REGISTRY, ports.registry),
             *runners,
-            process(_COORDINATOR, Role.COORDINATOR, ports.coordinator, registries=(registry,)),
+            process(
+                _COORDINATOR,
+                Role.COORDINATOR,
+                ports.coordinator,
+                registries=(registry,),
+                memory_file=config.coordinator.memory_file or options.home.memory,
+            ),
         ),
         # Commands come and go: what they show lives for a year, and is made anew at a start.
         client=_changed(

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from chorus.core.cache.nearest import Nearest, Vector, signs
+from chorus.store.sqlite import open_file
 
 _SCHEMA = 2
 _CREATE = """
@@ -93,7 +92,7 @@ class AnswerFile:
 
     def __init__(self, path: Path | None, *, max_entries: int, max_bytes: int) -> None:
         self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._db = _opened(path)
+        self._db = open_file(path, schema=_SCHEMA, create=_CREATE, table="answers")
         self._nearest: dict[int, Nearest] = {}
         self.entries, self.size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM answers").fetchone()
         (self._load_below,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM signs").fetchone()
@@ -265,39 +264,6 @@ class AnswerFile:
         if words not in self._nearest:
             self._nearest[words] = Nearest(words)
         return self._nearest[words]
-
-
-def _opened(path: Path | None) -> sqlite3.Connection:
-    if path is None:
-        return _made(sqlite3.connect(":memory:", check_same_thread=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)  # it holds what people asked
-    try:
-        db = sqlite3.connect(path, check_same_thread=False)
-        if db.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA:
-            db.execute("SELECT count(*) FROM answers").fetchone()
-            return _quick(db)
-        db.close()
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise OSError(f"{path}: {error}") from error
-    for suffix in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).unlink()
-    path.touch(mode=0o600)
-    return _made(_quick(sqlite3.connect(path, check_same_thread=False)))
-
-
-def _made(db: sqlite3.Connection) -> sqlite3.Connection:
-    db.executescript(_CREATE + f"PRAGMA user_version = {_SCHEMA};")
-    return db
-
-
-def _quick(db: sqlite3.Connection) -> sqlite3.Connection:
-    # What a crash of the machine may lose are the newest answers, which only cost time to have again.
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    return db
 
 
 def _group(bucket: str) -> int:

@@ -11,7 +11,7 @@ from chorus.core.placement.place import Candidate, Rejected, Survey, place, surv
 from chorus.core.placement.refusal import detail, refusal
 from chorus.core.placement.replicas import LoadReason, Replicas, Wanted, load_times
 from chorus.core.placement.roster import Roster
-from chorus.core.placement.similar import FallingBack, KnownModels
+from chorus.core.placement.similar import FallingBack, KnownModel, KnownModels
 
 __all__ = [
     "NOTHING_MORE",
@@ -20,6 +20,7 @@ __all__ = [
     "Candidate",
     "FallingBack",
     "InFlight",
+    "KnownModel",
     "KnownModels",
     "LoadReason",
     "Miss",

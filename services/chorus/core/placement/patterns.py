@@ -4,13 +4,14 @@ Each is counted as how often it happened of how often it could have, both fading
 not: what was seen once proves nothing, twice in a row is a pattern. Times of day and week are cut into slots of a
 quarter of an hour, in universal time, and what comes near a slot's edge counts for its neighbour as well.
 
-A coordinator knows what it was asked itself, since it was started. Times are seconds since the Unix epoch.
+A coordinator knows what it was asked itself; `remembered` and `recall` carry that over a restart. Times are seconds
+since the Unix epoch.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 DAY_S = 86_400.0
@@ -24,6 +25,21 @@ PAUSE_S = 120.0
 MAX_MODELS = 128
 MAX_FOLLOWERS = 16
 _CYCLES = (DAY_S, WEEK_S)
+# What a slot's hits have faded to when they are not worth remembering over a restart.
+_FAINT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPattern:
+    """What was seen of one model, to be remembered: its slots as (cycle, slot, last cycle's number, hits by then)."""
+
+    model: str
+    first_at: float
+    last_at: float
+    began_at: float
+    uses: float
+    slots: tuple[tuple[float, int, int, float], ...]
+    followers: tuple[tuple[str, float], ...]
 
 
 @dataclass(slots=True)
@@ -72,6 +88,35 @@ class Patterns:
             if probability >= least:
                 found[model] = probability
         return found
+
+    def remembered(self, now: float) -> tuple[ModelPattern, ...]:
+        """All that `recall` has to be given after a restart, the latest last; what has faded is left out."""
+        return tuple(
+            ModelPattern(
+                name,
+                seen.first_at,
+                seen.last_at,
+                seen.began_at,
+                seen.uses,
+                tuple(
+                    (cycle, slot, last, hits)
+                    for (cycle, slot), (last, hits) in seen.slots.items()
+                    if hits * FADING ** max(0, int(now // cycle) - last) >= _FAINT
+                ),
+                tuple(seen.followers.items()),
+            )
+            for name, seen in self._models.items()
+        )
+
+    def recall(self, patterns: Iterable[ModelPattern]) -> None:
+        """What was remembered before a restart, when nothing has been asked for yet."""
+        for told in tuple(patterns)[-MAX_MODELS:]:
+            slots = {(cycle, slot): (last, hits) for cycle, slot, last, hits in told.slots}
+            followers = OrderedDict(told.followers[-MAX_FOLLOWERS:])
+            # Of what followed the use that went on then, it is not known what had come already.
+            self._models[told.model] = _Model(
+                told.first_at, told.last_at, told.began_at, slots, told.uses, followers, set(followers)
+            )
 
     def _after_others(self, model: str, now: float) -> float:
         """How probably it is asked for since another one just was."""

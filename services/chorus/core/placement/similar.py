@@ -1,14 +1,16 @@
 """Another model in place of one that nobody can serve: which one is most like it, and when a request may have it.
 
 Alike are models that have every capability tag of the one asked for; of them the one of the nearest tier is taken.
-What a model was like is remembered when the last runner that had it is gone. Of a model that was never seen nothing is
-known, so the mesh's default stands in for it. Whoever stands in serves all that the request needs, and can do so now.
+What a model was like is remembered for a week after the last runner that had it is gone, or has removed it. Of a model
+that was never seen nothing is known, so the mesh's default stands in for it. Whoever stands in serves all that the
+request needs, and can do so now.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import log2
 
 from chorus.core.errors import (
@@ -25,13 +27,14 @@ from chorus.core.errors import (
     UnsupportedFeatureError,
 )
 from chorus.core.fleet.directory import Directory
-from chorus.core.fleet.records import Artifact, ModelState, RunnerRecord, Tier
+from chorus.core.fleet.records import Artifact, ModelState, ModelStatus, RunnerRecord, Tier
 from chorus.core.generation import Fallback, GenerationRequest, Substitution, TokenPrompt
 from chorus.core.placement.fit import Miss, Situation, fit
 from chorus.core.placement.needs import Needs
 
-# Names of models remembered that no runner has any more.
+# Names of models remembered that no runner has any more, and for how long.
 MAX_REMEMBERED = 512
+REMEMBERED_S = 7 * 86_400.0
 # What says that nobody serves the model. Who is merely full is waited for.
 _NOBODY = (
     DrainingError,
@@ -48,28 +51,69 @@ _NOBODY = (
 _TIERS = tuple(Tier)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model as some runner had it, the last time at `seen_at`."""
+
+    artifact: Artifact
+    seen_at: float
+
+
 class KnownModels:
-    """What models are like, or were before they left."""
+    """What models are like, or were before they left. Times are seconds since the Unix epoch."""
 
     def __init__(self) -> None:
-        self._gone: OrderedDict[str, Artifact] = OrderedDict()
+        self._here: dict[str, tuple[ModelStatus, ...]] = {}  # by runner
+        self._gone: OrderedDict[str, KnownModel] = OrderedDict()  # by family and by name, the last at the end
 
-    def left(self, record: RunnerRecord) -> None:
+    def has(self, record: RunnerRecord, now: float) -> None:
+        """A runner of the directory says what models it has; it may have removed some."""
+        runner_id, models = record.runner.runner_id, record.runner.models
+        before = self._here.get(runner_id, ())
+        if before is models:
+            return
+        self._here[runner_id] = models
+        names = {status.artifact.name for status in models}
+        for status in before:
+            if status.artifact.name not in names:
+                self._go(KnownModel(status.artifact, now))
+
+    def left(self, record: RunnerRecord, now: float) -> None:
         """A runner has left the directory, perhaps as the last one with its models."""
+        self._here.pop(record.runner.runner_id, None)
         for status in record.runner.models:
-            for name in (status.artifact.family, status.artifact.name):
-                self._gone[name] = status.artifact
-                self._gone.move_to_end(name)
-        while len(self._gone) > MAX_REMEMBERED:
-            self._gone.popitem(last=False)
+            self._go(KnownModel(status.artifact, now))
 
-    def find(self, model: str, directory: Directory) -> Artifact | None:
-        """An artifact of that family or name; None for one that was never seen."""
+    def find(self, model: str, directory: Directory, now: float) -> Artifact | None:
+        """An artifact of that family or name; None for one that was not seen lately."""
         for _, entry in sorted(directory.entries.items()):
             for status in entry.record.runner.models:
                 if model in (status.artifact.family, status.artifact.name):
                     return status.artifact
-        return self._gone.get(model)
+        gone = self._gone.get(model)
+        return gone.artifact if gone is not None and now - gone.seen_at <= REMEMBERED_S else None
+
+    def remembered(self, now: float) -> tuple[KnownModel, ...]:
+        """All that `recall` has to be given after a restart, the latest last; those that are here are seen now."""
+        gone = {known.artifact.name: known for known in self._gone.values() if now - known.seen_at <= REMEMBERED_S}
+        here = {
+            status.artifact.name: KnownModel(status.artifact, now)
+            for models in self._here.values()
+            for status in models
+        }
+        return (*(known for name, known in gone.items() if name not in here), *here.values())[-MAX_REMEMBERED:]
+
+    def recall(self, known: Iterable[KnownModel]) -> None:
+        """What was remembered before a restart."""
+        for one in known:
+            self._go(one)
+
+    def _go(self, known: KnownModel) -> None:
+        for name in (known.artifact.family, known.artifact.name):
+            self._gone[name] = known
+            self._gone.move_to_end(name)
+        while len(self._gone) > MAX_REMEMBERED:
+            self._gone.popitem(last=False)
 
 
 def may_be_replaced(request: GenerationRequest) -> bool:
@@ -139,13 +183,14 @@ class FallingBack:
         *,
         known: KnownModels,
         default: str,
+        now: float,
     ) -> Needs:
-        """What the request needs of another model; the same as before where there is none.
+        """What the request needs of another model; the same as before where there is none. `now` is as `known` has it.
 
         This is asked once. Where the substitute is lost too, whoever asked is told so.
         """
         self.is_open = False
-        like = known.find(needs.model, directory)
+        like = known.find(needs.model, directory, now)
         found = most_similar(needs, directory, situation, like=like, default=default, external=self._external)
         if found is None:
             return needs
