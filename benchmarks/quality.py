@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py record    what two models say to each item: half an hour of CPU; may be broken off, and
                                            goes on where it was
+    python benchmarks/quality.py compose   what judge and refine make of those answers, on a sample
     python benchmarks/quality.py fit       learns from the tuning half, and writes core/ensemble/learned.py
     python benchmarks/quality.py           the tables, from the test half
 
@@ -11,6 +12,8 @@ The items are made by script (`quality_items.py`); two families of them are neve
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import platformdirs
+import quality_compose
 import quality_items
 import quality_record
+import structlog
 from quality_fit import Fitter
 
 from chorus.core.ensemble.answers import same_answer
@@ -49,12 +54,14 @@ Answered = Callable[[Line], Answer]
 def main() -> None:
     """Does what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("record", "fit", "report"), default="report")
+    parser.add_argument("what", nargs="?", choices=("record", "compose", "fit", "report"), default="report")
     parser.add_argument("--recording", type=Path, default=platformdirs.user_cache_path("chorus") / "quality.jsonl")
     parser.add_argument("--most", type=int, default=504, help="items of a family that are recorded")
+    parser.add_argument("--sample", type=int, default=120, help="items of a family that are judged and refined")
     parser.add_argument("--skip", type=int, default=0, help="leave so many items out that were recorded first")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     families = quality_items.families(vocabulary())
     if arguments.what == "record":
         items = [item for own in families.values() for item in own[: arguments.most]]
@@ -67,11 +74,17 @@ def main() -> None:
     lines = [line for line in recorded if line["id"] in items_by_id]
     if not lines:
         raise SystemExit(f"nothing is recorded at {arguments.recording}: python benchmarks/quality.py record")
-    tune = [line for line in lines if line["split"] == "tune"]
-    if arguments.what == "fit":
-        _write(Fitter(tune, {line["id"]: items_by_id[line["id"]].prompt for line in tune}), len(tune))
+    tune, test = ([line for line in lines if line["split"] == split] for split in ("tune", "test"))
+    prompts = {line["id"]: items_by_id[line["id"]].prompt for line in lines}
+    composed = arguments.recording.with_stem(f"{arguments.recording.stem}_composed")
+    if arguments.what == "compose":
+        models = {SMALL: quality_compose.Model(smollm2_path(), True), LARGE: quality_compose.Model(gemma_path(), False)}
+        sample = quality_compose.sampled(test, arguments.sample, seed=quality_items.SEED)
+        asyncio.run(quality_compose.record(models, sample, prompts, composed))
+    elif arguments.what == "fit":
+        _write(Fitter(tune, prompts), len(tune))
     else:
-        _report(tune, [line for line in lines if line["split"] == "test"], items_by_id)
+        _report(tune, test, items_by_id)
 
 
 def vocabulary() -> list[str]:

@@ -60,10 +60,17 @@ def record(models: Mapping[str, Path], items: Sequence[Item], place: Path, *, th
 
 
 def read(place: Path) -> list[dict[str, Any]]:
-    """The lines of a recording; a last one that was cut off is left out."""
-    if not place.exists():
-        return []
-    return [json.loads(line) for line in place.read_text(encoding="utf-8").split("\n")[:-1]]
+    """The lines of a recording."""
+    return lines_of(place.read_text(encoding="utf-8")) if place.exists() else []
+
+
+def lines_of(written: str) -> list[dict[str, Any]]:
+    """What is written, of each item the first line: two runs at once record some items twice, and one that counted
+    twice would make intervals too narrow. A last line that was cut off is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in map(json.loads, written.split("\n")[:-1]):
+        found.setdefault(line["id"], line)
+    return list(found.values())
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
