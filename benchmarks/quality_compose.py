@@ -47,7 +47,8 @@ def sampled(lines: Sequence[Line], count: int, *, seed: int) -> list[Line]:
     by_family: dict[str, list[Line]] = {}
     for line in lines:
         by_family.setdefault(line["family"], []).append(line)
-    drawn = [Random(f"{seed}/{family}").sample(own, min(count, len(own))) for family, own in sorted(by_family.items())]
+    # All are shuffled, so that a greater sample holds each smaller one.
+    drawn = [Random(f"{seed}/{family}").sample(own, len(own))[:count] for family, own in sorted(by_family.items())]
     return [line for at in range(0, count, _BATCH) for own in drawn for line in own[at : at + _BATCH]]
 
 

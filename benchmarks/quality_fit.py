@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from chorus.eval.scoring import is_right
 Floats = npt.NDArray[np.float64]
 _OFTEN = 0.05  # of a kind's questions: words that are rarer tell of single questions
 _ROUNDS = 30
+# Standard errors by which a model has to be better at a kind than the one that is best over all.
+_CLEARLY = 2.0
 
 
 class Fitter:
@@ -26,13 +29,26 @@ class Fitter:
         self._words = [words_of(prompts[line["id"]]) for line in lines]
         self._told = {model: [_told(line, model) for line in lines] for model in self._models}
 
-    def fit(self, *, penalty: float, again: float, without: str = "") -> Learned:
-        """What there is to learn; `penalty` keeps what a kind adds small, `without` leaves a family out."""
+    def fit(self, *, penalty: float, again: float, margin: float, without: str = "") -> Learned:
+        """What there is to learn; `penalty` keeps what a kind adds small, `without` leaves a family out. `again` and
+        `margin` are `Learned`'s."""
         places = [place for place, family in enumerate(self._families) if family != without]
         kinds = {str(kind): self._kind(kind) for kind in np.unique(self._families) if kind != without}
         weights = {model: self._one(places, [model], list(kinds), penalty) for model in self._models}
         weights[ANY_MODEL] = self._one(places, self._models, [], penalty)
-        return Learned(kinds, weights, again)
+        return Learned(kinds, weights, again, self._best(places), margin)
+
+    def _best(self, places: Sequence[int]) -> dict[str, str]:
+        """The best model of each kind: that which is best over all, unless another is clearly better there."""
+        right = {model: np.array([told[place][1][0] for place in places]) for model, told in self._told.items()}
+        families = self._families[list(places)]
+        over_all = max(self._models, key=lambda model: float(right[model].mean()))
+        best = {}
+        for kind in map(str, np.unique(families)):
+            gains = {model: (right[model] - right[over_all])[families == kind] for model in self._models}
+            clear = [model for model in self._models if gains[model].mean() > _CLEARLY * _error(gains[model])]
+            best[kind] = max(clear, key=lambda model, own=gains: float(own[model].mean()), default=over_all)
+        return best
 
     def _kind(self, kind: str) -> frozenset[str]:
         own = [self._words[place] for place in np.flatnonzero(self._families == kind)]
@@ -53,6 +69,11 @@ class Fitter:
         )
         numbers = [round(float(value), 3) for value in _logistic(rows, right, counts, penalty)]
         return Weights(tuple(numbers[: len(FEATURES)]), dict(zip(kinds, numbers[len(FEATURES) :], strict=True)))
+
+
+def _error(values: Floats) -> float:
+    """The standard error of a mean."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def _told(line: Mapping[str, Any], model: str) -> tuple[Floats, Floats, Floats]:

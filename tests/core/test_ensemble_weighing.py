@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +61,18 @@ def test_of_an_unknown_kind_only_the_tokens_tell() -> None:
     assert chosen(prompt, answer("a", -0.1, "counts"), answer("b", -0.2, "talks")) == "a"
 
 
+@pytest.mark.parametrize(("margin", "text"), [(0.0, "13"), (0.1, "13"), (0.9, "12")])
+def test_the_best_model_of_a_kind_keeps_the_word_unless_another_is_clearly_surer(margin: float, text: str) -> None:
+    answers = [answer("12", -4.0, "counts"), answer("13", -0.1, "talks")]
+    careful = replace(KNOWN, best={"sums": "counts"}, margin=margin, weights={ANY_MODEL: PLAIN})
+    best = best_weighed(answers, "What is 5 + 7?", same_answer, careful)
+    assert best is not None
+    assert best.text == text
+    unknown = best_weighed(answers, "Name a number.", same_answer, careful)
+    assert unknown is not None
+    assert unknown.text == "13"
+
+
 def test_examples_before_the_question_do_not_hide_its_kind() -> None:
     assert kind_of("Q: Name a river.\nA: Danube\n\nWhat is 20 + 3?", KNOWN.kinds) == "sums"
     assert kind_of("", KNOWN.kinds) == kind_of("\n\n", KNOWN.kinds) == ""
@@ -89,6 +103,8 @@ def test_what_was_learnt_is_sound(model: str) -> None:
     sure, unsure = ((Answer("one", "text", logprobs=(value, value), model=model)) for value in (-0.01, -3.0))
     assert 0.02 < confidence_of(unsure) < confidence_of(sure) < 0.98 or confidence_of(unsure) < 0.02
     assert set(LEARNED.of(model).kinds) <= set(LEARNED.kinds)
+    assert set(LEARNED.best) == set(LEARNED.kinds)
+    assert set(LEARNED.best.values()) <= set(LEARNED.weights)
     assert len(LEARNED.of(model).answer) == len(FEATURES)
 
 

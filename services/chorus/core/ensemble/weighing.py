@@ -4,6 +4,9 @@ Each answer has evidence, a log-odds: a logistic function of what its tokens' lo
 by numbers that are each model's own, and of how good the model is at such questions. Which kind a question is of is
 told by its words. Where it is of no known kind, or nobody has recorded the model, the numbers are an average model's:
 what is left is what the tokens tell. All are learnt from recorded answers of real models (`learned.py`).
+
+Evidence is rough: where no model can really do a kind of question, following it is tossing coins. So at questions of a
+known kind the model that is best at them keeps the word unless another answer is believed clearly more.
 """
 
 from __future__ import annotations
@@ -39,11 +42,14 @@ class Weights:
 @dataclass(frozen=True, slots=True)
 class Learned:
     """All that was learnt: `kinds` has the words of each kind's questions, `weights` what is known of each model and of
-    `ANY_MODEL`, and `again` is what a further answer of one model counts beside its first that says the same."""
+    `ANY_MODEL`, and `again` is what a further answer of one model counts beside its first that says the same. `best`
+    names the model that is best at a kind, and `margin` is how much more than its answer another has to be believed."""
 
     kinds: Mapping[str, frozenset[str]]
     weights: Mapping[str, Weights]
     again: float = 0.0
+    best: Mapping[str, str] = field(default_factory=dict)
+    margin: float = 0.0
 
     def of(self, model: str) -> Weights:
         """What is known of a model."""
@@ -95,7 +101,8 @@ def best_weighed(answers: Sequence[Answer], prompt: str, same: SameAnswer, learn
     """The answer with most belief behind it; None without answers.
 
     A party of answers that say the same is believed by the sum over its models of the most that one of its answers is
-    believed, further ones of the same model adding a share of theirs.
+    believed, further ones of the same model adding a share of theirs. That of the model that is best at such questions
+    is left only for one that is believed more by the margin.
     """
     if not answers:
         return None
@@ -104,8 +111,13 @@ def best_weighed(answers: Sequence[Answer], prompt: str, same: SameAnswer, learn
     known = [learned.of(answer.model if kind else ANY_MODEL) for answer in answers]
     beliefs = [probability(evidence(answer, own, kind)) for answer, own in zip(answers, known, strict=True)]
     parties = clusters([answer.text for answer in answers], same)
-    party = max(parties, key=lambda party: _belief(party, answers, beliefs, learned.again))
-    return answers[max(party, key=beliefs.__getitem__)]
+    believed = [_belief(party, answers, beliefs, learned.again) for party in parties]
+    chosen = max(range(len(parties)), key=believed.__getitem__)
+    best = learned.best.get(kind)
+    of_best = [place for place, party in enumerate(parties) if any(answers[index].model == best for index in party)]
+    if of_best and believed[chosen] - believed[own := max(of_best, key=believed.__getitem__)] <= learned.margin:
+        chosen = own
+    return answers[max(parties[chosen], key=beliefs.__getitem__)]
 
 
 def _belief(party: Sequence[int], answers: Sequence[Answer], beliefs: Sequence[float], again: float) -> float:
