@@ -1,52 +1,60 @@
 """How long a cached answer takes, with many of them kept: client to coordinator and back, over mutual TLS on loopback.
 
-    python -m benchmarks.cache_latency --embedding-model all-MiniLM-L6-v2.F16.gguf [--entries 100000]
-        [--exact 600] [--semantic 400]
+    python benchmarks/cache_latency.py --embedding-model all-MiniLM-L6-v2.F16.gguf [--entries 100000]
+        [--exact 600] [--semantic 400] [--source OTHER/services]
 
-The mesh is real (registry, runner with llama.cpp, coordinator), the embedding model a GGUF of all-MiniLM-L6-v2; answers
-are made by a fake engine, since only their being given again is timed. All entries are of one caller and one bucket,
-the worst case of the search, their vectors random but for the questions asked. The coordinator is started anew on the
-filled file; the first request after that is told by itself. Then come 50 requests of each kind to warm up, and the
-timed ones, one after the other in a steady state. A semantic hit's time has embedding, search and gate in it.
+Client, coordinator, registry and two runners are processes of their own, as they are in life: one runner has the
+embedding model, a GGUF of all-MiniLM-L6-v2 in llama.cpp, and one makes the answers, by a fake engine, since only their
+being given again is timed. All entries are of one caller and one bucket, the worst case of the search, their vectors
+random but for the questions asked. The coordinator is started anew on the filled file; the first request after that is
+told by itself. Then come 50 requests of each kind to warm up, and the timed ones, one after the other in a steady
+state. A semantic hit's time has embedding, search and gate in it; the embedding is timed by itself as well, as a call
+of Embed, and so is the smallest call there is, by which the way alone can be judged.
 
-Beside the times of the whole stand those of its stages, the CPU time of a request, of client, coordinator and runner
-together (they are one process here), and how long its event loop stood ready to run while other processes had the
-cores. The bar, on the times as they are: 99% of exact hits within 5 ms, of semantic hits within 25 ms, of at least 500
-and 300 hits.
+Beside the times stand the CPU time of each process for a request, and how long the three processes stood ready to run
+while others had the cores, which on a machine with other work is most of a tail. `--source` measures the services of
+another checkout. The bar, on the times as they are: 99% of exact hits within 5 ms, of semantic hits within 25 ms, of at
+least 500 and 300 hits.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
-import logging
 import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import structlog
-from benchmarks.figures import Bar, percentile, verdict
+from figures import Bar, percentile, verdict
+from meshes import Mesh, Shape
+from processes import Started, machine, processes_in, say
 
-from chorus.client import CacheMode, CacheOutcome, MeshClient
-from chorus.config.sections import RegistrySettings
-from chorus.coordinator import semantic
-from chorus.core.fleet.records import Artifact, Feature, Tier
-from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
+from chorus.client import CacheMode, CacheOutcome, Completion, MeshClient
+from chorus.core.errors import ChorusError
 from chorus.store.answers import AnswerFile, NewAnswer
-from chorus.testing.engine_fake import FakeEngine, FakeModel
-from chorus.testing.fake_model import FAKE_FEATURES
-from chorus.testing.mesh import InProcessMesh
 
 EXACT_MS, SEMANTIC_MS = 5.0, 25.0
 _LEAST_EXACT, _LEAST_SEMANTIC = 500, 300
 _WARM_UP = 50
+_CALLS = 200
+_EMBEDDING, _FAMILY = "embedding", "all-minilm-l6-v2"
+_RUNNER = f"""
+import sys
+from chorus.config import load_config
+from chorus.runner.main import run
+from chorus.testing.service import make_fake_engine
+config = load_config()
+given = {{}} if config.runner.name == "{_EMBEDDING}" else {{"make_engine": make_fake_engine}}
+sys.exit(run(config, **given))
+"""
 _THINGS = ("harbour", "museum", "station", "library", "market", "theatre", "stadium", "airport", "cathedral", "park")
 
 
@@ -76,163 +84,156 @@ def fill(path: Path, entries: int) -> None:
 
 @dataclass
 class Timed:
-    """Milliseconds of each hit and of its stages, and what the hits took of the machine."""
+    """Milliseconds of each call, and of CPU by process and of waiting for a core, for a call."""
 
-    hits: list[float] = field(default_factory=list)
-    stages: dict[str, list[float]] = field(default_factory=dict)
-    outcomes: dict[str, int] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
-    cpu: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    cpu: dict[str, float] = field(default_factory=dict)
 
 
-class Stages:
-    """Takes the times of what a hit is made of, for the request under way."""
+class Meter:
+    """Times calls, and what they take of the client's, the coordinator's and the embedding runner's process."""
 
-    def __init__(self) -> None:
-        self.now: dict[str, float] = {}
+    def __init__(self, mesh: Mesh) -> None:
+        self._started: dict[str, Started] = {name: mesh.started[name] for name in ("coordinator", _EMBEDDING)}
 
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Times an async method of an object from now on."""
-        call: Callable[..., Awaitable[Any]] = getattr(owner, method)
+    async def take(self, calls: Sequence[Callable[[], Awaitable[object]]]) -> Timed:
+        """Makes one call after the other. Of completions, hits alone are timed."""
+        found, before, own = Timed(), self._cpu(), 0.0
+        for call in calls:
+            waited, cpu, began = self._waited_ms(), time.process_time(), time.perf_counter()
+            answer = await call()
+            took = (time.perf_counter() - began) * 1000.0
+            own += time.process_time() - cpu
+            if isinstance(answer, Completion):
+                told = answer.cache.outcome if answer.cache is not None else None
+                found.outcomes[str(told)] += 1
+                if told not in (CacheOutcome.EXACT, CacheOutcome.SEMANTIC):
+                    continue
+            found.times.append(took)
+            found.waited.append(self._waited_ms() - waited)
+        used = {name: cpu - before[name] for name, cpu in self._cpu().items()} | {"client": own}
+        found.cpu = {name: 1000.0 * cpu / len(calls) for name, cpu in used.items()}
+        return found
 
-        async def timed(*given: Any, **named: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return await call(*given, **named)
-            finally:
-                self.add(name, began)
+    def _cpu(self) -> dict[str, float]:
+        return {name: started.cpu_s() for name, started in self._started.items()}
 
-        setattr(owner, method, timed)
-
-    def watch_gate(self) -> None:
-        """Times the gate, which is plain computing on the event loop."""
-        best = semantic._best
-
-        def timed(*given: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return best(*given)
-            finally:
-                self.add("gate", began)
-
-        semantic._best = timed  # type: ignore[assignment]
-
-    def add(self, name: str, began: float) -> None:
-        """Notes a stage that has just ended."""
-        self.now[name] = self.now.get(name, 0.0) + (time.perf_counter() - began) * 1000.0
+    def _waited_ms(self) -> float:
+        pids = (os.getpid(), *(started.pid for started in self._started.values()))
+        return sum(_waited_ms(task) for pid in pids for task in Path(f"/proc/{pid}/task").iterdir())
 
 
-def waited_ms() -> float:
-    """How long the event loop's thread was ready to run, and had no core, since it began; 0 where nobody knows."""
+def _waited_ms(task: Path) -> float:
+    """How long a thread was ready to run, and had no core, since it began; 0 where nobody knows."""
     try:
-        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e6
+        return int((task / "schedstat").read_text().split()[1]) / 1e6
     except (OSError, IndexError, ValueError):
         return 0.0
 
 
-async def timed(client: MeshClient, asked: Sequence[str], mode: CacheMode, stages: Stages) -> Timed:
-    """Asks one question after the other."""
-    found, cpu = Timed(), time.process_time()
-    for question in asked:
-        stages.now, before, began = {}, waited_ms(), time.perf_counter()
-        answer = await client.complete(question, temperature=0.0, max_tokens=8, cache=mode)
-        took, waited = (time.perf_counter() - began) * 1000.0, waited_ms() - before
-        told = str(answer.cache.outcome) if answer.cache is not None else "untold"
-        found.outcomes[told] = found.outcomes.get(told, 0) + 1
-        if told in (CacheOutcome.EXACT, CacheOutcome.SEMANTIC):
-            found.hits.append(took)
-            found.waited.append(waited)
-            stages.now["way and wire"] = (
-                took
-                - stages.now.get("embedding", 0.0)
-                - sum(stages.now.get(name, 0.0) for name in ("exact look-up", "search", "gate"))
-            )
-            for name, spent in stages.now.items():
-                found.stages.setdefault(name, []).append(spent)
-    found.cpu = 1000.0 * (time.process_time() - cpu) / len(asked)
-    return found
-
-
 def show(name: str, found: Timed) -> None:
-    """Prints one kind's times, and its stages'."""
-    p50, p90, p99 = (percentile(found.hits, share) for share in (0.5, 0.9, 0.99))
-    print(f"| {name} | {len(found.hits)} | {found.cpu:.2f} | {p50:.2f} | {p90:.2f} | {p99:.2f} | |")
-    whole = sum(found.hits)
-    for stage, times in found.stages.items():
-        p50, p90, p99 = (percentile(times, share) for share in (0.5, 0.9, 0.99))
-        print(f"| {name}: {stage} | {len(times)} | | {p50:.2f} | {p90:.2f} | {p99:.2f} | {sum(times) / whole:.0%} |")
-    p50, p90, p99 = (percentile(found.waited, share) for share in (0.5, 0.9, 0.99))
-    print(f"| {name}: no core to run on | | | {p50:.2f} | {p90:.2f} | {p99:.2f} | {sum(found.waited) / whole:.0%} |")
-    alone = [hit - waited for hit, waited in zip(found.hits, found.waited, strict=True)]
-    p50, p90, p99 = (percentile(alone, share) for share in (0.5, 0.9, 0.99))
-    print(f"| {name}: all but that | | | {p50:.2f} | {p90:.2f} | {p99:.2f} | |")
+    """Prints the times of one kind of call."""
+    cells = [f"{percentile(found.times, share):.2f}" for share in (0.5, 0.9, 0.99)]
+    cpu = [f"{found.cpu[process]:.2f}" for process in ("client", "coordinator", _EMBEDDING)]
+    waited = f"{percentile(found.waited, 0.5):.2f} | {percentile(found.waited, 0.99):.2f}"
+    print(f"| {name} | {len(found.times)} | {' | '.join((*cells, *cpu))} | {waited} |")
 
 
-async def measure(options: argparse.Namespace, folder: Path) -> int:
+async def measure(options: argparse.Namespace, mesh: Mesh, answers: Path) -> int:
     """Fills a cache, and times its hits."""
-    path = options.embedding_model
-    artifact = Artifact(
-        path.stem, path.name, "e" * 64, path.stat().st_size, "F16", 22_700_000, 512, "bert", Tier.MICRO, ("embedding",)
-    )
-    embedding = LlamaEngine([ModelSource(artifact, path)], LlamaSettings(slots=1))
-    answering = FakeEngine([FakeModel(features=FAKE_FEATURES - {Feature.EMBED})])
     pairs = questions(options.semantic + _WARM_UP)
-    cache = {"file": folder / "answers.sqlite", "max_entries": 10_000_000, "max_mib": 1 << 14}
-    usual = RegistrySettings()
-    registry = {"lease_ttl_s": usual.lease_ttl_s, "heartbeat_interval_s": usual.heartbeat_interval_s}
-    stages = Stages()
-    async with InProcessMesh(runners=[answering, embedding], cache=cache, registry=registry) as mesh:
-        client = mesh.client()
-        await client.embed("loads the model")
-        await timed(client, [question for question, _ in pairs], CacheMode.SEMANTIC, stages)
-        await mesh.coordinators[0].stop(0.0)
-        began = time.perf_counter()
-        fill(folder / "answers.sqlite", options.entries)
-        print(f"filled up to {options.entries} entries in {time.perf_counter() - began:.1f} s", flush=True)
-        coordinator = await mesh.restart_coordinator()
-        client = mesh.client(timeout_s=300.0)
-        await mesh.until(lambda directory: len(directory.entries) == 2)
-        await client.list_models()
-        first = await timed(client, [pairs[0][0]], CacheMode.EXACT, stages)
-        began = time.perf_counter()
-        store = coordinator._answers._store
-        await _loaded(store, options.entries)
-        print(f"first exact hit {first.hits[0]:.1f} ms; all vectors {time.perf_counter() - began:.2f} s later")
-        stages.watch(store, "find", "exact look-up")
-        stages.watch(store, "near", "search")
-        stages.watch(coordinator._answers._semantic, "_embed", "embedding")
-        stages.watch(embedding, "embed", "embedding, in the engine")
-        stages.watch_gate()
-        gc.collect()
-        gc.freeze()  # as the services' own processes do
-        warming = [pairs[place] for place in range(_WARM_UP)]
-        await timed(client, [other for _, other in warming], CacheMode.SEMANTIC, stages)
-        await timed(client, [question for question, _ in warming], CacheMode.EXACT, stages)
+    say("asking each question once")
+    async with mesh.client() as client:
+        await until_both_serve(client)
+        await client.embed("loads the model", model=_FAMILY)
+        for question, _ in pairs:
+            await ask(client, question, CacheMode.SEMANTIC)
+    await mesh.stop("coordinator")
+    began = time.perf_counter()
+    fill(answers, options.entries)
+    say(f"filled up to {options.entries} entries in {time.perf_counter() - began:.1f} s")
+    mesh.start("coordinator", source=options.source)
+    gc.collect()
+    gc.freeze()  # as the services' own processes do
+    async with mesh.client() as client:
+        await until_both_serve(client)
+        meter = Meter(mesh)
+        first = await meter.take([lambda: ask(client, pairs[0][0], CacheMode.EXACT)])
+        for question, other in pairs[:_WARM_UP]:
+            await ask(client, other, CacheMode.SEMANTIC)
+            await ask(client, question, CacheMode.EXACT)
         asked = pairs[_WARM_UP:]
-        exact = await timed(
-            client, [asked[place % len(asked)][0] for place in range(options.exact)], CacheMode.EXACT, stages
+        least = await meter.take([client.list_models] * _CALLS)
+        embedding = await meter.take(
+            [lambda other=other: client.embed(other, model=_FAMILY) for _, other in asked[:_CALLS]]
         )
-        near = await timed(client, [other for _, other in asked], CacheMode.SEMANTIC, stages)
-    print(f"after {_WARM_UP} requests of each kind to warm up; load average {os.getloadavg()[0]:.1f}\n")
-    print(f"| {options.entries} entries | hits | CPU ms | p50 ms | p90 ms | p99 ms | share |")
-    print("|---|---|---|---|---|---|---|")
+        exact = await meter.take(
+            [
+                lambda place=place: ask(client, asked[place % len(asked)][0], CacheMode.EXACT)
+                for place in range(options.exact)
+            ]
+        )
+        near = await meter.take([lambda other=other: ask(client, other, CacheMode.SEMANTIC) for _, other in asked])
+    print(f"{machine()}; at the end {os.getloadavg()[0]:.1f}. First exact hit after a start {first.times[0]:.1f} ms.\n")
+    print(
+        f"| {options.entries} entries | calls | p50 ms | p90 | p99 | CPU ms: client | coordinator | runner "
+        "| no core: p50 ms | p99 |"
+    )
+    print("|---" * 10 + "|")
+    show("ListModels", least)
+    show("Embed", embedding)
+    show("exact hit", exact)
+    show("semantic hit", near)
+    print(f"\nOutcomes: exact {dict(exact.outcomes)}, semantic {dict(near.outcomes)}.")
     bars = []
-    for name, found, most, least in (
+    for name, found, most, count in (
         ("exact", exact, EXACT_MS, _LEAST_EXACT),
         ("semantic", near, SEMANTIC_MS, _LEAST_SEMANTIC),
     ):
-        show(name, found)
-        p99 = percentile(found.hits, 0.99)
+        p99 = percentile(found.times, 0.99)
         bars.append(Bar(f"{name} hits: p99 {p99:.2f} ms <= {most} ms", p99 <= most))
-        bars.append(Bar(f"{name} hits: {len(found.hits)} >= {least}", len(found.hits) >= least))
-    print(f"outcomes: exact {exact.outcomes}, semantic {near.outcomes}")
+        bars.append(Bar(f"{name} hits: {len(found.times)} >= {count}", len(found.times) >= count))
     return verdict(bars)
 
 
-async def _loaded(store: Any, entries: int) -> None:
-    """Waits until the search knows all entries; nobody outside can see that."""
-    while sum(map(len, store._file._nearest.values())) < entries:
-        await store.count(None)
+async def until_both_serve(client: MeshClient) -> None:
+    """Returns once the coordinator knows the model that answers and the one that embeds."""
+    while True:
+        with contextlib.suppress(ChorusError):
+            if len((await client.list_models()).models) == 2:
+                return
+        await asyncio.sleep(0.1)
+
+
+async def ask(client: MeshClient, question: str, mode: CacheMode) -> Completion:
+    """A short answer, by the cache if it has one."""
+    return await client.complete(question, model="fake-1b", temperature=0.0, max_tokens=8, cache=mode)
+
+
+def shape_of(options: argparse.Namespace, folder: Path) -> Shape:
+    """The mesh, for which `folder` holds the embedding model and the answers."""
+    models = folder / "models" / _FAMILY
+    models.mkdir(parents=True)
+    (models / options.embedding_model.name).symlink_to(options.embedding_model.resolve())
+    environ = {
+        "CHORUS_CACHE__FILE": str(folder / "answers.sqlite"),
+        "CHORUS_CACHE__MAX_ENTRIES": "10000000",
+        "CHORUS_CACHE__MAX_MIB": str(1 << 14),
+        "CHORUS_CACHE__EMBEDDING_MODEL": _FAMILY,
+        "CHORUS_RUNNER__MODELS_DIR": str(models.parent),
+        "CHORUS_RUNNER__MODELS": "[]",
+    }
+    return Shape(runners=("answering", _EMBEDDING), runner=_RUNNER, environ=environ)
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Measures and prints; returns an exit status."""
+    with tempfile.TemporaryDirectory(prefix="chorus-bench-") as name, processes_in(Path(name)) as processes:
+        folder = Path(name)
+        mesh = Mesh(processes, shape_of(options, folder), source=options.source)
+        return await measure(options, mesh, folder / "answers.sqlite")
 
 
 def main() -> int:
@@ -242,10 +243,8 @@ def main() -> int:
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--exact", type=int, default=600, help="exact requests to time")
     parser.add_argument("--semantic", type=int, default=400, help="semantic requests to time")
-    options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(measure(options, Path(folder)))
+    parser.add_argument("--source", type=Path, help="measure the services in this folder")
+    return asyncio.run(run(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,21 @@ def test_the_nearest_are_those_of_a_plain_search(steps: list[tuple[int, int, int
         assert [apart(number) for number in found] == those[:limit]
 
 
+@pytest.mark.parametrize("groups", [1, 2, 9])
+def test_of_many_the_nearest_are_found_without_sorting_them(groups: int) -> None:
+    rng = np.random.default_rng(6)
+    vectors = rng.normal(size=(3000, 130)).astype(np.float32)
+    nearest = Nearest(3)
+    nearest.add_all(range(3000), [number % groups for number in range(3000)], np.array([signs(one) for one in vectors]))
+    for asked in (vectors[groups], rng.normal(size=130).astype(np.float32)):
+        apart = ((vectors > 0) != (asked > 0)).sum(axis=1)
+        those = sorted(apart[0::groups])
+        for limit in (1, 5, 200, 4000):
+            found = nearest.near(0, signs(asked), limit)
+            assert all(number % groups == 0 for number in found)
+            assert [apart[number] for number in found] == those[:limit]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.client import (
     CacheMode,
     CacheOutcome,
@@ -19,6 +20,7 @@ from chorus.client import (
     Fallback,
     MeshClient,
     StartedAt,
+    chat_request,
     ensemble_spec,
 )
 from chorus.core.errors import EngineError, InvalidRequestError, PermissionDeniedError, RunnersUnavailableError
@@ -41,6 +43,8 @@ from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine, FakeModel, fake_artifact
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
+from chorus.wire.cache import encode_policy
+from chorus.wire.generation import encode_generation
 
 EXACT, SEMANTIC = CacheMode.EXACT, CacheMode.SEMANTIC
 QUESTION = "What is the capital of France?"
@@ -148,6 +152,28 @@ async def test_the_very_same_request_gets_the_very_same_stream_again(certificate
         assert sample("chorus_cache_requests_total", {"outcome": "exact"}) == 2
 
 
+async def test_a_hit_comes_in_one_message_to_who_reads_that_and_event_by_event_to_others(
+    certificates: MeshCertificates,
+) -> None:
+    async with asyncio.timeout(60), InProcessMesh(certificates=certificates) as mesh:
+        client = mesh.client()
+        request = GenerationRequest("", TextPrompt("a story"), sampling=Sampling(temperature=0.0), logprobs=1)
+        first = await client.complete(request, cache=EXACT, max_tokens=40)
+        await kept(client, 1)
+        message = coordinator_pb2.GenerateRequest(
+            spec=encode_generation(chat_request(request, max_tokens=40)), cache=encode_policy(EXACT)
+        )
+        (whole,) = [one async for one in client._coordinators.stream("Generate", message)]
+        message.cache.reads_more = False
+        apart = [one async for one in client._coordinators.stream("Generate", message)]
+        assert [one.HasField("cache") for one in apart] == [True] + [False] * (len(apart) - 1)
+        kinds = [event.WhichOneof("event") for event in (whole.event, *whole.more)]
+        assert kinds == [one.event.WhichOneof("event") for one in apart[1:]]
+        assert (kinds[0], kinds[-1], whole.cache.outcome) == ("started", "finished", apart[0].cache.outcome)
+        again = await client.complete(request, cache=EXACT, max_tokens=40)
+        assert (again.choices, again.usage) == (first.choices, first.usage)
+
+
 async def test_a_caller_forgets_its_own_and_an_admin_everybodys(certificates: MeshCertificates) -> None:
     async with asyncio.timeout(60), InProcessMesh(certificates=certificates) as mesh:
         ann, bob = mesh.client(name="ann"), mesh.client(name="bob")
@@ -180,8 +206,6 @@ async def test_what_may_not_be_given_again_is_said_and_made(certificates: MeshCe
             assert outcome(answer) is expected
             await kept(client, 1)
         assert texts[0] == texts[1]
-        from chorus.client import chat_request
-
         request = chat_request("pay")
         with_tool = GenerationRequest("", request.prompt, tools=(acting,))
         for _ in range(2):
@@ -418,8 +442,6 @@ async def test_without_an_embedding_model_it_is_exact_alone_and_says_so(certific
 
 
 async def test_a_mode_of_a_later_version_is_refused(certificates: MeshCertificates) -> None:
-    from chorus.api.coordinator.v1 import coordinator_pb2
-
     async with asyncio.timeout(60), InProcessMesh(certificates=certificates) as mesh:
         policy = coordinator_pb2.CachePolicy(mode=77)  # type: ignore[arg-type]
         request = coordinator_pb2.GenerateRequest(cache=policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from chorus.store.answer_store import AnswerStore
-from chorus.store.answers import AnswerFile, NewAnswer
+from chorus.store.answers import AnswerFile, Kept, NewAnswer
+from chorus.store.recent import Recent
 
 KEYS, SHAS, CALLERS = st.sampled_from("abcde"), st.sampled_from(["s1", "s2"]), st.sampled_from(["ann", "bob"])
 LARGE = 1 << 20
@@ -62,12 +64,8 @@ class Answers(RuleBasedStateMachine):
         caller, answer, made, _ = self.model[best]
         assert found is not None
         assert (found.sha256, found.answer, found.made) == (best[1], answer, made)
-        self.file.touch(found.id, now)
+        self.file.used({found.id: now})
         self.model[best] = (caller, answer, made, now)
-
-    @rule()
-    def write_uses(self) -> None:
-        self.file.write_uses()
 
     @rule(caller=CALLERS)
     @precondition(lambda self: self.model)
@@ -150,7 +148,7 @@ def test_an_old_file_is_of_use_at_once_and_its_questions_come_bit_by_bit(
         put(file, number)
     first = file.find("k0", None, since=-1.0)
     assert first is not None
-    file.touch(first.id, 9.0)  # written when the file is closed: k1 is the longest unused now
+    file.used({first.id: 9.0})  # k1 is the longest unused now
     file.close()
     again = AnswerFile(path, max_entries=6, max_bytes=LARGE)
     assert again.find("k3", None, since=-1.0) is not None
@@ -176,6 +174,56 @@ async def test_a_store_loads_an_old_file_by_itself(tmp_path: Path) -> None:
         assert await store.near("b", ["s"], unit(1.0), since=0.0, limit=3)  # what came before is loaded by then
         await store.close()
         await store.close()
+
+
+async def test_what_was_found_a_moment_ago_is_found_until_it_changes() -> None:
+    store = AnswerStore(None, max_entries=3, max_bytes=LARGE)
+
+    async def found(key: str, *shas: str, since: float = 0.0, now: float = 9.0) -> bytes | None:
+        kept = await store.find(key, shas, since=since, now=now)
+        return None if kept is None else kept.answer
+
+    async def put(key: str, sha: str, caller: str, answer: bytes, now: float) -> None:
+        await store.put(NewAnswer(key, sha, caller, answer, 1), now)
+
+    await put("k", "s", "ann", b"one", 1.0)
+    for _ in range(2):
+        assert await found("k", "s") == b"one"
+        assert await found("k", "s", since=1.0) is None  # too old
+        assert await found("k", "other") is None
+    await put("k", "s", "ann", b"two", 2.0)
+    assert await found("k", "s") == b"two"
+    # Found while another one was on its way: no later search may have the older one.
+    searching = asyncio.create_task(found("k", "s"))
+    keeping = asyncio.create_task(put("k", "s", "ann", b"three", 3.0))
+    await asyncio.gather(searching, keeping)
+    assert await found("k", "s") == b"three"
+    await put("mine", "s", "bob", b"mine", 4.0)
+    assert await found("mine", "s", now=9.0) == b"mine"
+    assert await store.clear("ann") == 1
+    assert await found("k", "s") is None
+    # Uses are noted for what was found in memory, too, and those that made room are not found.
+    await put("k", "s", "ann", b"four", 5.0)
+    await put("other", "s", "ann", b"x", 6.0)
+    assert await found("k", "s", now=7.0) == b"four"
+    assert await found("mine", "s", now=10.0) == b"mine"
+    assert await found("other", "s", now=8.0) == b"x"
+    await put("new", "s", "ann", b"y", 11.0)
+    assert [await found(key, "s") for key in ("k", "mine", "other", "new")] == [None, b"mine", b"x", b"y"]
+    await store.close()
+
+
+def test_recent_answers_are_bounded_by_their_bytes() -> None:
+    recent = Recent()
+    for number in range(200):
+        recent.found(f"k{number}", ["s"], Kept(number, "s", b"x" * (200 << 10), 1, 1.0), recent.searching())
+    assert recent.find("k199", ["s"], since=0.0) is not None
+    assert recent.find("k0", ["s"], since=0.0) is None
+    assert sum(recent.find(f"k{number}", ["s"], since=0.0) is not None for number in range(200)) == (16 << 20) // (
+        200 << 10
+    )
+    recent.found("huge", ["s"], Kept(1, "s", b"x" * (1 << 20), 1, 1.0), recent.searching())
+    assert recent.find("huge", ["s"], since=0.0) is None
 
 
 def test_bytes_are_bounded_too_and_an_answer_over_all_of_them_is_not_kept() -> None:

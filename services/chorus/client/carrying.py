@@ -106,11 +106,13 @@ class Carrying:
         """What the caller is told of a message of the stream, a runner's or a coordinator's. Raises as `take`."""
         if isinstance(message, pb.GenerateResponse) and message.HasField("substitution"):
             self.substituted(decode_substitution(message.substitution))
-        events = list(self.take(message.event))
-        if isinstance(message, pb.GenerateResponse) and message.HasField("cache"):
-            report = decode_cache_report(message.cache)
-            events = events if report is None else [report, *events]
-        return events
+        events = self.take(message.event)
+        if not isinstance(message, pb.GenerateResponse):
+            return events
+        for event in message.more:
+            events = [*events, *self.take(event)]
+        report = decode_cache_report(message.cache) if message.HasField("cache") else None
+        return events if report is None else [report, *events]
 
     def take(self, event: generation_pb2.GenerationEvent) -> list[ClientEvent]:
         """What the caller is told of an attempt's event. Raises EngineError where something was left out."""

@@ -12,30 +12,29 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2
 from chorus.config import CacheSettings
+from chorus.coordinator.asked import Asked, AskedReader
 from chorus.coordinator.flights import Flight
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.requests import Sink
 from chorus.coordinator.semantic import Hint, SemanticHits
-from chorus.core.cache.policy import CacheMode, Plan, normalised, plan
+from chorus.core.cache.policy import CacheMode
 from chorus.core.cache.report import CacheOutcome, CacheReport
 from chorus.core.errors import (
     ChorusError,
-    InvalidRequestError,
     NoCapableRunnerError,
     OverloadedError,
     PermissionDeniedError,
     RunnersUnavailableError,
     UnknownModelError,
 )
-from chorus.core.generation import GenerationRequest
 from chorus.core.identity import Role
-from chorus.core.placement import Needs, artifacts_of
+from chorus.core.placement import artifacts_of
 from chorus.store.answer_store import AnswerStore
 from chorus.store.answers import Kept, NewAnswer
 from chorus.telemetry.cache_metrics import CacheMetrics
@@ -43,18 +42,8 @@ from chorus.telemetry.context import current
 from chorus.telemetry.logs import get_logger
 from chorus.transport.guarding import is_being_cancelled
 from chorus.transport.peer import current_caller
-from chorus.wire.cache import (
-    MODES,
-    Recorded,
-    decode_mode,
-    digest_of,
-    encode_report,
-    record,
-    renamed,
-    replay,
-)
-from chorus.wire.generation import decode_generation
-from chorus.wire.resources import decode_duration, encode_duration
+from chorus.wire.cache import MODES, Recorded, encode_report, record, renamed, replay
+from chorus.wire.resources import encode_duration
 
 # With how long whoever asks waits to be admitted, in seconds; None: as long as the sink has time.
 Generate = Callable[[coordinator_pb2.GenerateRequest, Sink, float | None], Coroutine[Any, Any, None]]
@@ -65,22 +54,6 @@ _NOBODY = (RunnersUnavailableError, NoCapableRunnerError, UnknownModelError, Ove
 _EVER = float("-inf")
 
 _log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request as the cache sees it. `key` is one for the very same requests of one caller."""
-
-    plan: Plan
-    told: bool  # whether the caller asked for a cache, and is told what became of it
-    caller: str
-    key: str
-    normalised: GenerationRequest
-    max_age_s: float
-
-    def since(self, now: float) -> float:
-        """Answers made before that are too old."""
-        return now - self.max_age_s
 
 
 class _Noting:
@@ -121,12 +94,11 @@ class AnswerCache:
         self._default = CacheMode(settings.mode)
         self._generate = generate
         self._live = live
-        self._placing = placing
+        self._reader = AskedReader(settings, placing)
         self._semantic = semantic
         self._store = store
         self._metrics = metrics
         self._wall = wall
-        self._default_model = ""
         self._flights: dict[str, Flight] = {}
         self._keeping: set[asyncio.Task[None]] = set()
 
@@ -139,7 +111,7 @@ class AnswerCache:
 
     async def generate(self, request: coordinator_pb2.GenerateRequest, context: Sink) -> None:
         """Answers a request, out of the cache where it may be."""
-        asked = self._asked(request)
+        asked = self._reader.read(request)
         if asked is None:
             await self._generate(request, context, None)
             return
@@ -155,34 +127,7 @@ class AnswerCache:
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    def _asked(self, request: coordinator_pb2.GenerateRequest) -> _Asked | None:
-        """What the cache may do; None where it has nothing to do with the request, or that is wrong in other ways.
-
-        Raises InvalidRequestError for a cache that is asked for and can't be had.
-        """
-        mode = decode_mode(request.cache)
-        if request.HasField("ensemble"):
-            if mode not in (None, CacheMode.OFF):
-                raise InvalidRequestError(
-                    "cache.mode", "answers of several models are not kept; ask for it, or for one"
-                )
-            return None
-        if (mode or self._default) is CacheMode.OFF and not request.fallback.cached_answer:
-            return None
-        try:
-            generation = decode_generation(request.spec)
-        except ChorusError:
-            return None  # told by whoever makes answers, who keeps count of such requests
-        found = plan(generation, mode, self._default)
-        age_s = decode_duration(request.cache.max_age) if request.cache.HasField("max_age") else self._settings.ttl_s
-        caller = str(current_caller() or "")
-        plain = normalised(generation)
-        plain = replace(plain, model=self._model_of(plain))
-        key = digest_of(caller, request=plain)
-        told = mode is not None and mode is not CacheMode.OFF
-        return _Asked(found, told, caller, key, plain, min(age_s, self._settings.ttl_s))
-
-    async def _answer(self, asked: _Asked, request: coordinator_pb2.GenerateRequest, context: Sink) -> None:
+    async def _answer(self, asked: Asked, request: coordinator_pb2.GenerateRequest, context: Sink) -> None:
         if asked.plan.mode is CacheMode.OFF:
             if asked.told:
                 await self._tell(context, CacheReport(CacheOutcome.BYPASSED, reason=asked.plan.reason))
@@ -204,7 +149,7 @@ class AnswerCache:
                     hint.kept.cosine,
                     hint.confidence,
                 )
-                await self._give(hint.kept, report, context)
+                await self._give(asked, hint.kept, report, context)
                 self._store.touch(hint.kept.id, now)
                 return
             # Meanwhile an identical request may have been run and its answer kept.
@@ -212,11 +157,11 @@ class AnswerCache:
                 return
         await self._fly(asked, request, context, hint)
 
-    def _is_under_way(self, asked: _Asked, context: Sink) -> bool:
+    def _is_under_way(self, asked: Asked, context: Sink) -> bool:
         flight = self._flights.get(asked.key)
         return flight is not None and flight.serves(context.time_remaining())
 
-    async def _exact(self, asked: _Asked, context: Sink, sha256s: Sequence[str]) -> bool:
+    async def _exact(self, asked: Asked, context: Sink, sha256s: Sequence[str]) -> bool:
         """Gives the answer to the very same request; False: there is none.
 
         Where there is none, whoever calls this has to look at the runs under way before it waits for anything: a run
@@ -228,11 +173,11 @@ class AnswerCache:
         kept = await self._found(self._store.find(asked.key, sha256s, since=asked.since(now), now=now))
         if kept is None:
             return False
-        await self._give(kept, CacheReport(CacheOutcome.EXACT, max(0.0, now - kept.made)), context)
+        await self._give(asked, kept, CacheReport(CacheOutcome.EXACT, max(0.0, now - kept.made)), context)
         return True
 
     async def _fly(
-        self, asked: _Asked, request: coordinator_pb2.GenerateRequest, context: Sink, hint: Hint | None
+        self, asked: Asked, request: coordinator_pb2.GenerateRequest, context: Sink, hint: Hint | None
     ) -> None:
         """Reads the answer of an identical request under way, or begins it."""
         left_s = context.time_remaining()
@@ -255,7 +200,7 @@ class AnswerCache:
     async def _join(
         self,
         flight: Flight,
-        asked: _Asked,
+        asked: Asked,
         request: coordinator_pb2.GenerateRequest,
         context: Sink,
         reason: str,
@@ -281,7 +226,7 @@ class AnswerCache:
         else:
             self._metrics.request(CacheOutcome.JOINED, _tokens(flight))
 
-    def _landed(self, asked: _Asked, flight: Flight, hint: Hint | None) -> None:
+    def _landed(self, asked: Asked, flight: Flight, hint: Hint | None) -> None:
         """The run has ended: its answer is kept, if it is one; until then those who ask the same read its stream."""
 
         def gone(task: asyncio.Task[None] | None = None) -> None:
@@ -297,7 +242,7 @@ class AnswerCache:
         self._keeping.add(task)
         task.add_done_callback(gone)
 
-    async def _keep(self, asked: _Asked, messages: list[bytes], hint: Hint | None) -> None:
+    async def _keep(self, asked: Asked, messages: list[bytes], hint: Hint | None) -> None:
         recorded = record(messages)
         if recorded is None:
             return
@@ -313,19 +258,18 @@ class AnswerCache:
         self._metrics.compared(alike=alike)
         await self._found(self._store.judged(kept.id, right=alike))
 
-    async def _old_answer(self, asked: _Asked, context: Sink) -> bool:
+    async def _old_answer(self, asked: Asked, context: Sink) -> bool:
         """Gives any earlier answer to the very same request, where nobody can give a new one; False: there is none."""
         now = self._wall()
         kept = await self._found(self._store.find(asked.key, None, since=_EVER, now=now))
         if kept is None:
             return False
         report = CacheReport(CacheOutcome.STALE, max(0.0, now - kept.made), reason="nobody can serve the request now")
-        await self._give(kept, report, context)
+        await self._give(asked, kept, report, context)
         return True
 
-    async def _give(self, kept: Kept, report: CacheReport, context: Sink) -> None:
-        await self._tell(context, report)
-        for message in replay(kept.answer, request_id=_request_id()):
+    async def _give(self, asked: Asked, kept: Kept, report: CacheReport, context: Sink) -> None:
+        for message in replay(kept.answer, report, request_id=_request_id(), together=asked.together):
             await context.write(message)
         self._metrics.request(report.outcome, kept.tokens)
 
@@ -343,14 +287,7 @@ class AnswerCache:
             _log.warning("cache.store_failed", why=str(error)[:200])
             return None
 
-    def _model_of(self, request: GenerationRequest) -> str:
-        """The model that the request means; of one that names none, where nobody is left, its last one."""
-        model = self._placing.resolved(Needs.of_generation(request)).model
-        if not request.model and model:
-            self._default_model = model
-        return model or self._default_model
-
-    def _artifacts(self, asked: _Asked) -> tuple[str, ...]:
+    def _artifacts(self, asked: Asked) -> tuple[str, ...]:
         """The content of the files that may answer now: an answer by another one is of another model."""
         return artifacts_of(self._live.directory, asked.normalised.model)
 

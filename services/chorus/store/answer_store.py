@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from chorus.core.cache.nearest import Vector
 from chorus.store.answers import AnswerFile, Kept, NewAnswer
+from chorus.store.recent import Recent
 
 T = TypeVar("T")
 
@@ -29,11 +30,18 @@ class AnswerStore:
         self._path, self._max_entries, self._max_bytes = path, max_entries, max_bytes
         self._file: AnswerFile | None = None
         self._closed = False
+        self._recent = Recent()
+        self._used: dict[int, float] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
 
     async def find(self, key: str, sha256s: Sequence[str] | None, *, since: float, now: float) -> Kept | None:
-        """As AnswerFile's."""
-        kept = await self._run(lambda file: file.find(key, sha256s, since=since))
+        """As AnswerFile's, which is not asked for what was found a moment ago."""
+        kept = None if sha256s is None else self._recent.find(key, sha256s, since=since)
+        if kept is None:
+            begun = self._recent.searching()
+            kept = await self._run(lambda file: file.find(key, sha256s, since=since))
+            if kept is not None and sha256s is not None:
+                self._recent.found(key, sha256s, kept, begun)
         if kept is not None:
             self.touch(kept.id, now)
         return kept
@@ -45,8 +53,11 @@ class AnswerStore:
         return await self._run(lambda file: file.near(bucket, sha256s, vector, since=since, limit=limit))
 
     def touch(self, row: int, now: float) -> None:
-        """As AnswerFile's, some time soon; nobody waits for it."""
-        self._later(lambda file: self._write_some(file, file.touch(row, now)))
+        """The answer was given: it is not the next one to make room. Written later, many at once."""
+        self._used[row] = now
+        if len(self._used) >= _USES_AT_ONCE:
+            used = self._uses()
+            self._later(lambda file: file.used(used))
 
     async def judged(self, row: int, *, right: bool) -> None:
         """As AnswerFile's."""
@@ -54,11 +65,18 @@ class AnswerStore:
 
     async def put(self, new: NewAnswer, now: float) -> None:
         """As AnswerFile's."""
-        await self._run(lambda file: file.put(new, now))
+        self._recent.changed(new.key)
+        used = self._uses()  # they say what makes room
+        if await self._run(lambda file: _put(file, new, now, used)):
+            self._recent.clear()
+        self._recent.changed(new.key)
 
     async def clear(self, caller: str | None) -> int:
         """As AnswerFile's."""
-        return await self._run(lambda file: file.clear(caller))
+        try:
+            return await self._run(lambda file: file.clear(caller))
+        finally:
+            self._recent.clear()
 
     async def count(self, caller: str | None) -> tuple[int, int]:
         """As AnswerFile's."""
@@ -69,13 +87,19 @@ class AnswerStore:
         if self._closed:
             return
         self._closed = True
-        if self._file is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
+        file = self._file
+        if file is not None:
+            used = self._uses()
+            await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _close(file, used))
             self._file = None
         self._thread.shutdown(wait=False)
 
     async def _run(self, what: Callable[[AnswerFile], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: what(self._opened()))
+
+    def _uses(self) -> dict[int, float]:
+        used, self._used = self._used, {}
+        return used
 
     # --- on the thread ----------------------------------------------------------------------------------------------
 
@@ -90,11 +114,6 @@ class AnswerStore:
         if file.load_more():
             self._later(self._load)
 
-    @staticmethod
-    def _write_some(file: AnswerFile, unwritten: int) -> None:
-        if unwritten >= _USES_AT_ONCE:
-            file.write_uses()
-
     def _later(self, what: Callable[[AnswerFile], object]) -> None:
         """Has something done that nobody waits for, if the file is still open then."""
 
@@ -106,3 +125,15 @@ class AnswerStore:
 
         with suppress(RuntimeError):  # closed
             self._thread.submit(run)
+
+
+def _put(file: AnswerFile, new: NewAnswer, now: float, used: dict[int, float]) -> int:
+    file.used(used)
+    return file.put(new, now)
+
+
+def _close(file: AnswerFile, used: dict[int, float]) -> None:
+    try:
+        file.used(used)
+    finally:
+        file.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,14 +96,10 @@ class AnswerFile:
         self._nearest: dict[int, Nearest] = {}
         self.entries, self.size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM answers").fetchone()
         (self._load_below,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM signs").fetchone()
-        self._used: dict[int, float] = {}
 
     def close(self) -> None:
         """Closes the file."""
-        try:
-            self.write_uses()
-        finally:
-            self._db.close()
+        self._db.close()
 
     def load_more(self) -> bool:
         """Makes some more questions of an old file known to `near`, the newest first; False: that was the last."""
@@ -158,24 +154,12 @@ class AnswerFile:
         found = [replace(Kept(*row), cosine=cosines[row[0]]) for row in whole]
         return sorted(found, key=lambda kept: -kept.cosine)
 
-    def touch(self, row: int, now: float) -> int:
-        """The answer was given: it is not the next one to make room. Returns how many such notes are not written yet.
-
-        They are written by `write_uses`, and whenever an answer is kept: a hit has no write to wait for.
-        """
-        self._used[row] = now
-        return len(self._used)
-
-    def write_uses(self) -> None:
-        """Writes which answers were given, and when."""
+    def used(self, used: Mapping[int, float]) -> None:
+        """Answers were given, by id, at these times: they are not the next ones to make room."""
+        if not used:
+            return
         with self._db:
-            self._write_uses()
-
-    def _write_uses(self) -> None:
-        self._db.executemany(
-            "UPDATE answers SET used = ? WHERE id = ?", [(now, row) for row, now in self._used.items()]
-        )
-        self._used.clear()
+            self._db.executemany("UPDATE answers SET used = ? WHERE id = ?", [(now, row) for row, now in used.items()])
 
     def judged(self, row: int, *, right: bool) -> None:
         """A hit of it was compared with a new answer."""
@@ -184,22 +168,22 @@ class AnswerFile:
                 "UPDATE answers SET right = right + ?, wrong = wrong + ? WHERE id = ?", (right, not right, row)
             )
 
-    def put(self, new: NewAnswer, now: float) -> None:
-        """Keeps an answer in place of an earlier one to the same request; those least used make room."""
+    def put(self, new: NewAnswer, now: float) -> int:
+        """Keeps an answer in place of an earlier one to the same request; returns how many, least used, made room."""
         size = len(new.answer) + len(new.question or "") + _ROW_BYTES
         if size > self._max_bytes:
-            return
+            return 0
         with self._db:
-            self._write_uses()
             self._drop(
                 self._db.execute("SELECT id, size FROM answers WHERE key = ? AND sha256 = ?", (new.key, new.sha256))
             )
             row = self._insert(new, size, now)
             self.entries, self.size = self.entries + 1, self.size + size
-            self._make_room()
+            gone = self._make_room()
         if new.vector is not None and new.bucket is not None:
             bits = signs(new.vector)
             self._of_length(len(bits)).add(row, _group(new.bucket), bits)
+        return gone
 
     def _insert(self, new: NewAnswer, size: int, now: float) -> int:
         """Writes an answer and the signs of its question; returns its id."""
@@ -233,9 +217,9 @@ class AnswerFile:
         ).fetchone()
         return found
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> int:
         if self.entries <= self._max_entries and self.size <= self._max_bytes:
-            return
+            return 0
         entries, size = (bound - int(bound * _EVICTED_AT_ONCE) for bound in (self._max_entries, self._max_bytes))
         left, gone = self.size, list[tuple[int, int]]()
         # The newest is the last one and stays.
@@ -244,7 +228,7 @@ class AnswerFile:
                 break
             gone.append(row)
             left -= row[1]
-        self._drop(gone)
+        return self._drop(gone)
 
     def _drop(self, rows: Iterable[tuple[int, int]]) -> int:
         """Deletes rows, given by id and size; returns how many."""
@@ -253,7 +237,6 @@ class AnswerFile:
         self._db.executemany("DELETE FROM answers WHERE id = ?", ids)
         self._db.executemany("DELETE FROM signs WHERE id = ?", ids)
         for row, size in gone:
-            self._used.pop(row, None)
             self.entries, self.size = self.entries - 1, self.size - size
             for nearest in self._nearest.values():
                 nearest.remove(row)

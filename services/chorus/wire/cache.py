@@ -19,6 +19,8 @@ from chorus.wire.resources import decode_duration, encode_duration
 
 # As many tokens come at once when an answer is given again: few enough that a client may stop in the middle.
 _TOKENS_AT_ONCE = 16
+# What comes in one message, to callers who read that.
+_BYTES_TOGETHER = 64 << 10
 
 MODES: dict[CacheMode, cache_pb2.CacheMode.ValueType] = {
     mode: cache_pb2.CacheMode.Value(f"CACHE_MODE_{mode.name}") for mode in CacheMode
@@ -40,9 +42,9 @@ def decode_mode(policy: coordinator_pb2.CachePolicy) -> CacheMode | None:
 
 
 def encode_policy(mode: CacheMode, max_age_s: float | None = None) -> coordinator_pb2.CachePolicy:
-    """A request's policy."""
+    """A request's policy, of a caller that reads several events of one message."""
     age = None if max_age_s is None else encode_duration(max_age_s)
-    return coordinator_pb2.CachePolicy(mode=MODES[mode], max_age=age)
+    return coordinator_pb2.CachePolicy(mode=MODES[mode], max_age=age, reads_more=True)
 
 
 def encode_report(report: CacheReport) -> cache_pb2.CacheReport:
@@ -130,12 +132,22 @@ def _join(kept: cache_pb2.StoredAnswer, event: generation_pb2.GenerationEvent) -
         kept.events.append(event)
 
 
-def replay(answer: bytes, *, request_id: str) -> Iterator[bytes]:
-    """The messages that give a kept answer again, to this request. Raises ValueError where it is none."""
+def replay(answer: bytes, report: CacheReport | None, *, request_id: str, together: bool) -> Iterator[bytes]:
+    """The messages that give a kept answer again, to this request, after a report where there is one.
+
+    `together`: in as few messages as are not large. Raises ValueError where it is no answer.
+    """
     try:
         events = cache_pb2.StoredAnswer.FromString(answer).events
     except DecodeError as error:
         raise ValueError("this is no answer that was kept") from error
+    message = coordinator_pb2.GenerateResponse()
+    if report is not None:
+        message.cache.CopyFrom(encode_report(report))
+        if not together:
+            yield message.SerializeToString()
+            message.Clear()
+    size = 0
     for event in events:
         kind = event.WhichOneof("event")
         if kind == "started":
@@ -143,7 +155,16 @@ def replay(answer: bytes, *, request_id: str) -> Iterator[bytes]:
             event.started.attempt = 1
         elif kind == "finished":
             event.finished.ClearField("timings")  # of then, not of now
-        yield coordinator_pb2.GenerateResponse(event=event).SerializeToString()
+        size += event.ByteSize()
+        if message.HasField("event") and (not together or size > _BYTES_TOGETHER):
+            yield message.SerializeToString()
+            message.Clear()
+            size = event.ByteSize()
+        if message.HasField("event"):
+            message.more.append(event)
+        else:
+            message.event.CopyFrom(event)
+    yield message.SerializeToString()
 
 
 def renamed(raw: bytes, *, request_id: str) -> tuple[bytes, bool]:

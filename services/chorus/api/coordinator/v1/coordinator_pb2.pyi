@@ -275,6 +275,7 @@ class GenerateResponse(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     SUBSTITUTION_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member whose event it is, or the part that judges, reviews or composes; empty for the answer itself."""
     @_builtins.property
@@ -293,6 +294,12 @@ class GenerateResponse(_message.Message):
     def cache(self) -> _cache_pb2.CacheReport:
         """What became of the request at the cache."""
 
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.GenerationEvent]:
+        """Events that come right after `event`, in their order; only where the request says that it reads them
+        (`CachePolicy.reads_more`).
+        """
+
     def __init__(
         self,
         *,
@@ -301,10 +308,11 @@ class GenerateResponse(_message.Message):
         verdict: _ensemble_pb2.Verdict | None = ...,
         substitution: Global___Substitution | None = ...,
         cache: _cache_pb2.CacheReport | None = ...,
+        more: _abc.Iterable[_generation_pb2.GenerationEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "event", b"event", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "event", b"event", "member_id", b"member_id", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "event", b"event", "member_id", b"member_id", "more", b"more", "substitution", b"substitution", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,8 +392,13 @@ class CachePolicy(_message.Message):
 
     MODE_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
+    READS_MORE_FIELD_NUMBER: _builtins.int
     mode: _cache_pb2.CacheMode.ValueType
     """How."""
+    reads_more: _builtins.bool
+    """The caller reads `GenerateResponse.more`, so that an answer that is given again may come in one message, its report
+    included. Otherwise each event is a message.
+    """
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
         """At most this old. Absent: as configured."""
@@ -395,10 +408,11 @@ class CachePolicy(_message.Message):
         *,
         mode: _cache_pb2.CacheMode.ValueType = ...,
         max_age: _duration_pb2.Duration | None = ...,
+        reads_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "mode", b"mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "mode", b"mode", "reads_more", b"reads_more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
