@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import structlog
 from filelock import FileLock, Timeout
 
 from chorus.config import AuditSettings
 from chorus.core.audit import Deed, DeedKind, Fact, NoTrail, Trail
 from chorus.core.audit.chain import Entry, Head, Report, append, digest, read, verify
 from chorus.core.errors import ConfigError, InvalidRequestError
+from chorus.telemetry.logs import get_logger
 
 GATHER_S = 0.5
 BACKLOG_MAX = 20_000
@@ -35,7 +35,7 @@ _PATTERN = "[0-9]*.jsonl"
 _FLUSH_S = 10.0
 _BLOCK_BYTES = 1 << 16
 
-_log = structlog.get_logger("chorus.audit")
+_log = get_logger()
 
 
 def open_trail(settings: AuditSettings, name: str, *, beside: Path | None = None) -> Trail:

@@ -47,7 +47,7 @@ class _UnlessConfigured:
 
     def __getattr__(self, name: str) -> object:
         if structlog.is_configured():
-            return getattr(structlog.get_logger(**self._fields), name)
+            return getattr(structlog.get_logger(**self._fields), name)  # noqa: TID251 - here alone
         quiet = structlog.wrap_logger(
             structlog.PrintLogger(sys.stderr),
             processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],

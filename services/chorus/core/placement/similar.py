@@ -15,15 +15,9 @@ from math import log2
 
 from chorus.core.errors import (
     ChorusError,
-    DrainingError,
-    EngineError,
-    ModelFileError,
     NoCapableRunnerError,
-    OutOfMemoryError,
-    PromptTooLongError,
+    OverloadedError,
     RunnersUnavailableError,
-    UnavailableError,
-    UnknownModelError,
     UnsupportedFeatureError,
 )
 from chorus.core.fleet.directory import Directory
@@ -31,23 +25,13 @@ from chorus.core.fleet.records import Artifact, ModelState, ModelStatus, RunnerR
 from chorus.core.generation import Fallback, GenerationRequest, Substitution, TokenPrompt
 from chorus.core.placement.fit import Miss, Situation, fit
 from chorus.core.placement.needs import Needs
+from chorus.core.resilience.retries import may_go_better_elsewhere
 
 # Names of models remembered that no runner has any more, and for how long.
 MAX_REMEMBERED = 512
 REMEMBERED_S = 7 * 86_400.0
-# What says that nobody serves the model. Who is merely full is waited for.
-_NOBODY = (
-    DrainingError,
-    EngineError,
-    ModelFileError,
-    NoCapableRunnerError,
-    OutOfMemoryError,
-    PromptTooLongError,
-    RunnersUnavailableError,
-    UnavailableError,
-    UnknownModelError,
-    UnsupportedFeatureError,
-)
+# Placement's own word that nobody serves the model.
+_REFUSALS = (NoCapableRunnerError, RunnersUnavailableError, UnsupportedFeatureError)
 _TIERS = tuple(Tier)
 
 
@@ -172,7 +156,9 @@ class FallingBack:
 
     def applies_to(self, needs: Needs, refused: ChorusError) -> bool:
         """Whether another model is looked for, now that nobody can serve the request as it is."""
-        return self.is_open and bool(needs.model) and isinstance(refused, _NOBODY)
+        if not self.is_open or not needs.model or isinstance(refused, OverloadedError):  # who is full is waited for
+            return False
+        return may_go_better_elsewhere(refused) or isinstance(refused, _REFUSALS)
 
     def instead(
         self,

@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import psutil
-import structlog
 
 from chorus.core.errors import (
     DrainingError,
@@ -22,8 +21,9 @@ from chorus.core.errors import (
 from chorus.engine.llama.binding import Adapter, Model
 from chorus.engine.llama.commands import Command, ReleaseAdapter
 from chorus.engine.llama.settings import AdapterSource, LlamaSettings
+from chorus.telemetry.logs import get_logger
 
-_log = structlog.get_logger("chorus.engine.llama")
+_log = get_logger()
 _READ_BYTES = 1 << 20
 _RETRY_S = 2.0
 

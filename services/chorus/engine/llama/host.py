@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 import psutil
-import structlog
 
 from chorus.core.errors import ChorusError, DrainingError, EngineError, ModelFileError, OutOfMemoryError
 from chorus.core.fleet.records import ModelLoad, ModelState, ModelStatus
@@ -26,8 +25,9 @@ from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSour
 from chorus.engine.llama.survival import Waiting
 from chorus.engine.llama.turns import Turns
 from chorus.engine.llama.worker import Worker
+from chorus.telemetry.logs import get_logger
 
-_log = structlog.get_logger("chorus.engine.llama")
+_log = get_logger()
 _BETWEEN_PROGRESS_S = 0.1
 _ALL_LAYERS = 10_000
 _UNKNOWN = ModelFacts(frozenset(), generates=False, trained_context=0)

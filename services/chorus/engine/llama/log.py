@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
+from chorus.telemetry.logs import get_logger
 
-_log = structlog.get_logger("chorus.engine.llama")
+_log = get_logger()
 _DEBUG, _WARN, _ERROR, _CONTINUED = 1, 3, 4, 5  # ggml's own numbers; 2 is information
 _local = threading.local()
 _BUFFER_SIZE = re.compile(r"(\S+)\s+(\S+) buffer size\s*=\s*([\d.]+) MiB")

@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 
-import structlog
-
 from chorus.core.errors import ChorusError, DrainingError, EngineError, InvalidRequestError
 from chorus.core.generation import Progress, Queued
 from chorus.core.residency.allocation import Allocation
@@ -18,8 +16,9 @@ from chorus.core.residency.residents import Admit, Decision, Evict, Load, Nothin
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.settings import LlamaSettings
 from chorus.engine.llama.sizing import wish_of
+from chorus.telemetry.logs import get_logger
 
-_log = structlog.get_logger("chorus.engine.llama")
+_log = get_logger()
 _SHORTEST_WAIT_S = 0.001
 
 

@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import structlog
-
 from chorus.core.errors import ChorusError, EngineError
 from chorus.core.resilience.restarts import RestartPolicy, Restarts, StartAgain
 from chorus.core.resilience.stuck import Patience, Stuck, StuckWatch
 from chorus.engine.llama.pulse import Pulse
+from chorus.telemetry.logs import get_logger
 
-_log = structlog.get_logger("chorus.engine.llama")
+_log = get_logger()
 
 LOOK_INTERVAL_S = 1.0
 RELOADS = 3

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-import structlog
-
 from chorus.core.batching.scheduler import BatchLimits, Chunk, Copy, Plan, Scheduler, Sequence, Sharing
 from chorus.core.batching.speculation import PromptLookup, Source, Speculation
 from chorus.core.errors import ChorusError, DrainingError, EngineError
@@ -42,8 +40,9 @@ from chorus.engine.llama.ranking import Mask
 from chorus.engine.llama.settings import LlamaSettings
 from chorus.engine.llama.sizing import SCORED_ROWS, context_params, draft_params
 from chorus.engine.llama.turns import Turns
+from chorus.telemetry.logs import get_logger
 
-_log = structlog.get_logger("chorus.engine.llama")
+_log = get_logger()
 
 _STEPS_A_REPORT = 16
 
