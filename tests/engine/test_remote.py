@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -55,12 +54,6 @@ from tests.engine.upstream import BLOB, Refusal, Upstream, UpstreamModel, engine
 PROMPT = TextPrompt("Once upon a time")
 QUICK: dict[str, Any] = {"poll_s": 0.02, "answer_s": 0.05}
 EVERY = ["ollama", "llamacpp", "vllm", "somebody"]
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(20):
-        yield
 
 
 def chat(*texts: str, **more: Any) -> Conversation:

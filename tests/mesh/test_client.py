@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,6 @@ from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,6 @@ from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def raw(text: str = "echo:hello") -> GenerationRequest:

@@ -22,14 +22,6 @@ from tests.mesh.child import COORDINATOR, Child, child, configured
 from tests.mesh.conftest import TRUST_DOMAIN
 from tests.mesh.test_coordinator_lost_process import changes, check_whole, raw, until_token
 
-LONG_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
-
 
 @dataclass
 class Coordinators:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -36,12 +36,6 @@ from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 
 LONG_S = 40.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 def mesh_of(certificates: MeshCertificates, *engines: FakeEngine, coordinators: int = 2) -> InProcessMesh:

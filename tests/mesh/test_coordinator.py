@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -41,14 +40,6 @@ from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FAKE_FEATURES, FakeEngine, FakeModel, fake_artifact
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
-
-LONG_S = 30.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 def mesh_of(certificates: MeshCertificates, *engines: FakeEngine, **options: object) -> InProcessMesh:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,12 +18,6 @@ from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 
 INTERACTIVE, BATCH, BACKGROUND = Priority.INTERACTIVE, Priority.BATCH, Priority.BACKGROUND
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def asked(priority: Priority = INTERACTIVE, text: str = "hello") -> GenerationRequest:

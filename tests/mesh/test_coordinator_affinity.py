@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-
 import pytest
 
 from chorus.core.generation import GenerationRequest, Requirements, TextPrompt
@@ -12,12 +9,6 @@ from chorus.testing.certificates import MeshCertificates
 from chorus.testing.mesh import InProcessMesh
 
 LONG = "x" * 3000
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def asked(text: str, *runner_ids: str, session_id: str = "") -> GenerationRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,12 +13,6 @@ from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 
 HOURS_S = 3600.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def asked(*runner_ids: str) -> GenerationRequest:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,12 +46,6 @@ from chorus.testing.pace import ManualPace
 from tests.mesh.test_direct import Direct, read, spec
 
 REQUESTS = frozenset(kind for kind in EventKind if kind.startswith("request_"))
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def raw(text: str = "echo:hello", *runner_ids: str, model: str = "") -> GenerationRequest:

@@ -21,12 +21,6 @@ from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 
 
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
-
-
 def raw(text: str = "echo:hello", **fields: object) -> GenerationRequest:
     return GenerationRequest(model="", prompt=TextPrompt(text), **fields)  # type: ignore[arg-type]
 

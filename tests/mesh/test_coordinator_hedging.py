@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -24,12 +23,6 @@ from tests.mesh.scripted_runner import ScriptedRunner
 
 PROMPT = "echo:hello there"
 GIVEN_S = 10.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 class Hedged:

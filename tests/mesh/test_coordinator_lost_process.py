@@ -25,15 +25,8 @@ from chorus.testing.service import TOKENS_PER_SECOND_ENV
 from tests.mesh.child import RUNNER, Child, child, configured
 from tests.mesh.conftest import TRUST_DOMAIN
 
-LONG_S = 60.0
 # A lease that does not lapse meanwhile: what is noticed, the coordinator notices itself.
 LASTING = {"lease_ttl_s": 600.0, "heartbeat_interval_s": 0.1}
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 class Processes:

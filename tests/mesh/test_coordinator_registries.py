@@ -26,12 +26,6 @@ Script = Callable[[int], AsyncIterator[DirectoryEvent]]
 SNAPSHOT = SnapshotEvent(1, 1, True, (LeasedRecord(record("r")),))
 
 
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(20.0):
-        yield
-
-
 class ScriptedRegistry(registry_pb2_grpc.RegistryServicer):
     """Answers the nth watch (from 1) with the script's events; nobody else is answered."""
 

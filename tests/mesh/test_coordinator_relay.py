@@ -184,12 +184,6 @@ def test_nothing_is_changed_lost_doubled_or_reordered(script: list[tuple[pb.Gene
 # --- over TLS -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
-
-
 def scripted_mesh(certificates: MeshCertificates) -> InProcessMesh:
     return InProcessMesh(runners=0, certificates=certificates, registry={"lease_ttl_s": 600, "heartbeat_interval_s": 1})
 

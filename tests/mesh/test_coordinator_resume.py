@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -40,14 +39,7 @@ from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 from tests.mesh.scripted_runner import ScriptedRunner
 
-LONG_S = 40.0
 LASTING = {"lease_ttl_s": 600.0}
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 def mesh_of(certificates: MeshCertificates, *engines: FakeEngine, **coordinator: object) -> InProcessMesh:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-
 import pytest
 from structlog.testing import capture_logs
 
@@ -16,12 +13,6 @@ from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
 
 SECRET = "my-secret-diary"
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def asked() -> GenerationRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,12 +27,6 @@ from chorus.transport.tickets import TicketSigner, TicketVerifier
 from chorus.wire.errors import from_rpc_error
 from tests.mesh.scripted_runner import ScriptedRunner
 from tests.security.attackers import signed_by_a_leaf
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def spec(text: str = "echo:hello", **fields: Any) -> generation_pb2.GenerationSpec:

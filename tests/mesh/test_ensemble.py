@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -37,12 +36,6 @@ from chorus.transport import open_channel
 from tests.mesh.test_coordinator_lost_process import slots_used
 
 ASKED = "echo:Paris"
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(30.0):
-        yield
 
 
 def engine(*families: str, pace: ManualPace | None = None, slots: int = 8) -> FakeEngine:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,12 +17,6 @@ from chorus.testing.service import FAMILY_ENV, TOKENS_PER_SECOND_ENV
 from tests.mesh.test_coordinator_lost_process import LASTING, Processes
 
 ASKED = GenerationRequest(model="", prompt=TextPrompt("which?"))
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(60.0):
-        yield
 
 
 def tokens(events: list[EnsembleEvent], member_id: str) -> list[int]:

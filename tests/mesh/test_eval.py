@@ -23,12 +23,6 @@ from chorus.testing.mesh import InProcessMesh
 ROUTE, VOTE = Contender.parse("route:fake-1b"), Contender.parse("vote:fake-1b*2")
 
 
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(60.0):
-        yield
-
-
 @pytest.fixture
 async def mesh(certificates: MeshCertificates) -> AsyncIterator[InProcessMesh]:
     async with InProcessMesh(runners=[FakeEngine()], certificates=certificates) as whole:

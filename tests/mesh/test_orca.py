@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +26,6 @@ from tests.hardware.fake_nvml import FakeDevice, FakeNvml
 from tests.mesh.local_mesh import LocalMesh
 
 GB = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(20):
-        yield
 
 
 def machine() -> Inventory:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.mesh.child import child
-
-LONG_S = 60.0
 
 # A service that behaves as its argument says.
 SERVICE = """
@@ -52,12 +48,6 @@ async def build(metrics):
 
 sys.exit(run_service("thing", build, log=LogSettings(format="json"), metrics=CollectorRegistry(), grace_s=7.0))
 """
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import urllib.request
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ from tests.mesh.child import REGISTRY, child, configured
 from tests.mesh.conftest import TRUST_DOMAIN, Identities
 
 LONG_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 @pytest.fixture

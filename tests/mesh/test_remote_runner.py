@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from tests.engine.upstream import Upstream, UpstreamModel
 from tests.mesh.child import child, configured
 from tests.mesh.conftest import TRUST_DOMAIN
 from tests.mesh.local_mesh import LocalMesh
-
-LONG_S = 40.0
 
 RUNNER_WITHOUT_LLAMA = """
 import json, sys
@@ -56,12 +53,6 @@ class Outside(Elsewhere):
     @property
     def is_household(self) -> bool:
         return False
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 def engine_at(upstream: Upstream, server: type[RemoteServer] = RemoteServer) -> RemoteEngine:

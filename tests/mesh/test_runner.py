@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -58,12 +57,6 @@ async def read_all(call: Any) -> list[Any]:
 
 def used(engine: FakeEngine) -> int:
     return sum(load.slots_used for load in engine.load_report())
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 async def test_it_generates_and_says_who_did(local_mesh: LocalMesh) -> None:

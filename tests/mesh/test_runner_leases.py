@@ -30,14 +30,6 @@ from chorus.transport import Service, build_server
 from chorus.transport.resolve import resolve
 from tests.mesh.local_mesh import FAST_REGISTRY, LocalMesh, Seen
 
-LONG_S = 30.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
-
 
 def ready(record: RunnerRecord) -> bool:
     return record.state is RunnerState.READY

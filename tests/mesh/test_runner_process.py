@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from chorus.testing.certificates import MeshCertificates
 from tests.mesh.child import RUNNER, child, configured
 from tests.mesh.conftest import TRUST_DOMAIN
 from tests.mesh.local_mesh import LocalMesh
-
-LONG_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(LONG_S):
-        yield
 
 
 @pytest.fixture

@@ -30,12 +30,6 @@ ASK = registry_pb2.ListNodesRequest()
 WATCH = registry_pb2.WatchNodesRequest()
 
 
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(60.0):
-        yield
-
-
 @dataclass
 class Noting(registry_pb2_grpc.RegistryServicer):
     """Tells which certificate it was shown, by its serial number; a watch goes on until `enough`."""
