@@ -20,9 +20,14 @@ class CacheSettings(Section):
         "(the answer to the very same request) or semantic (to a question that means the same, too). What runners "
         "stream to clients themselves, in direct mode, is not kept.",
     )
+    store: Literal["sqlite", "valkey"] = Field(
+        default="sqlite",
+        description="Where answers are kept: by each coordinator for itself (sqlite), or in the server of "
+        "valkey.url_file (valkey), for all coordinators that share it, unencrypted and for ttl_s at most.",
+    )
     file: AbsolutePath | None = Field(
         default=None,
-        description="SQLite file that keeps answers over restarts; one for each coordinator.",
+        description="SQLite file that keeps answers over restarts; one for each coordinator. Of no use with valkey.",
         json_schema_extra={"shown_default": "in memory"},
     )
     ttl_s: float = Field(default=86_400.0, gt=0, description="Seconds for which an answer is given again.")

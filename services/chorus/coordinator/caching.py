@@ -2,13 +2,12 @@
 
 A request that may have one (`core/cache/policy.py`) gets the answer to the very same request, or to a question that has
 the same answer (`semantic.py`); else it is run, once for all who ask the same at the time (`flights.py`), and what came
-of it is kept. Callers share nothing. A disk that fails only costs hits.
+of it is kept. Callers share nothing. A disk or a server that fails only costs hits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -31,11 +30,12 @@ from chorus.core.errors import (
     OverloadedError,
     PermissionDeniedError,
     RunnersUnavailableError,
+    UnavailableError,
     UnknownModelError,
 )
 from chorus.core.identity import Role
 from chorus.core.placement import artifacts_of
-from chorus.store.answer_store import AnswerStore
+from chorus.store.answer_store import STORE_ERRORS, Answers
 from chorus.store.answers import Kept, NewAnswer
 from chorus.telemetry.cache_metrics import CacheMetrics
 from chorus.telemetry.context import current
@@ -48,7 +48,6 @@ from chorus.wire.resources import encode_duration
 # With how long whoever asks waits to be admitted, in seconds; None: as long as the sink has time.
 Generate = Callable[[coordinator_pb2.GenerateRequest, Sink, float | None], Coroutine[Any, Any, None]]
 
-_STORE_ERRORS = (OSError, sqlite3.Error, ValueError)
 # What an old answer is better than: nobody is there who could give a new one.
 _NOBODY = (RunnersUnavailableError, NoCapableRunnerError, UnknownModelError, OverloadedError)
 _EVER = float("-inf")
@@ -86,7 +85,7 @@ class AnswerCache:
         live: LiveDirectory,
         placing: Placing,
         semantic: SemanticHits,
-        store: AnswerStore,
+        store: Answers,
         metrics: CacheMetrics,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -101,12 +100,13 @@ class AnswerCache:
         self._wall = wall
         self._flights: dict[str, Flight] = {}
         self._keeping: set[asyncio.Task[None]] = set()
+        self._store_fails = False
 
     async def close(self) -> None:
         """Lets what is being kept be kept, and closes the store."""
         if self._keeping:
             await asyncio.wait(self._keeping)
-        with suppress(*_STORE_ERRORS):
+        with suppress(*STORE_ERRORS):
             await self._store.close()
 
     async def generate(self, request: coordinator_pb2.GenerateRequest, context: Sink) -> None:
@@ -280,12 +280,16 @@ class AnswerCache:
             await context.write(_message(report))
 
     async def _found(self, asking: Awaitable[Any]) -> Any:
-        """What the store says; nothing where it can't."""
+        """What the store says; nothing where it can't, of which the first time is told."""
         try:
-            return await asking
-        except _STORE_ERRORS as error:
-            _log.warning("cache.store_failed", why=str(error)[:200])
+            answer = await asking
+        except STORE_ERRORS as error:
+            if not self._store_fails:
+                _log.warning("cache.store_failed", why=str(error)[:200])
+            self._store_fails = True
             return None
+        self._store_fails = False
+        return answer
 
     def _artifacts(self, asked: Asked) -> tuple[str, ...]:
         """The content of the files that may answer now: an answer by another one is of another model."""
@@ -317,11 +321,17 @@ class AnswerCache:
         )
 
     async def clear(self, *, everybody: bool) -> int:
-        """Forgets the caller's answers, or everybody's. Raises PermissionDeniedError for a client that asks so."""
+        """Forgets the caller's answers, or everybody's.
+
+        Raises PermissionDeniedError for a client that asks so, UnavailableError where the store can't be asked.
+        """
         caller = current_caller()
         if everybody and caller is not None and caller.role is not Role.ADMIN:
             raise PermissionDeniedError("only an admin may clear everybody's answers; without it, yours are cleared")
-        return int(await self._found(self._store.clear(None if everybody else str(caller or ""))) or 0)
+        try:
+            return await self._store.clear(None if everybody else str(caller or ""))
+        except STORE_ERRORS as error:
+            raise UnavailableError(f"the answers are not forgotten, since their store failed: {error}") from error
 
 
 def _message(report: CacheReport) -> bytes:

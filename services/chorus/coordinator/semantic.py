@@ -25,7 +25,7 @@ from chorus.core.cache.policy import question_of, without_question
 from chorus.core.errors import ChorusError
 from chorus.core.generation import EmbeddingRequest, GenerationRequest
 from chorus.core.placement import Needs
-from chorus.store.answer_store import AnswerStore
+from chorus.store.answer_store import STORE_ERRORS, Answers
 from chorus.store.answers import Kept
 from chorus.store.gate import read_gate
 from chorus.wire.cache import Recorded, digest_of, text_of
@@ -75,7 +75,7 @@ class SemanticHits:
         embed: Embed,
         *,
         placing: Placing,
-        store: AnswerStore,
+        store: Answers,
         model: str | None,
         budget: Budget,
         rng: random.Random | None = None,
@@ -97,7 +97,7 @@ class SemanticHits:
     async def look(
         self, request: GenerationRequest, caller: str, sha256s: Sequence[str], *, since: float, sink: Sink
     ) -> Hint:
-        """What there is for a request whose question may be compared; raises what the store does not."""
+        """What there is for a request whose question may be compared."""
         problem = self.problem()
         question = question_of(request)
         assert question is not None, "the plan says exact for such requests"
@@ -115,7 +115,10 @@ class SemanticHits:
         vector = np.asarray(result.embeddings[0].values, np.float32)
         vector /= max(float(np.linalg.norm(vector)), 1e-12)
         bucket = digest_of(caller, result.artifact_sha256 or result.model, request=without_question(request))
-        near = await self._store.near(bucket, sha256s, vector, since=since, limit=_LOOKED_AT)
+        try:
+            near = await self._store.near(bucket, sha256s, vector, since=since, limit=_LOOKED_AT)
+        except STORE_ERRORS as error:
+            return Hint(question, bucket, vector, problem=f"earlier questions could not be looked at: {error}")
         kept, confidence = _best(self._gate, question, near)
         explores = kept is not None and self._budget.explores(kept.right, kept.wrong, self._rng.random())
         return Hint(question, bucket, vector, kept, confidence, explores)

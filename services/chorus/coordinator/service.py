@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 import chorus
 from chorus.api.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
-from chorus.config import CacheSettings, ChorusConfig
+from chorus.config import ChorusConfig
 from chorus.config.secrets import read_secret
 from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
@@ -35,15 +35,17 @@ from chorus.coordinator.webhooks import Webhook, Webhooks
 from chorus.core.cache.budget import Budget
 from chorus.core.ensemble.learning import Learner, LearningMode
 from chorus.core.ensemble.planning import Policy
-from chorus.core.errors import ChorusError, InternalError
+from chorus.core.errors import ChorusError, ConfigError, InternalError
 from chorus.core.events import EventKind, EventLog
 from chorus.core.events.stats import Stats
 from chorus.core.identity import Role
 from chorus.core.resilience.breakers import BreakerRules
 from chorus.core.resilience.hedging import HedgeMode
 from chorus.core.resilience.resuming import ResumePolicy
-from chorus.store.answer_store import AnswerStore
+from chorus.store.answer_store import Answers, AnswerStore
 from chorus.store.audit_log import open_trail
+from chorus.store.shared_answers import SharedAnswers
+from chorus.store.valkey import Valkey
 from chorus.telemetry.cache_metrics import CacheMetrics
 from chorus.telemetry.event_metrics import EventMetrics
 from chorus.telemetry.metrics import GenerationMetrics, RpcMetrics, admission_gauges, new_registry
@@ -123,7 +125,7 @@ class CoordinatorService(HostedService):
         learner = Learner(LearningMode(config.ensemble.learning), rng if rng is not None else random.Random())
         ensembles = Ensembles(self.live, self._placing, requests, events=self.events, policy=policy, learner=learner)
         self._answers = _answer_cache(
-            config.cache, requests, ensembles, live=self.live, placing=self._placing, metrics=metrics
+            config, requests, ensembles, live=self.live, placing=self._placing, metrics=metrics
         )
         self._granting = Granting(
             self.live,
@@ -233,7 +235,7 @@ class CoordinatorService(HostedService):
 
 
 def _answer_cache(
-    settings: CacheSettings,
+    config: ChorusConfig,
     requests: Requests,
     ensembles: Ensembles,
     *,
@@ -241,7 +243,11 @@ def _answer_cache(
     placing: Placing,
     metrics: CollectorRegistry,
 ) -> AnswerCache:
-    """The cache as configured, in front of one model and several; nothing is opened before it is used."""
+    """The cache as configured, in front of one model and several; nothing is opened before it is used.
+
+    Raises ConfigError.
+    """
+    settings, store = config.cache, _answer_store(config)
 
     async def generate(request: coordinator_pb2.GenerateRequest, sink: Sink, admitted_within_s: float | None) -> None:
         if request.HasField("ensemble"):
@@ -249,7 +255,6 @@ def _answer_cache(
         else:
             await requests.generate(request, sink, admitted_within_s=admitted_within_s)
 
-    store = AnswerStore(settings.file, max_entries=settings.max_entries, max_bytes=settings.max_mib << 20)
     semantic = SemanticHits(
         requests.embed,
         placing=placing,
@@ -266,6 +271,19 @@ def _answer_cache(
         store=store,
         metrics=CacheMetrics(metrics),
     )
+
+
+def _answer_store(config: ChorusConfig) -> Answers:
+    settings, max_bytes = config.cache, config.cache.max_mib << 20
+    if settings.store == "sqlite":
+        return AnswerStore(settings.file, max_entries=settings.max_entries, max_bytes=max_bytes)
+    valkey = Valkey.configured(config.valkey)
+    if valkey is None:
+        raise ConfigError(
+            "cache.store: is valkey, and valkey.url_file says nothing of where that is",
+            metadata={"keys": "cache.store"},
+        )
+    return SharedAnswers(valkey, ttl_s=settings.ttl_s, max_entries=settings.max_entries, max_bytes=max_bytes)
 
 
 def _webhooks(settings: CoordinatorSettings, board: EventBoard) -> Webhooks:

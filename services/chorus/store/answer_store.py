@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from chorus.core.cache.nearest import Vector
+from chorus.core.errors import UnavailableError
 from chorus.store.answers import AnswerFile, Kept, NewAnswer
 from chorus.store.recent import Recent
 
@@ -20,11 +21,38 @@ T = TypeVar("T")
 _USES_AT_ONCE = 256
 
 
-class AnswerStore:
-    """What keeps answers, as a coordinator sees it. The file is opened at its first use; times are as AnswerFile's.
+STORE_ERRORS = (OSError, sqlite3.Error, ValueError, UnavailableError)
+"""What a store may raise: an answer that can't be kept or found is no reason to give none."""
 
-    Every method may raise OSError or sqlite3.Error: an answer that can't be kept or found is no reason to give none.
+
+class Answers(Protocol):
+    """What keeps answers, as a coordinator sees it: this one's file, or what several share (`shared_answers.py`).
+
+    What each method does is said at AnswerFile's; `touch` notes that one was given, some time soon. Times are seconds
+    since the epoch. Every method but `touch` may raise STORE_ERRORS.
     """
+
+    async def find(self, key: str, sha256s: Sequence[str] | None, *, since: float, now: float) -> Kept | None: ...
+
+    async def near(
+        self, bucket: str, sha256s: Sequence[str], vector: Vector, *, since: float, limit: int
+    ) -> list[Kept]: ...
+
+    def touch(self, row: int, now: float) -> None: ...
+
+    async def judged(self, row: int, *, right: bool) -> None: ...
+
+    async def put(self, new: NewAnswer, now: float) -> None: ...
+
+    async def clear(self, caller: str | None) -> int: ...
+
+    async def count(self, caller: str | None) -> tuple[int, int]: ...
+
+    async def close(self) -> None: ...
+
+
+class AnswerStore:
+    """One coordinator's own: a file, or memory. It is opened at its first use."""
 
     def __init__(self, path: Path | None, *, max_entries: int, max_bytes: int) -> None:
         self._path, self._max_entries, self._max_bytes = path, max_entries, max_bytes

@@ -48,7 +48,8 @@ CREATE TABLE signs (
 """
 # Signs read at once: some milliseconds, for which whoever asks has to wait.
 _LOADED_AT_ONCE = 4096
-_CANDIDATES = 64
+CANDIDATES = 64
+"""Questions whose vectors are looked at, after their signs."""
 # What an entry takes beside its answer, roughly: its row, its indexes, its vector.
 _ROW_BYTES = 1024
 # Evicting some more than needed spares doing it at each new answer.
@@ -132,7 +133,7 @@ class AnswerFile:
         """The answers to the nearest questions of a bucket, the nearest first."""
         bits = signs(vector)
         nearest = self._nearest.get(len(bits))
-        ids = nearest.near(_group(bucket), bits, _CANDIDATES) if nearest is not None else []
+        ids = nearest.near(group_of(bucket), bits, CANDIDATES) if nearest is not None else []
         if not ids:
             return []
         rows = self._db.execute(
@@ -142,16 +143,14 @@ class AnswerFile:
         ).fetchall()
         if not rows:
             return []
-        # Together: one by one, they take as long to convert as the scan took. In a bucket all are of one length.
-        vectors = np.frombuffer(b"".join(blob for _, blob in rows), np.float16).reshape(len(rows), -1)
-        cosines = dict(zip((row for row, _ in rows), (vectors.astype(np.float32) @ vector).tolist(), strict=True))
-        nearest_ids = sorted(cosines, key=lambda row: -cosines[row])[:limit]
+        alike = dict(zip((row for row, _ in rows), cosines([blob for _, blob in rows], vector), strict=True))
+        nearest_ids = sorted(alike, key=lambda row: -alike[row])[:limit]
         whole = self._db.execute(
             "SELECT id, sha256, answer, tokens, made, question, right, wrong FROM answers "
             "WHERE id IN (SELECT value FROM json_each(?))",
             (json.dumps(nearest_ids),),
         ).fetchall()
-        found = [replace(Kept(*row), cosine=cosines[row[0]]) for row in whole]
+        found = [replace(Kept(*row), cosine=alike[row[0]]) for row in whole]
         return sorted(found, key=lambda kept: -kept.cosine)
 
     def used(self, used: Mapping[int, float]) -> None:
@@ -170,7 +169,7 @@ class AnswerFile:
 
     def put(self, new: NewAnswer, now: float) -> int:
         """Keeps an answer in place of an earlier one to the same request; returns how many, least used, made room."""
-        size = len(new.answer) + len(new.question or "") + _ROW_BYTES
+        size = size_of(new)
         if size > self._max_bytes:
             return 0
         with self._db:
@@ -182,7 +181,7 @@ class AnswerFile:
             gone = self._make_room()
         if new.vector is not None and new.bucket is not None:
             bits = signs(new.vector)
-            self._of_length(len(bits)).add(row, _group(new.bucket), bits)
+            self._of_length(len(bits)).add(row, group_of(new.bucket), bits)
         return gone
 
     def _insert(self, new: NewAnswer, size: int, now: float) -> int:
@@ -197,7 +196,7 @@ class AnswerFile:
         row = cursor.lastrowid
         assert row is not None, "SQLite numbers every row"
         if new.vector is not None and new.bucket is not None:
-            told = (row, _group(new.bucket), signs(new.vector).tobytes())
+            told = (row, group_of(new.bucket), signs(new.vector).tobytes())
             self._db.execute("INSERT INTO signs (id, bucket, bits) VALUES (?, ?, ?)", told)
         return row
 
@@ -249,6 +248,18 @@ class AnswerFile:
         return self._nearest[words]
 
 
-def _group(bucket: str) -> int:
+def size_of(new: NewAnswer) -> int:
+    """The bytes that it counts for."""
+    return len(new.answer) + len(new.question or "") + _ROW_BYTES
+
+
+def cosines(blobs: Sequence[bytes], vector: Vector) -> list[float]:
+    """Those of kept vectors of one length to this one. Together: one by one, they take as long as the scan took."""
+    vectors = np.frombuffer(b"".join(blobs), np.float16).reshape(len(blobs), -1)
+    found: list[float] = (vectors.astype(np.float32) @ vector).tolist()
+    return found
+
+
+def group_of(bucket: str) -> int:
     """A bucket's number; where two share one, their rows' own buckets tell them apart."""
     return int.from_bytes(hashlib.sha256(bucket.encode()).digest()[:8], "big", signed=True)

@@ -59,6 +59,7 @@ class InProcessMesh:
         audit: Mapping[str, Any] | None = None,
         ensemble: Mapping[str, Any] | None = None,
         mesh: Mapping[str, Any] | None = None,
+        valkey: Mapping[str, Any] | None = None,
         certificates: MeshCertificates | None = None,
     ) -> None:
         self.certificates = certificates if certificates is not None else MeshCertificates()
@@ -75,6 +76,7 @@ class InProcessMesh:
         self._audit_settings = dict(audit or {})
         self._ensemble_settings = dict(ensemble or {})
         self._mesh_settings = dict(mesh or {})
+        self._valkey_settings = dict(valkey or {})
         self._registry_endpoints: list[str] = []
         self._stack = AsyncExitStack()
 
@@ -252,6 +254,7 @@ class InProcessMesh:
                 **settings,
             },
             cache=self._cache_settings,
+            valkey=self._valkey_settings,
         )
         metrics = CollectorRegistry()
         service = CoordinatorService(

@@ -230,8 +230,9 @@ class CoordinatorServicer:
 
     def ClearCache(self, request, context):
         """Forgets answers.
-        Callers: clients, of their own answers; admins, of everybody's.
-        Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+        Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+        Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
+        store failed, and answers are left.
         Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

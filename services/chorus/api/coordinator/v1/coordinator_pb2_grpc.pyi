@@ -105,8 +105,9 @@ class CoordinatorStub:
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]
     """Forgets answers.
-    Callers: clients, of their own answers; admins, of everybody's.
-    Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+    Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+    Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
+    store failed, and answers are left.
     Retry: safe.
     """
     RateResponse: _grpc.UnaryUnaryMultiCallable[_learning_pb2.RateResponseRequest, _learning_pb2.RateResponseResponse]
@@ -223,8 +224,9 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]  # type: ignore[assignment]
     """Forgets answers.
-    Callers: clients, of their own answers; admins, of everybody's.
-    Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+    Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+    Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
+    store failed, and answers are left.
     Retry: safe.
     """
     RateResponse: _aio.UnaryUnaryMultiCallable[_learning_pb2.RateResponseRequest, _learning_pb2.RateResponseResponse]  # type: ignore[assignment]
@@ -398,8 +400,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.ClearCacheResponse, _abc.Awaitable[_cache_pb2.ClearCacheResponse]]:
         """Forgets answers.
-        Callers: clients, of their own answers; admins, of everybody's.
-        Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's.
+        Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+        Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
+        store failed, and answers are left.
         Retry: safe.
         """
 
