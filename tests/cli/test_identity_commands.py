@@ -107,3 +107,21 @@ async def test_a_service_is_installed_by_who_has_joined_alone(
     assert unit.is_relative_to(tmp_path / "config" / "systemd" / "user")
     assert await asyncio.to_thread(unit.read_text) == shown.stdout
     assert "systemctl --user enable --now" in installed.stderr.replace("\n", " ")
+
+
+async def test_an_authority_is_replaced_step_by_step(at: IdentityMesh) -> None:
+    old = at.service.office.authority_sha256.hex()
+    steps = [
+        (("--show",), old, "no other one takes over"),
+        ((), old, "everybody is told of the one that takes over"),
+        (("--at-once",), "", "and the old one is still believed"),
+        (("--at-once",), "", "no other one takes over"),
+    ]
+    for options, signs, said in steps:
+        done = await chorus("certs", "rotate", *options)
+        assert done.exit_code == 0, done.output
+        assert said in done.output.replace("\n", " ")
+        assert signs in done.output.replace("\n", "")
+    assert at.service.office.authority_sha256.hex() != old
+    again = await chorus("certs", "rotate", "--at-once")
+    assert again.exit_code != 0  # the admin's certificate, issued by hand, is of the old one

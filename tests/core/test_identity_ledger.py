@@ -23,8 +23,8 @@ from chorus.core.errors import (
 )
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.attempts import Attempts
-from chorus.core.identity.ledger import GRACE_S, JoinToken, Ledger
-from chorus.core.identity.renewal import due_at, pause_s
+from chorus.core.identity.ledger import JoinToken, Ledger
+from chorus.core.identity.renewal import GRACE_S, due_at, pause_s
 
 DOMAIN = "home.internal"
 LIFE_S, TTL_S = 86_400.0, 3600.0

@@ -63,6 +63,8 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "ListMembers": {Role.ADMIN},
         "Revoke": {Role.ADMIN},
         "Restore": {Role.ADMIN},
+        "GetAuthority": {Role.ADMIN},
+        "RotateAuthority": {Role.ADMIN},
         "WatchRevocations": set(Role),
     },
     # Asked of a listener to which nobody shows who they are.

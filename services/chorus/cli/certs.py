@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import EXIT_FAILED, console, handles_errors, note, print_json
 from chorus.core.identity import Role
+from chorus.core.identity.rotation import Phase
 
 if TYPE_CHECKING:
     from chorus.client.identity import IdentityClient
@@ -43,6 +44,11 @@ _ISSUE_EPILOG = """\
   chorus certs issue runner laptop -a laptop.lan -a 10.0.0.7
   chorus certs issue client ci --days 30 --out ./ci-certs
 """
+
+_PHASES = {
+    Phase.SPREADING: "everybody is told of the one that takes over",
+    Phase.OVERLAPPING: "it has taken over, and the old one is still believed",
+}
 
 app = group(
     help="Make, show and check the certificates of a mesh.",
@@ -213,6 +219,43 @@ def revoke(
         identity = _identity_of(node, admin.trust_domain)
         await (admin.restore(identity) if undo else admin.revoke(identity, why))
         note(f"{identity} {'may join again' if undo else 'is out'}")
+
+    asyncio.run(as_admin(ask, mesh, config))
+
+
+@app.command()
+@handles_errors
+def rotate(
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Take the next step now; who is still waited for has to join again.")
+    ] = False,
+    only_show: Annotated[bool, typer.Option("--show", help="Say how far it is, and change nothing.")] = False,
+    mesh: MeshDirectory = None,
+    config: ConfigFile = None,
+) -> None:
+    """Have a new authority take over from the old one, while the mesh goes on.
+
+    Everybody learns of it with their next certificate, then it signs, then the old one is forgotten: some days, mostly.
+    It needs the identity service (`chorus up --lan`, `chorus identity`), which takes each step by itself once nobody is
+    shut out by it. Certificates that were issued by hand are not waited for: issue them anew while both are believed.
+    """
+    from chorus.cli.identity import as_admin
+    from chorus.wire.identity import ROTATION_PHASES
+
+    async def ask(admin: IdentityClient) -> None:
+        found = await (admin.authority() if only_show else admin.rotate_authority(at_once=at_once))
+        note(f"the authority that signs is {found.sha256.hex()}")
+        if not found.HasField("rotation"):
+            note("no other one takes over")
+            return
+        phase = {value: name for name, value in ROTATION_PHASES.items()}[found.rotation.phase]
+        note(f"{_PHASES[phase]}, since {_day(found.rotation.since.ToDatetime(UTC))}")
+        waited = ", ".join(found.rotation.waits_for)
+        note(
+            f"waits for {waited}"
+            if waited
+            else "waits for nobody who is known, and goes on within a certificate's life"
+        )
 
     asyncio.run(as_admin(ask, mesh, config))
 

@@ -72,6 +72,18 @@ class IdentityClient:
         """Lets an identity in again."""
         await self._ask("Restore", pb.RestoreRequest(spiffe_id=str(identity)))
 
+    async def authority(self) -> pb.Authority:
+        """Which authority signs, and how far it is with another one."""
+        answer: pb.GetAuthorityResponse = await self._ask("GetAuthority", pb.GetAuthorityRequest())
+        return answer.authority
+
+    async def rotate_authority(self, *, at_once: bool = False) -> pb.Authority:
+        """Has a new authority take over; `at_once`: takes the next step of that, whoever is shut out by it."""
+        answer: pb.RotateAuthorityResponse = await self._ask(
+            "RotateAuthority", pb.RotateAuthorityRequest(at_once=at_once)
+        )
+        return answer.authority
+
     async def _ask(self, name: str, request: Any) -> Any:
         try:
             return await getattr(self._stub, name)(request, timeout=_TIMEOUT_S)

@@ -62,12 +62,22 @@ def leaf_directory(directory: Path, identity: SpiffeId) -> Path:
 
 
 class CertificateAuthority:
-    """Signs leaves of one trust domain. The key is an EC P-256 one, in memory for as long as this object lives."""
+    """Signs leaves of one trust domain. The key is an EC P-256 one, in memory for as long as this object lives.
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, trust_domain: str) -> None:
+    While one authority takes over from another, holders of its leaves are to believe the `others`, too.
+    """
+
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        trust_domain: str,
+        others: Sequence[x509.Certificate] = (),
+    ) -> None:
         self.certificate = certificate
         self.trust_domain = trust_domain
         self._key = key
+        self._others = tuple(others)
 
     @classmethod
     def create(cls, policy: Policy, *, now: datetime, trust_domain: str | None = None) -> CertificateAuthority:
@@ -102,9 +112,9 @@ class CertificateAuthority:
         return cls(certificate, key, domain)
 
     @classmethod
-    def load(cls, directory: Path) -> CertificateAuthority:
+    def load(cls, directory: Path, key_name: str = CA_KEY) -> CertificateAuthority:
         """Reads an authority back. Raises CertificateError naming the file and what to do."""
-        certificate_path, key_path = directory / CA_FILE, directory / CA_KEY
+        certificate_path, key_path = directory / CA_FILE, directory / key_name
         try:
             certificates = x509.load_pem_x509_certificates(certificate_path.read_bytes())
             key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
@@ -121,7 +131,8 @@ class CertificateAuthority:
         own = [certificate for certificate in certificates if certificate.public_key() == key.public_key()]
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not own:
             raise CertificateError(f"{key_path} is not the key of {certificate_path}; restore the pair from one backup")
-        return cls(own[0], key, authority_trust_domain(own[0]))
+        others = [certificate for certificate in certificates if certificate != own[0]]
+        return cls(own[0], key, authority_trust_domain(own[0]), others)
 
     @property
     def not_after(self) -> datetime:
@@ -133,6 +144,16 @@ class CertificateAuthority:
         """The authority's certificate."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
+    @property
+    def key_pem(self) -> bytes:
+        """Its key."""
+        return _key_pem(self._key)
+
+    @property
+    def believed_pem(self) -> bytes:
+        """Whom holders of its leaves are to believe: itself first."""
+        return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (self.certificate, *self._others))
+
     def write(self, directory: Path, *, replace: bool = False) -> None:
         """Writes `ca.key` and `ca.crt`, making the directory closed to others. Raises CertificateError."""
         make_directory(directory)
@@ -143,7 +164,7 @@ class CertificateAuthority:
                         f"{directory / name} exists already; --force makes a new authority, after which every "
                         "certificate of the old one is worthless"
                     )
-        write_new(directory / CA_KEY, _key_pem(self._key), KEY_MODE, replace=replace)
+        write_new(directory / CA_KEY, self.key_pem, KEY_MODE, replace=replace)
         write_new(directory / CA_FILE, self.certificate_pem, CERTIFICATE_MODE, replace=replace)
 
     def issue(
@@ -171,7 +192,7 @@ class CertificateAuthority:
         return Leaf(
             spiffe_id=identity,
             not_after=certificate.not_valid_after_utc,
-            ca_pem=self.certificate_pem,
+            ca_pem=self.believed_pem,
             cert_pem=certificate.public_bytes(serialization.Encoding.PEM),
             key_pem=_key_pem(key),
         )

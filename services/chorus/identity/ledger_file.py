@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from chorus.core.errors import ChorusError, ConfigError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.ledger import JoinToken, Ledger, Member
 from chorus.core.identity.revocations import Revocation, Revocations
+from chorus.core.identity.rotation import Rotation
 from chorus.transport.files import KEY_MODE, make_directory, write_new
 
 _VERSION = 1
@@ -78,6 +80,7 @@ def _encode(ledger: Ledger) -> dict[str, Any]:
             }
             for entry in ledger.revocations.entries
         ],
+        "rotation": None if ledger.rotation is None else asdict(ledger.rotation),
     }
 
 
@@ -110,4 +113,10 @@ def _decode(data: dict[str, Any]) -> Ledger:
         )
         for row in data["revocations"]
     ]
-    return Ledger.restore(tokens, members, Revocations(revocations, revision=data["revision"]))
+    rotation = data.get("rotation")
+    return Ledger.restore(
+        tokens,
+        members,
+        Revocations(revocations, revision=data["revision"]),
+        None if rotation is None else Rotation(**rotation),
+    )

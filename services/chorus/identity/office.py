@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from chorus.core.errors import CertificateError, InvalidRequestError, RenewalErr
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.ledger import JoinToken, Ledger
 from chorus.core.identity.revocations import Revocation
+from chorus.core.identity.rotation import Phase, Rotation, is_due, waits_for
 from chorus.core.identity.spiffe import check_label, node_in
+from chorus.identity import succession
 from chorus.identity.ca import CertificateAuthority, Leaf
 from chorus.identity.ledger_file import read_ledger, write_ledger
 from chorus.identity.policy import Policy
@@ -55,6 +58,7 @@ class Office:
         self._wall = wall
         self._trail = trail
         self.authority = CertificateAuthority.load(directory)
+        self.shown_authority = succession.previous(directory) or self.authority
         self.ledger: Ledger = read_ledger(ledger_file)
         self._listeners: list[Callable[[], None]] = []
 
@@ -70,17 +74,18 @@ class Office:
 
     @property
     def authority_sha256(self) -> bytes:
-        """By which a machine that joins knows the authority."""
-        return self.authority.certificate.fingerprint(hashes.SHA256())
+        """By which a machine that joins knows the authority that this service itself shows."""
+        return self.shown_authority.certificate.fingerprint(hashes.SHA256())
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` whenever somebody was shut out, or let in again."""
+        """Calls `listener` whenever somebody was shut out, or let in again, or an authority took over."""
         self._listeners.append(listener)
 
     def own_leaf(self, name: str) -> Leaf:
-        """A certificate of this service itself."""
+        """A certificate of this service itself: of the old authority while another takes over, for who was away knows
+        no other, and this is where he renews."""
         identity = SpiffeId(self.authority.trust_domain, Role.IDENTITY, name)
-        return self.authority.issue(
+        return self.shown_authority.issue(
             identity,
             self._policy,
             now=self._moment(),
@@ -239,6 +244,47 @@ class Office:
         _log.warning("identity.restored", identity=str(identity), by=by)
         self._tell()
         self._noted(DeedKind.MEMBER_RESTORED, by=by, target=str(identity))
+
+    # --- one authority takes over from another ----------------------------------------------------------------------
+
+    def rotate(self, *, by: str) -> None:
+        """Begins to replace the authority, unless that is under way. Raises CertificateError where its folder can't be
+        written to."""
+        if self.ledger.rotation is not None:
+            return
+        succession.announce(self._directory, self.authority, self._policy, self._moment())
+        self.ledger.rotation = Rotation(began_at=self.now)
+        self._rotated("begun", by)
+
+    def advance(self, *, by: str = "", at_once: bool = False) -> None:
+        """Takes the next step of a rotation, where that is due or is to be done `at_once`. Raises CertificateError."""
+        rotation, life_s = self.ledger.rotation, self._lifetime.total_seconds()
+        if rotation is None:
+            return
+        if not at_once and not is_due(rotation, self.ledger.members, self.now, life_s=life_s):
+            return
+        if rotation.phase is Phase.SPREADING:
+            succession.switch(self._directory)
+            self.ledger.rotation = replace(rotation, switched_at=self.now)
+            self._rotated("switched", by)
+        else:
+            succession.retire(self._directory)
+            self.ledger.rotation = None
+            self._rotated("finished", by)
+
+    def waits_for(self) -> tuple[SpiffeId, ...]:
+        """For whom a rotation waits."""
+        rotation = self.ledger.rotation
+        return () if rotation is None else waits_for(rotation, self.ledger.members, self.now)
+
+    def _rotated(self, what: str, by: str) -> None:
+        self._write()
+        self.authority = CertificateAuthority.load(self._directory)
+        self.shown_authority = succession.previous(self._directory) or self.authority
+        digest = self.authority.certificate.fingerprint(hashes.SHA256()).hex()
+        _log.warning("authority.rotated", step=what, by=by, signs=digest)
+        self._tell()
+        self._noted(DeedKind.AUTHORITY_ROTATED, by=by, target=digest, step=what)
 
     def _check_of_this_mesh(self, identity: SpiffeId) -> None:
         if identity.trust_domain != self.authority.trust_domain:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from chorus.api.identity.v1 import identity_pb2 as pb
 from chorus.api.identity.v1 import identity_pb2_grpc
 from chorus.config import ChorusConfig, Endpoint
-from chorus.core.errors import ChorusError, ConfigError, InternalError
+from chorus.core.errors import CertificateError, ChorusError, ConfigError, InternalError
 from chorus.core.identity import Role
 from chorus.core.identity.attempts import Attempts
 from chorus.core.identity.renewal import due_at
@@ -67,7 +67,7 @@ class IdentityService(HostedService):
         )
         self.identity = self._own_identity()
         self.identity.revoke(self.office.ledger.revocations)
-        self.office.on_change(lambda: self.identity.revoke(self.office.ledger.revocations))
+        self.office.on_change(self._follow_office)
         attempts = Attempts(burst=max(1, round(2 * settings.joins_per_minute)), per_s=settings.joins_per_minute / 60)
         self._admins = IdentityServicer(self.office, lambda: self._join_endpoint().authority)
         enrolment = EnrolmentServicer(self.office, attempts, self._endpoints)
@@ -125,21 +125,38 @@ class IdentityService(HostedService):
         return InternalError(f"the identity service renews its own certificate no more: {self._renewing!r}")
 
     def _own_identity(self) -> TlsIdentity:
-        leaf = self.office.own_leaf(self._settings.name)
+        leaf, shown = self.office.own_leaf(self._settings.name), self.office.shown_authority
         # The authority's certificate goes with it, so that a machine that joins can compare its fingerprint.
         return TlsIdentity(
-            self.office.authorities_pem, leaf.cert_pem + leaf.ca_pem, leaf.key_pem, leaf.spiffe_id, leaf.not_after
+            self.office.authorities_pem,
+            leaf.cert_pem + shown.certificate_pem,
+            leaf.key_pem,
+            leaf.spiffe_id,
+            leaf.not_after,
         )
 
     async def _keep_own_leaf(self) -> None:
         jitter = random.Random().random()
         while True:
+            try:
+                self.office.advance()
+            except CertificateError as error:
+                _log.error("authority.not_rotated", why=error.message)
             leaf = x509.load_pem_x509_certificate(self.identity.cert_pem)
             due = due_at(leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(), jitter)
             if self.office.now >= due or self.identity.ca_pem != self.office.authorities_pem:
-                self.identity.renew(self._own_identity())
-                _log.info("certificate.renewed", until=self.identity.not_after.isoformat())
+                self._renew_own_leaf()
             await asyncio.sleep(_LOOK_S)
+
+    def _renew_own_leaf(self) -> None:
+        self.identity.renew(self._own_identity())
+        _log.info("certificate.renewed", until=self.identity.not_after.isoformat())
+
+    def _follow_office(self) -> None:
+        """Shows and believes what the office does from now on."""
+        self.identity.revoke(self.office.ledger.revocations)
+        if self.identity.ca_pem != self.office.authorities_pem:
+            self._renew_own_leaf()
 
     def _join_endpoint(self) -> Endpoint:
         return self._settings.advertise_join or Endpoint.parse(self.join_address)

@@ -8,17 +8,25 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from chorus.api.identity.v1 import identity_pb2 as pb
 from chorus.api.identity.v1 import identity_pb2_grpc
-from chorus.core.errors import DrainingError
+from chorus.core.errors import DrainingError, InvalidRequestError
 from chorus.core.identity import SpiffeId
 from chorus.core.identity.attempts import Attempts
 from chorus.identity.office import Office
 from chorus.transport import current_caller
 from chorus.transport.peer import caller_host
-from chorus.wire.identity import decode_role, encode_member, encode_revocation, encode_time, encode_token
+from chorus.wire.identity import (
+    ROTATION_PHASES,
+    decode_role,
+    encode_member,
+    encode_revocation,
+    encode_time,
+    encode_token,
+)
 from chorus.wire.resources import decode_duration
 
 TTL_S = 3600.0
@@ -124,6 +132,32 @@ class IdentityServicer(identity_pb2_grpc.IdentityServicer):
         """Lets an identity in again."""
         self._office.restore(SpiffeId.parse(request.spiffe_id), by=_caller())
         return pb.RestoreResponse()
+
+    async def GetAuthority(self, request: pb.GetAuthorityRequest, context: Any) -> pb.GetAuthorityResponse:
+        """Tells which authority signs."""
+        return pb.GetAuthorityResponse(authority=self._authority())
+
+    async def RotateAuthority(self, request: pb.RotateAuthorityRequest, context: Any) -> pb.RotateAuthorityResponse:
+        """Begins a rotation, or takes its next step at once."""
+        if request.at_once:
+            if self._office.ledger.rotation is None:
+                raise InvalidRequestError("at_once", "there is no rotation under way whose next step could be taken")
+            self._office.advance(by=_caller(), at_once=True)
+        else:
+            self._office.rotate(by=_caller())
+        return pb.RotateAuthorityResponse(authority=self._authority())
+
+    def _authority(self) -> pb.Authority:
+        certificate, rotation = self._office.authority.certificate, self._office.ledger.rotation
+        told = pb.Authority(
+            sha256=certificate.fingerprint(SHA256()),
+            not_after=encode_time(certificate.not_valid_after_utc.timestamp()),
+        )
+        if rotation is not None:
+            told.rotation.phase = ROTATION_PHASES[rotation.phase]
+            told.rotation.since.CopyFrom(encode_time(rotation.since))
+            told.rotation.waits_for.extend(map(str, self._office.waits_for()))
+        return told
 
     async def WatchRevocations(
         self, request: pb.WatchRevocationsRequest, context: Any

@@ -16,7 +16,7 @@ from chorus.core.cluster.invitations import TOKEN_TTL_S, Invitations, invite
 from chorus.core.errors import CertificateError, ConfigError, InvalidRequestError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.join_line import JoinLine
-from chorus.core.identity.ledger import GRACE_S
+from chorus.core.identity.renewal import GRACE_S
 from chorus.k8s.cluster import Cluster
 from chorus.k8s.issuing import ADMIN_SECRET
 from chorus.k8s.secrets import Secrets

@@ -141,7 +141,7 @@ class Issuer:
     def _leaves(self, authority: CertificateAuthority, runners: Mapping[str, str | None]) -> None:
         """`runners` are names, each with the node that it is on, where that is known."""
         stored = self._secrets.read(LEAVES_SECRET)
-        wanted: dict[str, bytes] = {CA_FILE: authority.certificate_pem}
+        wanted: dict[str, bytes] = {CA_FILE: authority.believed_pem}
         for runner, node in runners.items():
             identity = SpiffeId(self._trust_domain, Role.RUNNER, runner)
             pair = [(stored or {}).get(key) for key in (certificate_key(runner), private_key(runner))]

@@ -98,7 +98,7 @@ def _does(
     return (
         leaf.spiffe_id == identity
         and leaf.node == node
-        and leaf.ca_pem == authority.certificate_pem
+        and leaf.ca_pem == authority.believed_pem
         and left[0] < leaf.not_after - now <= left[1]
         and {_canonical(address) for address in addresses} <= named
     )

@@ -12,6 +12,7 @@ from chorus.core.errors import InvalidRequestError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.ledger import JoinToken, Member
 from chorus.core.identity.revocations import Revocation, Revocations
+from chorus.core.identity.rotation import Phase
 
 ROLES: dict[Role, access_pb2.Role.ValueType] = {role: access_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
 ROLE_OF: dict[int, Role] = {value: role for role, value in ROLES.items()}
@@ -20,6 +21,9 @@ _STATES = {
     "used": pb.TOKEN_STATE_USED,
     "expired": pb.TOKEN_STATE_EXPIRED,
     "revoked": pb.TOKEN_STATE_REVOKED,
+}
+ROTATION_PHASES: dict[Phase, pb.RotationPhase.ValueType] = {
+    phase: pb.RotationPhase.Value(f"ROTATION_PHASE_{phase.name}") for phase in Phase
 }
 STATES = {value: name for name, value in _STATES.items()}
 

@@ -20,6 +20,7 @@ class DeedKind(StrEnum):
     MEMBER_RENEWED = "member.renewed"
     MEMBER_REVOKED = "member.revoked"
     MEMBER_RESTORED = "member.restored"
+    AUTHORITY_ROTATED = "authority.rotated"
     REQUEST_RECEIVED = "request.received"
     REQUEST_FINISHED = "request.finished"
     REQUEST_REFUSED = "request.refused"

@@ -22,13 +22,13 @@ from chorus.core.errors import (
     TokenRevokedError,
     TokenUsedError,
 )
+from chorus.core.identity.renewal import GRACE_S
 from chorus.core.identity.revocations import Revocation, Revocations
+from chorus.core.identity.rotation import Rotation
 from chorus.core.identity.spiffe import Role, SpiffeId
 
 KEPT_S = 7 * 86_400.0
 """How long a token that is good for nothing any more is still listed."""
-GRACE_S = 30 * 86_400.0
-"""How long after its certificate's end a key that was not revoked may still renew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +85,23 @@ class Ledger:
         self._members: dict[SpiffeId, Member] = {}
         self._revoked: dict[tuple[SpiffeId, frozenset[int]], Revocation] = {}
         self._revision = 0
+        self.rotation: Rotation | None = None
 
     @classmethod
-    def restore(cls, tokens: Iterable[JoinToken], members: Iterable[Member], revocations: Revocations) -> Ledger:
+    def restore(
+        cls,
+        tokens: Iterable[JoinToken],
+        members: Iterable[Member],
+        revocations: Revocations,
+        rotation: Rotation | None = None,
+    ) -> Ledger:
         """The ledger that had these."""
         ledger = cls()
         ledger._tokens = {token.token_id: token for token in tokens}
         ledger._members = {member.identity: member for member in members}
         ledger._revoked = {(entry.identity, entry.serials): entry for entry in revocations.entries}
         ledger._revision = revocations.revision
+        ledger.rotation = rotation
         return ledger
 
     @property

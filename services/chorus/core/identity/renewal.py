@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+GRACE_S = 30 * 86_400.0
+"""How long after its certificate's end a key that was not revoked may still renew it."""
+
 _EARLIER = 0.05
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 

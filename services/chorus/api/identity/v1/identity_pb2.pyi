@@ -54,6 +54,30 @@ TOKEN_STATE_REVOKED: TokenState.ValueType  # 4
 """An admin took it back."""
 Global___TokenState: _TypeAlias = TokenState  # noqa: Y015
 
+class _RotationPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RotationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RotationPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROTATION_PHASE_UNSPECIFIED: _RotationPhase.ValueType  # 0
+    """Not known."""
+    ROTATION_PHASE_SPREADING: _RotationPhase.ValueType  # 1
+    """The old one signs, and everybody is told of the new one."""
+    ROTATION_PHASE_OVERLAPPING: _RotationPhase.ValueType  # 2
+    """The new one signs, and both are believed."""
+
+class RotationPhase(_RotationPhase, metaclass=_RotationPhaseEnumTypeWrapper):
+    """How far a rotation is."""
+
+ROTATION_PHASE_UNSPECIFIED: RotationPhase.ValueType  # 0
+"""Not known."""
+ROTATION_PHASE_SPREADING: RotationPhase.ValueType  # 1
+"""The old one signs, and everybody is told of the new one."""
+ROTATION_PHASE_OVERLAPPING: RotationPhase.ValueType  # 2
+"""The new one signs, and both are believed."""
+Global___RotationPhase: _TypeAlias = RotationPhase  # noqa: Y015
+
 @_typing.final
 class JoinRequest(_message.Message):
     """A machine that wants into the mesh."""
@@ -653,6 +677,161 @@ class RestoreResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015
+
+@_typing.final
+class GetAuthorityRequest(_message.Message):
+    """Which authority signs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthorityRequest: _TypeAlias = GetAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class GetAuthorityResponse(_message.Message):
+    """Which authority signs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def authority(self) -> Global___Authority:
+        """The authority."""
+
+    def __init__(
+        self,
+        *,
+        authority: Global___Authority | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthorityResponse: _TypeAlias = GetAuthorityResponse  # noqa: Y015
+
+@_typing.final
+class RotateAuthorityRequest(_message.Message):
+    """A new authority is to take over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_ONCE_FIELD_NUMBER: _builtins.int
+    at_once: _builtins.bool
+    """Take the next step of the rotation that is under way now, whoever is shut out by it."""
+    def __init__(
+        self,
+        *,
+        at_once: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateAuthorityRequest: _TypeAlias = RotateAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class RotateAuthorityResponse(_message.Message):
+    """How far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def authority(self) -> Global___Authority:
+        """The authority."""
+
+    def __init__(
+        self,
+        *,
+        authority: Global___Authority | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateAuthorityResponse: _TypeAlias = RotateAuthorityResponse  # noqa: Y015
+
+@_typing.final
+class Authority(_message.Message):
+    """The authority of the mesh."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    ROTATION_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """The SHA-256 of its certificate (DER)."""
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp:
+        """When it ends."""
+
+    @_builtins.property
+    def rotation(self) -> Global___Rotation:
+        """Where another one takes over."""
+
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+        rotation: Global___Rotation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "rotation", b"rotation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "rotation", b"rotation", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authority: _TypeAlias = Authority  # noqa: Y015
+
+@_typing.final
+class Rotation(_message.Message):
+    """One authority takes over from another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    phase: Global___RotationPhase.ValueType
+    """How far it is."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who has got no certificate since, and is waited for: SPIFFE ids."""
+
+    def __init__(
+        self,
+        *,
+        phase: Global___RotationPhase.ValueType = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        waits_for: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "since", b"since", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rotation: _TypeAlias = Rotation  # noqa: Y015
 
 @_typing.final
 class WatchRevocationsRequest(_message.Message):

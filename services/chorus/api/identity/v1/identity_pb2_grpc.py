@@ -200,6 +200,16 @@ class IdentityStub:
                 request_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RestoreResponse.FromString,
                 _registered_method=True)
+        self.GetAuthority = channel.unary_unary(
+                '/chorus.api.identity.v1.Identity/GetAuthority',
+                request_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.GetAuthorityRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.GetAuthorityResponse.FromString,
+                _registered_method=True)
+        self.RotateAuthority = channel.unary_unary(
+                '/chorus.api.identity.v1.Identity/RotateAuthority',
+                request_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RotateAuthorityRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RotateAuthorityResponse.FromString,
+                _registered_method=True)
         self.WatchRevocations = channel.unary_stream(
                 '/chorus.api.identity.v1.Identity/WatchRevocations',
                 request_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.WatchRevocationsRequest.SerializeToString,
@@ -271,6 +281,28 @@ class IdentityServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAuthority(self, request, context):
+        """Tells which authority signs, and how far it is with another one that takes over.
+        Callers: admins.
+        Errors: none of its own.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAuthority(self, request, context):
+        """Has a new authority take over: everybody is told of it with their next certificate, then it signs, and once nobody has
+        a certificate of the old one it is forgotten. Each step follows by itself once nobody would be shut out by it.
+        Callers: admins.
+        Errors: FAILED_PRECONDITION (CERTIFICATE: the authority's folder can't be written to), INVALID_ARGUMENT
+        (INVALID_REQUEST: at_once, and nothing is under way).
+        Retry: safe without at_once; with it, each call takes a step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRevocations(self, request, context):
         """Tells who is revoked: the whole list first, then the whole list at every change, and at least once a second the
         revision alone, so that silence means a break. What is on no newer list is not revoked any more.
@@ -314,6 +346,16 @@ def add_IdentityServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RestoreRequest.FromString,
                     response_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RestoreResponse.SerializeToString,
+            ),
+            'GetAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthority,
+                    request_deserializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.GetAuthorityRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.GetAuthorityResponse.SerializeToString,
+            ),
+            'RotateAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAuthority,
+                    request_deserializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RotateAuthorityRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RotateAuthorityResponse.SerializeToString,
             ),
             'WatchRevocations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRevocations,
@@ -484,6 +526,60 @@ class Identity:
             '/chorus.api.identity.v1.Identity/Restore',
             chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RestoreRequest.SerializeToString,
             chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.identity.v1.Identity/GetAuthority',
+            chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.GetAuthorityRequest.SerializeToString,
+            chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.GetAuthorityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.identity.v1.Identity/RotateAuthority',
+            chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RotateAuthorityRequest.SerializeToString,
+            chorus_dot_api_dot_identity_dot_v1_dot_identity__pb2.RotateAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,

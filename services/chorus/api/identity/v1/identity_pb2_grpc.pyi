@@ -160,6 +160,20 @@ class IdentityStub:
     Errors: NOT_FOUND (it is not revoked), INVALID_ARGUMENT (INVALID_REQUEST).
     Retry: a second time finds nothing to take back.
     """
+    GetAuthority: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetAuthorityRequest, _identity_pb2.GetAuthorityResponse]
+    """Tells which authority signs, and how far it is with another one that takes over.
+    Callers: admins.
+    Errors: none of its own.
+    Retry: safe.
+    """
+    RotateAuthority: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RotateAuthorityRequest, _identity_pb2.RotateAuthorityResponse]
+    """Has a new authority take over: everybody is told of it with their next certificate, then it signs, and once nobody has
+    a certificate of the old one it is forgotten. Each step follows by itself once nobody would be shut out by it.
+    Callers: admins.
+    Errors: FAILED_PRECONDITION (CERTIFICATE: the authority's folder can't be written to), INVALID_ARGUMENT
+    (INVALID_REQUEST: at_once, and nothing is under way).
+    Retry: safe without at_once; with it, each call takes a step.
+    """
     WatchRevocations: _grpc.UnaryStreamMultiCallable[_identity_pb2.WatchRevocationsRequest, _identity_pb2.WatchRevocationsResponse]
     """Tells who is revoked: the whole list first, then the whole list at every change, and at least once a second the
     revision alone, so that silence means a break. What is on no newer list is not revoked any more.
@@ -208,6 +222,20 @@ class IdentityAsyncStub(IdentityStub):
     Callers: admins.
     Errors: NOT_FOUND (it is not revoked), INVALID_ARGUMENT (INVALID_REQUEST).
     Retry: a second time finds nothing to take back.
+    """
+    GetAuthority: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetAuthorityRequest, _identity_pb2.GetAuthorityResponse]  # type: ignore[assignment]
+    """Tells which authority signs, and how far it is with another one that takes over.
+    Callers: admins.
+    Errors: none of its own.
+    Retry: safe.
+    """
+    RotateAuthority: _aio.UnaryUnaryMultiCallable[_identity_pb2.RotateAuthorityRequest, _identity_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
+    """Has a new authority take over: everybody is told of it with their next certificate, then it signs, and once nobody has
+    a certificate of the old one it is forgotten. Each step follows by itself once nobody would be shut out by it.
+    Callers: admins.
+    Errors: FAILED_PRECONDITION (CERTIFICATE: the authority's folder can't be written to), INVALID_ARGUMENT
+    (INVALID_REQUEST: at_once, and nothing is under way).
+    Retry: safe without at_once; with it, each call takes a step.
     """
     WatchRevocations: _aio.UnaryStreamMultiCallable[_identity_pb2.WatchRevocationsRequest, _identity_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
     """Tells who is revoked: the whole list first, then the whole list at every change, and at least once a second the
@@ -290,6 +318,32 @@ class IdentityServicer(metaclass=_abc_1.ABCMeta):
         Callers: admins.
         Errors: NOT_FOUND (it is not revoked), INVALID_ARGUMENT (INVALID_REQUEST).
         Retry: a second time finds nothing to take back.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuthority(
+        self,
+        request: _identity_pb2.GetAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetAuthorityResponse, _abc.Awaitable[_identity_pb2.GetAuthorityResponse]]:
+        """Tells which authority signs, and how far it is with another one that takes over.
+        Callers: admins.
+        Errors: none of its own.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateAuthority(
+        self,
+        request: _identity_pb2.RotateAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.RotateAuthorityResponse, _abc.Awaitable[_identity_pb2.RotateAuthorityResponse]]:
+        """Has a new authority take over: everybody is told of it with their next certificate, then it signs, and once nobody has
+        a certificate of the old one it is forgotten. Each step follows by itself once nobody would be shut out by it.
+        Callers: admins.
+        Errors: FAILED_PRECONDITION (CERTIFICATE: the authority's folder can't be written to), INVALID_ARGUMENT
+        (INVALID_REQUEST: at_once, and nothing is under way).
+        Retry: safe without at_once; with it, each call takes a step.
         """
 
     @_abc_1.abstractmethod
