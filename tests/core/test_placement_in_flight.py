@@ -34,8 +34,21 @@ def test_who_left_is_forgotten_and_its_requests_still_end() -> None:
     assert counts.unreported == {}
     counts.ended("r", 1.0)
     assert counts.running("r") == 0
+    assert counts.unreported == {}, "another of its name starts from nothing"
     counts.reported("r", 9.0, None)
     assert counts.unreported == {}
+
+
+def test_a_runner_that_is_back_has_the_requests_that_went_on_meanwhile() -> None:
+    counts = InFlight("me")
+    for _ in range(3):
+        counts.began("r", 0.0)
+    counts.left("r")
+    counts.ended("r", 1.0)
+    counts.reported("r", 2.0, {"me": 2})
+    assert counts.unreported == {}
+    counts.began("r", 2.1)
+    assert counts.unreported == {"r": 1}
 
 
 steps = st.lists(st.tuples(st.sampled_from(["began", "ended", "reported"]), st.floats(0, 0.3)), max_size=2 * MAX_STEPS)

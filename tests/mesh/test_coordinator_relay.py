@@ -181,6 +181,13 @@ def test_nothing_is_changed_lost_doubled_or_reordered(script: list[tuple[pb.Gene
     assert delivered.started is any(event.HasField("delta") for event, _ in script)
 
 
+async def test_what_a_runner_says_before_its_first_token_is_held_back_up_to_a_bound() -> None:
+    long = pb.GenerationEvent(started=pb.Started(runner_id="r" * (1 << 20)))
+    written, delivered = await run([*[wire(long)] * 10, wire(DELTA), wire(FINISHED)])
+    assert written == [b"broke the contract"]
+    assert not delivered.started
+
+
 # --- over TLS -------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +196,10 @@ def scripted_mesh(certificates: MeshCertificates) -> InProcessMesh:
 
 
 async def raw_messages(mesh: InProcessMesh, **fields: Any) -> list[bytes]:
+    return [message async for message in raw_stream(mesh, **fields)]
+
+
+async def raw_stream(mesh: InProcessMesh, **fields: Any) -> AsyncIterator[bytes]:
     """The bytes of a generation's stream, as a client gets them."""
     spec = encode_generation(GenerationRequest("", TextPrompt("hi")))
     channel = open_channel(
@@ -203,7 +214,8 @@ async def raw_messages(mesh: InProcessMesh, **fields: Any) -> list[bytes]:
         )
         metadata = (("x-request-id", "req-7"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"))
         call = generate(coordinator_pb2.GenerateRequest(spec=spec, **fields), metadata=metadata, timeout=20)
-        return [message async for message in call]
+        async for message in call:
+            yield message
 
 
 async def test_fields_that_the_coordinator_does_not_know_reach_the_client(certificates: MeshCertificates) -> None:
@@ -228,6 +240,30 @@ async def test_fields_that_the_coordinator_does_not_know_reach_the_client(certif
 
 
 MOST = 2**32 - 1
+
+
+async def test_a_connection_that_is_closed_after_finished_is_no_break(certificates: MeshCertificates) -> None:
+    """As that to a runner which is revoked then: the answer is whole, and nobody is to go on with it."""
+    ended = asyncio.Event()
+    messages = [wire(event) for event in (STARTED, DELTA, FINISHED)]
+
+    async def script(_request: runner_pb2.GenerateRequest, context: Any) -> None:
+        for message in messages:
+            await context.write(message)
+        await ended.wait()
+
+    runner = ScriptedRunner(script)
+    async with scripted_mesh(certificates) as mesh:
+        await runner.join(mesh)
+        stream = raw_stream(mesh)
+        assert [await anext(stream) for _ in messages] == messages
+        channel = mesh.coordinators[0]._pool.get("scripted")
+        assert channel is not None
+        await channel._channel.close()
+        assert [message async for message in stream] == []
+        assert len(runner.requests) == 1
+        ended.set()
+        await runner.leave()
 
 
 async def test_attempts_are_counted_as_far_as_their_field_goes(certificates: MeshCertificates) -> None:

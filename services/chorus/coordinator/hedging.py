@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.placing import Placing, Running
+from chorus.coordinator.relay import HeldBack
 from chorus.core.errors import ChorusError, UnavailableError
 from chorus.core.generation import GenerationRequest
 from chorus.core.placement import Needs, PromptTrace
@@ -208,7 +209,7 @@ class _Entrant:
         self._clock = clock
         self._call: Any = None
         self._telling: asyncio.Future[None] | None = None
-        self._read: list[bytes] = []
+        self._read = HeldBack(running.candidate.runner_id)
 
     async def run(self) -> None:
         """Returns once a token, or the end of an empty answer, has come. Raises ChorusErrors."""
@@ -227,7 +228,7 @@ class _Entrant:
 
     async def whole(self) -> AsyncIterator[bytes]:
         """What was held back, and all that follows."""
-        for raw in self._read:
+        for raw in self._read.messages:
             yield raw
         async for raw in self._call:
             yield raw
@@ -238,7 +239,7 @@ class _Entrant:
             kind = _kind(raw)
             watch.heard(self._clock(), tokens=False)
             if kind not in ("queued", "progress"):
-                self._read.append(raw)
+                self._read.add(raw)
                 if kind not in ("started", "prompt_scored"):
                     return
             elif self._write is not None:

@@ -19,11 +19,15 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from chorus.api.runner.v1 import runner_pb2
-from chorus.core.errors import UnavailableError
+from chorus.core.errors import EngineError, UnavailableError
 from chorus.core.resilience.delivered import Delivered
 from chorus.telemetry.metrics import StreamTimer
 
 Write = Callable[[bytes], Awaitable[None]]
+
+# A prompt's log-probabilities may fill a message; Started and a little progress come beside them.
+_HELD_MAX_BYTES = 8 << 20
+_MESSAGE_BYTES = 64  # what one takes beside its content
 
 _parse = runner_pb2.GenerateResponse.FromString
 
@@ -54,6 +58,22 @@ class Watch(Protocol):
         """It was passed on; the next one is awaited."""
 
 
+class HeldBack:
+    """What a runner has said before its first token, which is told once that has come. It is bounded."""
+
+    def __init__(self, runner_id: str) -> None:
+        self.messages: list[bytes] = []
+        self._runner_id = runner_id
+        self._size = 0
+
+    def add(self, message: bytes) -> None:
+        """Holds one more back. Raises EngineError where it is too much."""
+        self._size += len(message) + _MESSAGE_BYTES
+        if self._size > _HELD_MAX_BYTES:
+            raise EngineError(f"the runner {self._runner_id} says too much before its first token")
+        self.messages.append(message)
+
+
 async def relay(
     messages: AsyncIterable[bytes],
     write: Write,
@@ -67,10 +87,10 @@ async def relay(
 ) -> None:
     """Passes an attempt's messages on until Finished has been.
 
-    Raises UnavailableError where the stream ends without, or is none, EngineError where it leaves something out or
-    contradicts what was delivered; and what `messages` and `write` raise.
+    Raises UnavailableError where the stream ends without, or is none, EngineError where it leaves something out,
+    contradicts what was delivered, or doesn't begin; and what `messages` and `write` raise.
     """
-    held: list[bytes] = []
+    held = HeldBack(runner_id)
     resumes, begun = delivered.started, False
     async for raw in messages:
         try:
@@ -115,20 +135,20 @@ async def relay(
             if begun and not resumes:
                 await write(raw)
             elif not resumes:
-                held.append(raw)
-        elif held:
-            held.append(raw)
+                held.add(raw)
+        elif held.messages:
+            held.add(raw)
         else:
             await write(raw)
         watch.listening(clock())
     raise UnavailableError(f"the stream of the runner {runner_id} ended early, before the answer was complete")
 
 
-async def _begin(attempt: Attempt, held: list[bytes], write: Write) -> None:
+async def _begin(attempt: Attempt, held: HeldBack, write: Write) -> None:
     """Tells who answers, or goes on with the answer, and what was held back until that was certain."""
     for told in (attempt.substituted(), attempt.taken_over()):
         if told is not None:
             await write(told)
-    for earlier in held:
+    for earlier in held.messages:
         await write(earlier)
-    held.clear()
+    held.messages.clear()

@@ -440,13 +440,19 @@ def _time_left(context: Sink) -> float | None:
 
 
 async def _await_end(messages: AsyncIterator[bytes]) -> None:
-    """Reads to the end of a stream whose answer is complete; how it ends matters no more."""
+    """Reads to the end of a stream whose answer is complete; how it ends matters no more.
+
+    Also where the call is cancelled for its runner's sake: taken for a break, the whole answer would be gone on with.
+    """
     try:
         async with asyncio.timeout(_END_TIMEOUT_S):
             async for _ in messages:
                 pass
     except (grpc.RpcError, TimeoutError):
         return
+    except asyncio.CancelledError:
+        if is_being_cancelled():
+            raise
 
 
 def _of_runner(error: grpc.RpcError, candidate: Candidate) -> ChorusError:

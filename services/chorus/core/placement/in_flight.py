@@ -45,6 +45,7 @@ class InFlight:
         self._running: dict[str, int] = {}
         self._told: dict[str, tuple[int, int]] = {}  # of the last report: ours and the others'
         self._ours = self._others = 0  # in all reports
+        self._away: set[str] = set()  # those that left with requests of ours, until they report again
         self._peaks: dict[str, tuple[float, int, int]] = {}  # since when, the most since then, and in the time before
         self._shared_until = -inf
 
@@ -75,11 +76,15 @@ class InFlight:
             self._running[runner_id] = left
         else:
             self._running.pop(runner_id, None)
-        self._step(runner_id, now, -1)
+        if runner_id not in self._away:
+            self._step(runner_id, now, -1)
+        elif left <= 0:
+            self._away.discard(runner_id)
 
     def reported(self, runner_id: str, now: float, by_coordinator: Mapping[str, int] | None) -> None:
         """A load report of a runner has come; `by_coordinator` None: it does not tell whose its requests are."""
         self._forget(runner_id)
+        self._away.discard(runner_id)
         ours = 0 if by_coordinator is None else by_coordinator.get(self._coordinator, 0)
         if ours > self._peak(runner_id, now):
             self._shared_until = now + SHARED_S
@@ -100,8 +105,10 @@ class InFlight:
             del self._steps[runner_id], self._unreported[runner_id]
 
     def left(self, runner_id: str) -> None:
-        """A runner has left the directory; another of its name starts from nothing."""
+        """A runner has left the directory; another of its name starts from nothing. Its requests may go on."""
         self._forget(runner_id)
+        if runner_id in self._running:
+            self._away.add(runner_id)
         self._steps.pop(runner_id, None)
         self._unreported.pop(runner_id, None)
         self._peaks.pop(runner_id, None)
