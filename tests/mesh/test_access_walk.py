@@ -51,6 +51,7 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "GetStats": ASKERS,
         "GetCache": ASKERS,
         "ClearCache": ASKERS,
+        "GetCosts": ASKERS,
         "RateResponse": ASKERS,
         "GetLearning": ASKERS,
         "ChangeLearning": {Role.ADMIN},

@@ -15,6 +15,7 @@ from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.events import EventBoard
 from chorus.coordinator.relay import relay
+from chorus.core.costs import Tab
 from chorus.core.errors import EngineError, UnavailableError
 from chorus.core.events import EventLog
 from chorus.core.fleet.directory import DirectoryEntry
@@ -66,6 +67,7 @@ def carrying_of(request: GenerationRequest, needs: Needs, caller: Caller) -> Car
         clock=caller.clock,
         time_left=lambda: None,
         events=EventBoard(EventLog(1), clock=caller.clock, wall=caller.clock),
+        tab=Tab(),
     )
 
 

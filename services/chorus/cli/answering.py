@@ -13,6 +13,7 @@ from chorus.cli.output import console, err, print_json
 from chorus.cli.wrapping import WordWrap
 from chorus.client import AttemptChanged, ClientEvent, Generation, StartedAt
 from chorus.core.cache.report import CacheOutcome, CacheReport
+from chorus.core.costs.purse import usd
 from chorus.core.generation import Finished, Phase, Progress, PromptScored, Queued, Substitution, TokenDelta
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Answer:
         if self.finished is not None:
             usage = self.finished.usage
             parts.append(f"{usage.prompt_tokens} in, {usage.completion_tokens} out")
+            parts += [usd(usage.cost_micro_usd)] if usage.cost_micro_usd else []
         if self.first_token_s is not None:
             parts.append(f"{self.first_token_s:.2f} s to first token")
         if self.finished is not None and self.finished.timings.tokens_per_second:

@@ -39,6 +39,12 @@ def ask(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    external: Annotated[
+        bool,
+        typer.Option(
+            "--external", help="Let a paid provider answer where nobody else can; whoever names its model need not."
+        ),
+    ] = False,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Where no runner can serve the model, let the most similar one answer.")
     ] = False,
@@ -87,7 +93,7 @@ def ask(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "seed": seed,
-        "fallback": Fallback(similar_model=fallback),
+        "fallback": Fallback(similar_model=fallback, external=external),
     }
     if ensemble is not None:
         if adapter:

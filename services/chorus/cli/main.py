@@ -27,6 +27,7 @@ ENTRIES = (
     Entry("status", "chorus.cli.status:status", "Show nodes, runners, models and load.", _EVERY_DAY),
     Entry("events", "chorus.cli.events:events", "Show what happens in the mesh, live.", _EVERY_DAY),
     Entry("stats", "chorus.cli.stats:stats", "Show how requests fared: latency, errors, who answered.", _EVERY_DAY),
+    Entry("costs", "chorus.cli.costs:costs", "Show what requests cost, and what they avoided.", _EVERY_DAY),
     Entry("learning", "chorus.cli.learning:app", "What is learnt of models and strategies.", _EVERY_DAY),
     Entry("cache", "chorus.cli.cache:app", "Show, fill and clear the cache of answers.", _EVERY_DAY),
     Entry("eval", "chorus.cli.eval:evaluate", "Measure strategies on a dataset of questions.", _EVERY_DAY),

@@ -72,7 +72,7 @@ runner = configured(
 )
 coordinator = configured(
     "coordinator",
-    ("coordinator", "cache", "valkey", "mesh", "log", "audit"),
+    ("coordinator", "cache", "valkey", "costs", "mesh", "log", "audit"),
     "Run a coordinator: it picks who answers.\n\nCtrl-C or SIGTERM lets running answers finish first.",
     run_coordinator,
 )

@@ -21,6 +21,7 @@ from chorus.client.answers import (
     TokenCountAnswer,
 )
 from chorus.client.caching import MeshCache
+from chorus.client.costs import Budget, MeshCosts
 from chorus.client.ensembles import (
     EnsembleCompletion,
     EnsembleEvent,
@@ -44,6 +45,7 @@ from chorus.wire.events import AttemptChanged, ClientEvent, Origin, StartedAt
 
 __all__ = [
     "AttemptChanged",
+    "Budget",
     "CacheMode",
     "CacheOutcome",
     "CacheReport",
@@ -67,6 +69,7 @@ __all__ = [
     "MemberSpec",
     "MeshCache",
     "MeshClient",
+    "MeshCosts",
     "MeshLearning",
     "MeshModel",
     "MeshModels",

@@ -24,6 +24,7 @@ from chorus.client.answers import (
 from chorus.client.caching import MeshCache, cache_of, clear_caches
 from chorus.client.carrying import Carrying
 from chorus.client.coordinators import Coordinators, metadata_now
+from chorus.client.costs import MeshCosts, costs_of
 from chorus.client.direct import Direct, DirectMode
 from chorus.client.ensembles import EnsembleCarrying, EnsembleEvent, EnsembleGeneration, answer_of
 from chorus.client.events import EventNews, watch_all
@@ -34,6 +35,8 @@ from chorus.client.statistics import MeshStats, stats_of
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig, Endpoint
 from chorus.core.cache.policy import CacheMode
+from chorus.core.costs.records import Asked as CostsAsked
+from chorus.core.costs.records import Grouping
 from chorus.core.ensemble.records import EnsembleSpec
 from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
@@ -316,6 +319,11 @@ class MeshClient:
     async def clear_cache(self, *, everybody: bool = False) -> Mapping[str, int]:
         """Forgets this caller's answers at every coordinator, or everybody's (admins); how many, by coordinator."""
         return await clear_caches(self._each, everybody=everybody)
+
+    async def costs(self, *, by: Grouping = Grouping.DAY, days: int | None = None, latest: int = 0) -> MeshCosts:
+        """What this caller's requests cost, for an admin everybody's: of today and `days` before, or of this month. So
+        many of the latest ones are told by themselves."""
+        return await costs_of(self._each, CostsAsked(by, days, latest))
 
     async def rate(self, request_id: str, rating: float) -> None:
         """Says how good an answer of an ensemble was, 0 to 1, to the coordinator that gave it, so that it may learn."""

@@ -18,6 +18,7 @@ from chorus.client.answers import (
     TokenCountAnswer,
 )
 from chorus.client.caching import MeshCache
+from chorus.client.costs import MeshCosts
 from chorus.client.ensembles import EnsembleCompletion, EnsembleEvent, EnsembleGeneration
 from chorus.client.learning import MeshLearning
 from chorus.client.mesh import MeshClient
@@ -25,6 +26,7 @@ from chorus.client.requests import Asked
 from chorus.client.statistics import MeshStats
 from chorus.client.stream import Generation
 from chorus.config import ChorusConfig
+from chorus.core.costs.records import Grouping
 from chorus.core.ensemble.records import EnsembleSpec
 from chorus.core.fleet.listing import NodeFilter
 from chorus.core.generation import EmbeddingRequest, RerankRequest
@@ -153,6 +155,11 @@ class SyncMeshClient:
     def clear_cache(self, *, everybody: bool = False) -> Mapping[str, int]:
         """Forgets this caller's answers at every coordinator, or everybody's (admins); how many, by coordinator."""
         return self.run(self._client.clear_cache(everybody=everybody))
+
+    def costs(self, *, by: Grouping = Grouping.DAY, days: int | None = None, latest: int = 0) -> MeshCosts:
+        """What this caller's requests cost, for an admin everybody's: of today and `days` before, or of this month. So
+        many of the latest ones are told by themselves."""
+        return self.run(self._client.costs(by=by, days=days, latest=latest))
 
     def rate(self, request_id: str, rating: float) -> None:
         """Says how good an answer of an ensemble was, 0 to 1, to the coordinator that gave it, so that it may learn."""

@@ -3,6 +3,7 @@
 from chorus.config.address import Endpoint, ListenAddress
 from chorus.config.auditing import AuditSettings
 from chorus.config.caching import CacheSettings
+from chorus.config.costs import CostSettings
 from chorus.config.document import KeyDoc, OptionSpec, describe, option_specs
 from chorus.config.export import to_env, to_toml
 from chorus.config.load import LoadedConfig, load_config, load_with_origins
@@ -23,6 +24,7 @@ __all__ = [
     "ChorusConfig",
     "ClientSettings",
     "CoordinatorSettings",
+    "CostSettings",
     "Endpoint",
     "KeyDoc",
     "ListenAddress",

@@ -6,7 +6,6 @@ here and nowhere else.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
 from chorus.config.auditing import AuditSettings
 from chorus.config.caching import CacheSettings
+from chorus.config.costs import CostSettings
 from chorus.config.ensembles import EnsembleSettings
 from chorus.config.remote import RemoteServer
 from chorus.config.section import AbsolutePath, Section
+from chorus.config.texts import list_of_text, map_of_text
 from chorus.config.valkey import ValkeySettings
 from chorus.config.webhooks import ALERTS, checked_kinds, checked_urls
 from chorus.core.errors import ConfigError
@@ -45,39 +46,6 @@ def _trust_domain(text: str) -> str:
             f"should be a DNS name in lower case of at most {_TRUST_DOMAIN_MAX_LENGTH} characters, such as chorus.local"
         )
     return text
-
-
-def _list_of_text(value: object) -> object:
-    """Lets one line of text, as flags and environment variables are, stand for a list: `a,b` or JSON."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return _json(value)
-    return [item.strip() for item in value.split(",") if item.strip()]
-
-
-def _map_of_text(value: object) -> object:
-    """Lets one line of text stand for a table: `key=value,other=value` or JSON."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("{"):
-        return _json(value)
-    pairs: dict[str, str] = {}
-    for item in filter(None, (item.strip() for item in value.split(","))):
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise ValueError("should be key=value pairs with commas between them")
-        if key.strip() in pairs:
-            raise ValueError(f"names {key.strip()} twice")
-        pairs[key.strip()] = text.strip()
-    return pairs
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"should be valid JSON, as it starts like it: {error}") from None
 
 
 def _labels(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -121,23 +89,23 @@ def _endpoints_named(default: str) -> Any:
 
 ServiceName = Annotated[str, AfterValidator(_service_name)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
-TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text)]
-Labels = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_labels)]
-ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(_map_of_text), AfterValidator(_model_pairs)]
-RunnerWeights = Annotated[Mapping[ServiceName, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_map_of_text)]
-GpuPolicy = Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_map_of_text)]
-GpuAssignments = Annotated[Mapping[str, str], BeforeValidator(_map_of_text), AfterValidator(_assignments)]
+TextList = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_of_text)]
+Labels = Annotated[Mapping[str, str], BeforeValidator(map_of_text), AfterValidator(_labels)]
+ModelPairs = Annotated[Mapping[ModelName, ModelName], BeforeValidator(map_of_text), AfterValidator(_model_pairs)]
+RunnerWeights = Annotated[Mapping[ServiceName, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(map_of_text)]
+GpuPolicy = Annotated[Mapping[str, Annotated[str, Field(min_length=1)]], BeforeValidator(map_of_text)]
+GpuAssignments = Annotated[Mapping[str, str], BeforeValidator(map_of_text), AfterValidator(_assignments)]
 WebhookUrls = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text), AfterValidator(checked_urls)
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_of_text), AfterValidator(checked_urls)
 ]
 EventKinds = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list_of_text), AfterValidator(checked_kinds)
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_of_text), AfterValidator(checked_kinds)
 ]
 Registries = Annotated[
-    tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("registry"))
+    tuple[Endpoint, ...], BeforeValidator(list_of_text), AfterValidator(_endpoints_named("registry"))
 ]
 Coordinators = Annotated[
-    tuple[Endpoint, ...], BeforeValidator(_list_of_text), AfterValidator(_endpoints_named("coordinator"))
+    tuple[Endpoint, ...], BeforeValidator(list_of_text), AfterValidator(_endpoints_named("coordinator"))
 ]
 
 
@@ -651,6 +619,7 @@ class ChorusConfig(BaseModel):
     ensemble: EnsembleSettings = Field(default_factory=EnsembleSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     valkey: ValkeySettings = Field(default_factory=ValkeySettings)
+    costs: CostSettings = Field(default_factory=CostSettings)
 
 
 SECTIONS: Mapping[str, type[Section]] = {

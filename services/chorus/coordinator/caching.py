@@ -25,6 +25,7 @@ from chorus.coordinator.semantic import Hint, SemanticHits
 from chorus.core.cache.policy import CacheMode
 from chorus.core.cache.report import CacheOutcome, CacheReport
 from chorus.core.errors import (
+    BudgetExhaustedError,
     ChorusError,
     NoCapableRunnerError,
     OverloadedError,
@@ -49,7 +50,7 @@ from chorus.wire.resources import encode_duration
 Generate = Callable[[coordinator_pb2.GenerateRequest, Sink, float | None], Coroutine[Any, Any, None]]
 
 # What an old answer is better than: nobody is there who could give a new one.
-_NOBODY = (RunnersUnavailableError, NoCapableRunnerError, UnknownModelError, OverloadedError)
+_NOBODY = (RunnersUnavailableError, NoCapableRunnerError, UnknownModelError, OverloadedError, BudgetExhaustedError)
 _EVER = float("-inf")
 
 _log = get_logger()
@@ -87,8 +88,10 @@ class AnswerCache:
         semantic: SemanticHits,
         store: Answers,
         metrics: CacheMetrics,
+        on_hit: Callable[[str, int], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """`on_hit` is told the model and the tokens of each answer that was given without being made for it."""
         self._settings = settings
         self._default = CacheMode(settings.mode)
         self._generate = generate
@@ -97,6 +100,7 @@ class AnswerCache:
         self._semantic = semantic
         self._store = store
         self._metrics = metrics
+        self._on_hit = on_hit
         self._wall = wall
         self._flights: dict[str, Flight] = {}
         self._keeping: set[asyncio.Task[None]] = set()
@@ -225,6 +229,7 @@ class AnswerCache:
             await self._generate(request, context, None)
         else:
             self._metrics.request(CacheOutcome.JOINED, _tokens(flight))
+            self._on_hit(asked.normalised.model, _tokens(flight))
 
     def _landed(self, asked: Asked, flight: Flight, hint: Hint | None) -> None:
         """The run has ended: its answer is kept, if it is one; until then those who ask the same read its stream."""
@@ -272,6 +277,7 @@ class AnswerCache:
         for message in replay(kept.answer, report, request_id=_request_id(), together=asked.together):
             await context.write(message)
         self._metrics.request(report.outcome, kept.tokens)
+        self._on_hit(asked.normalised.model, kept.tokens)
 
     async def _tell(self, context: Sink, report: CacheReport, told: bool = True) -> None:
         if report.outcome is CacheOutcome.BYPASSED:

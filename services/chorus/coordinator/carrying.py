@@ -14,6 +14,7 @@ from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.events import EventBoard
+from chorus.core.costs import Bill, Tab
 from chorus.core.events import AttemptResumed
 from chorus.core.fleet.records import Feature
 from chorus.core.generation import GenerationRequest
@@ -44,9 +45,10 @@ class Carrying:
         clock: Callable[[], float],
         time_left: Callable[[], float | None],
         events: EventBoard,
+        tab: Tab,
     ) -> None:
         """`request` is what `spec` says, decoded, and `needs` what it needs; these change where another model answers,
-        as `falling_back` says. `first_attempt` is how the caller counts the first one.
+        as `falling_back` says. `first_attempt` is how the caller counts the first one. `tab` is what it owes providers.
 
         `time_left` is in seconds, None without a deadline, and raises DeadlineExceededError after it.
         """
@@ -57,6 +59,7 @@ class Carrying:
         self._clock = clock
         self.time_left = time_left
         self._events = events
+        self._tab = tab
         self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
         self.needs = needs
         self.falling_back = falling_back
@@ -67,6 +70,7 @@ class Carrying:
         self._why = ""
         self._silent_since = arrived
         self._tokens_before = 0  # the last break
+        self._given = 0  # of the answer, to the attempt under way
 
     @property
     def begun(self) -> bool:
@@ -96,6 +100,7 @@ class Carrying:
         if self.begun:
             sha256 = candidate.model.artifact.sha256
             ask_to_go_on(spec, self.delivered, seed=self._seed, artifact_sha256=sha256)
+        self._given = sum(len(choice.token_ids) for choice in spec.resume.choices)
         return message
 
     def broken(self, reason: str) -> Needs:
@@ -131,6 +136,8 @@ class Carrying:
 
     def started(self, message: runner_pb2.GenerateResponse) -> None:
         """Notes what the attempt with the first token says of the prompt and the seed."""
+        if (bill := self._bill) is not None:
+            bill.began = True
         if self.begun or self._began_on is None:
             return
         told = message.event.started
@@ -177,14 +184,25 @@ class Carrying:
         """Finished for the whole answer. Raises EngineError where the runner has said less than it says it has."""
         delivered, finished = self.delivered, message.event.finished
         counts = check_counts(finished, delivered)
+        if (bill := self._bill) is not None:
+            # The runner counts what it was given of the answer, too.
+            bill.told(finished.usage.prompt_token_count, finished.usage.completion_token_count - self._given)
         if not self._why:
             delivered.prompt_tokens = finished.usage.prompt_token_count
             delivered.cached_tokens = finished.usage.cached_token_count
-            return None
-        tell_whole(finished, counts, delivered, arrived=self._arrived)
+            if not self._tab.bills:
+                return None
+        else:
+            tell_whole(finished, counts, delivered, arrived=self._arrived)
+        finished.usage.cost_micro_usd = self._tab.cost
         return message.SerializeToString()
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _bill(self) -> Bill | None:
+        """That of the attempt under way; None where it costs nothing."""
+        return self._tab.latest(self._now_on.runner_id) if self._now_on is not None else None
 
     def _attempt_number(self) -> int:
         return min(self._first_attempt + self._number - 1, _ATTEMPT_MAX)

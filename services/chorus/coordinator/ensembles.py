@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc.aio
 
@@ -95,7 +95,12 @@ class Ensembles:
         try:
             spec, generation = decode_ensemble(request.ensemble), decode_generation(request.spec)
             await self._requests.knows_the_mesh(context)
-            available = offers(generation, self._live.directory, allow_external=request.fallback.external)
+            available = offers(
+                generation,
+                self._live.directory,
+                allow_external=request.fallback.external,
+                purse=self._placing.situation().purse,
+            )
             choice = self._learner.choose(spec, generation, available)
             task = plan(by_way(spec, choice.way), generation, available, self._policy)
             ensemble = Ensemble(task, STRATEGIES[task.strategy](task), self._room(task, available))
@@ -264,6 +269,8 @@ class _UnderWay:
             await self._news.put(_Failed(part, error))
 
     async def _conclude(self, part: Part, verdict: Verdict, *, was_streamed: bool) -> None:
+        # Those that are late are left by now, and cost what they have brought.
+        verdict = replace(verdict, cost_micro_usd=self._report.tab.cost)
         for message in () if was_streamed else part.beginning():
             await self._context.write(message)
         await self._context.write(pb.GenerateResponse(verdict=encode_verdict(verdict)).SerializeToString())

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
+from chorus.core.costs import Tab
 from chorus.core.errors import CancelledError, ChorusError, DrainingError
 from chorus.core.events import (
     KIND_OF,
@@ -30,7 +31,7 @@ from chorus.core.fleet.records import EngineKind
 from chorus.core.generation import Priority
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.tickets import TicketUse
-from chorus.core.placement import Candidate, Work
+from chorus.core.placement import Candidate, Work, is_external
 from chorus.core.resilience.delivered import Delivered
 from chorus.telemetry import context
 from chorus.transport.peer import current_caller
@@ -155,6 +156,8 @@ def subject_of(candidate: Candidate) -> Subject:
 class GenerationReport(Protocol):
     """Is told what happens to a generation; see RequestReport."""
 
+    tab: Tab
+
     def admitted(self, priority: Priority, /) -> None: ...
     def asked(self, candidate: Candidate, number: int, /) -> None: ...
     def failed(self, error: ChorusError, delivered: Delivered | None, /) -> None: ...
@@ -175,7 +178,10 @@ class RequestReport:
         self._arrived = board.now
         self._admitted_at: float | None = None
         self._engine = EngineKind.LOCAL
+        self._went_out = False
         self._attempts = 0
+        self.tab = Tab()
+        """What paid providers are owed for it."""
 
     def admitted(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Its turn has come."""
@@ -190,6 +196,7 @@ class RequestReport:
     def tried(self, candidate: Candidate, number: int) -> None:
         """A runner is asked for a part of it, as the try of that number, of which it isn't named."""
         self._attempts = number
+        self._went_out = self._went_out or is_external(candidate.entry.record, candidate.model)
         for engine in candidate.entry.record.runner.engines:
             if engine.name == candidate.model.engine:
                 self._engine = engine.kind
@@ -254,6 +261,8 @@ class RequestReport:
             cached_tokens=figures.cached_tokens,
             output_tokens=figures.output_tokens,
             tokens_per_second=rate,
+            cost_micro_usd=self.tab.cost,
+            external=self._went_out,
         )
         self._board.note(finished, self._subject)
 
@@ -273,7 +282,14 @@ class EnsembleReport:
 
     def member(self) -> MemberReport:
         """What is told of a member."""
-        return MemberReport(self)
+        member = MemberReport(self)
+        self.tab.parts.append(member.tab)
+        return member
+
+    @property
+    def tab(self) -> Tab:
+        """What paid providers are owed for the request, its members included."""
+        return self._report.tab
 
     def member_admitted(self, priority: Priority) -> None:
         """A member's turn has come; the first one's is the request's."""
@@ -316,6 +332,7 @@ class MemberReport:
 
     def __init__(self, ensemble: EnsembleReport) -> None:
         self._ensemble = ensemble
+        self.tab = Tab()
 
     def admitted(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Its turn has come."""

@@ -27,7 +27,7 @@ from chorus.core.admission.grants import HOLD_S, Closed, Closing, Grants, Runner
 from chorus.core.errors import ChorusError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.directory import DirectoryChange
 from chorus.core.identity.tickets import LEEWAY_S, Ticket, TicketUse
-from chorus.core.placement import FallingBack, Needs, Work, trace_of
+from chorus.core.placement import FallingBack, Needs, Work, is_external, trace_of
 from chorus.telemetry.logs import get_logger
 from chorus.telemetry.metrics import GenerationMetrics
 from chorus.transport import TlsIdentity
@@ -138,9 +138,15 @@ class Granting:
         except ChorusError:
             self._admission.leave(place, well=False)
             raise
-        report.asked(reserved.candidate, 1)
         held = _Held(uuid.uuid4().hex, place, reserved, report)
         try:
+            if is_external(reserved.candidate.entry.record, reserved.candidate.model):
+                raise UnsupportedFeatureError(
+                    "a paid provider would answer, which is asked through the coordinator alone, so that its costs are "
+                    "counted; use Generate",
+                    metadata={"feature": "direct"},
+                )
+            report.asked(reserved.candidate, 1)
             await self._heard_from(reserved)
             response = self._grant(held, caller, request, needs.answer_tokens)
         except BaseException:  # the caller may have gone away meanwhile

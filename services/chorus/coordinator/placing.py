@@ -8,10 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from chorus.coordinator.carried import Carried
 from chorus.coordinator.events import EventBoard, subject_of
 from chorus.coordinator.live import LiveDirectory
+from chorus.core.costs import Purse
 from chorus.core.errors import CancelledError, ChorusError
 from chorus.core.events import AttemptFailed, AttemptHedged, EventKind, RequestSubstituted, Subject
 from chorus.core.fleet.directory import DirectoryChange
@@ -70,36 +72,6 @@ class Explanation:
     error: ChorusError | None
 
 
-class Carried(Protocol):
-    """A request of which part may have been delivered when an attempt fails; its needs change with its model."""
-
-    needs: Needs
-    falling_back: FallingBack
-
-    @property
-    def begun(self) -> bool:
-        """Whether the caller has got part of the answer."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the caller has got."""
-        ...
-
-    @property
-    def obstacle(self) -> str:
-        """Why nobody else can go on with it; empty where somebody can."""
-        ...
-
-    def broken(self, reason: str) -> Needs:
-        """What going on needs, now that an attempt has ended for that reason."""
-        ...
-
-    def time_left(self) -> float | None:
-        """Seconds; None without a deadline. Raises DeadlineExceededError after it."""
-        ...
-
-
 @dataclass(slots=True)
 class Running:
     """An attempt under way. A hedge that was quicker takes its place, with all that follows from it."""
@@ -126,12 +98,13 @@ class Placing:
         metrics: GenerationMetrics | None = None,
         events: EventBoard | None = None,
         coordinator: str = "",
+        purse: Callable[[], Purse | None] = lambda: None,
         rng: random.Random | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`coordinator` is this one's SPIFFE id, by which runners tell of its requests; empty where it has none.
 
-        `wall` is seconds since the Unix epoch.
+        `purse` tells what paid providers may cost now, None: whatever they do. `wall` is seconds since the Unix epoch.
         """
         self._live = live
         self._default_model = default_model
@@ -152,6 +125,7 @@ class Placing:
         self._budget = RetryBudget()
         self._failures = Failures()
         self._breakers = Breakers(breaker_rules)
+        self._purse = purse
         self._on_start: list[Callable[[Candidate], None]] = []
         live.on_change(self._follow)
 
@@ -436,6 +410,7 @@ class Placing:
             penalties=self._failures.penalties(self._live.now),
             weights=self._weights,
             shared=self._affinity.shared(trace),
+            purse=self._purse(),
         )
 
     def _place(self, needs: Needs, trace: PromptTrace, tried: Container[str], *, last_resort: bool = True) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -15,27 +15,25 @@ from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission, Asking
+from chorus.coordinator.attempt_errors import broken_off, of_runner
 from chorus.coordinator.carrying import Carrying
 from chorus.coordinator.channels import ChannelPool, RunnerChannel
+from chorus.coordinator.costs import Costs
 from chorus.coordinator.events import EventBoard, GenerationReport, RequestReport
 from chorus.coordinator.hedging import Called, Hedging, Race
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
 from chorus.coordinator.relay import relay
+from chorus.core.costs import Bill, Tab
 from chorus.core.errors import (
-    CancelledError,
     ChorusError,
     DeadlineExceededError,
-    InternalError,
-    PermissionDeniedError,
-    UnauthenticatedError,
     UnavailableError,
 )
 from chorus.core.generation import Priority
 from chorus.core.placement import Candidate, FallingBack, Needs, Work, trace_of
 from chorus.core.resilience.delivered import Delivered
 from chorus.core.resilience.resuming import Resuming
-from chorus.core.resilience.retries import LOST
 from chorus.core.resilience.stream_silence import PATIENCE, StreamPatience, patience_with
 from chorus.telemetry.context import outgoing_metadata
 from chorus.telemetry.logs import get_logger
@@ -43,7 +41,6 @@ from chorus.telemetry.metrics import GenerationMetrics, StreamTimer
 from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.transport.peer import current_caller
 from chorus.wire.embedding import decode_embedding
-from chorus.wire.errors import from_rpc_error
 from chorus.wire.fallback import decode_fallback
 from chorus.wire.generation import decode_generation
 from chorus.wire.rerank import decode_rerank
@@ -58,6 +55,11 @@ _DEADLINE_MARGIN_S = 0.05
 # cancelled call, but not for long.
 _END_TIMEOUT_S = 1.0
 _LOGGED_NAME = 100
+# Those that tell what they used.
+_ANSWERS: Mapping[type, Any] = {
+    runner_pb2.EmbedRequest: runner_pb2.EmbedResponse,
+    runner_pb2.RerankRequest: runner_pb2.RerankResponse,
+}
 
 _log = get_logger()
 
@@ -85,6 +87,7 @@ class Requests:
         *,
         admission: Admission,
         hedging: Hedging,
+        costs: Costs,
         events: EventBoard,
         connect_timeout_s: float,
         silence_wait_s: float,
@@ -95,6 +98,7 @@ class Requests:
         self._pool = pool
         self._admission = admission
         self._hedging = hedging
+        self._costs = costs
         self._events = events
         self._connect_timeout_s = connect_timeout_s
         self._silence_wait_s = silence_wait_s
@@ -140,6 +144,7 @@ class Requests:
                 clock=self._live.clock,
                 time_left=lambda: _time_left(context),
                 events=self._events,
+                tab=report.tab,
             )
             delivered, resuming = carrying.delivered, self._placing.resuming()
 
@@ -162,7 +167,7 @@ class Requests:
                 return carrying.attempt(candidate, running.number)
 
             def called(running: Running, message: runner_pb2.GenerateRequest) -> Called:
-                return self._called(running.candidate, carrying, resuming, message, context, patience)
+                return self._called(running.candidate, carrying, report.tab, resuming, message, context, patience)
 
             async def run(running: Running) -> None:
                 message = asks(running)
@@ -265,7 +270,7 @@ class Requests:
             async def run(running: Running) -> bytes:
                 report.asked(running.candidate, running.number)
                 message.spec.model = running.candidate.model.artifact.name
-                return await self._single(running.candidate, needs, method, message, context)
+                return await self._single(running.candidate, needs, report.tab, method, message, context)
 
             async with self._admission.admitted(_short(work, priority, context)):
                 report.admitted(priority)
@@ -284,13 +289,24 @@ class Requests:
         self,
         candidate: Candidate,
         carrying: Carrying,
+        tab: Tab,
         resuming: Resuming,
         message: runner_pb2.GenerateRequest,
         context: Sink,
         patience: StreamPatience,
     ) -> AsyncIterator[tuple[AsyncIterator[bytes], StreamGuard]]:
-        """A call to a runner and who looks after it; however the block is left, the call ends. Raises ChorusErrors."""
+        """A call to a runner and who looks after it; however the block is left, the call ends. Raises ChorusErrors.
+
+        Where a paid provider is asked, it is put on `tab`.
+        """
         delivered = carrying.delivered
+        billed = self._costs.billed(
+            candidate,
+            carrying.needs,
+            tab,
+            time_left_s=context.time_remaining(),
+            delivered=lambda: delivered.output_tokens,
+        )
 
         def goes_elsewhere(_alive: bool) -> bool:
             """Whether the stream may be left now. The last one that may be tried is not: it may yet come back."""
@@ -300,47 +316,50 @@ class Requests:
 
         with self._channel(candidate) as channel:
             await self._connected(channel, context)
-            call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
-            guard = self._guard(channel, call, goes_elsewhere, patience)
-            try:
-                with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, carrying.needs, delivered)):
-                    yield aiter(call), guard
-            except grpc.RpcError as error:
-                raise guard.left or _of_runner(error, candidate) from error
-            except asyncio.CancelledError:
-                if is_being_cancelled():
-                    raise
-                raise guard.left or _broken_off(candidate) from None
-            finally:
-                # Whatever ended this attempt: an abandoned call would go on decoding for nobody.
-                call.cancel()
+            async with billed:
+                call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
+                guard = self._guard(channel, call, goes_elsewhere, patience)
+                try:
+                    with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, carrying.needs, delivered)):
+                        yield aiter(call), guard
+                except grpc.RpcError as error:
+                    raise guard.left or of_runner(error, candidate) from error
+                except asyncio.CancelledError:
+                    if is_being_cancelled():
+                        raise
+                    raise guard.left or broken_off(candidate) from None
+                finally:
+                    # Whatever ended this attempt: an abandoned call would go on decoding for nobody.
+                    call.cancel()
 
     async def _single(
         self,
         candidate: Candidate,
         needs: Needs,
+        tab: Tab,
         method: Callable[[RunnerChannel], Any],
         message: Any,
         context: Context,
     ) -> bytes:
         with self._channel(candidate) as channel:
             await self._connected(channel, context)
-            call = method(channel)(message, timeout=_time_left(context), metadata=outgoing_metadata())
-            guard = self._guard(
-                channel, call, lambda _alive: self._placing.has_place(needs, without={candidate.runner_id})
-            )
-            try:
-                with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
-                    answer: bytes = await call
-            except grpc.RpcError as error:
-                raise guard.left or _of_runner(error, candidate) from error
-            except asyncio.CancelledError:
-                if is_being_cancelled():
-                    raise
-                raise guard.left or _broken_off(candidate) from None
-            finally:
-                call.cancel()
-            return answer
+            async with self._costs.billed(candidate, needs, tab, time_left_s=context.time_remaining()) as bill:
+                call = method(channel)(message, timeout=_time_left(context), metadata=outgoing_metadata())
+                guard = self._guard(
+                    channel, call, lambda _alive: self._placing.has_place(needs, without={candidate.runner_id})
+                )
+                try:
+                    with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
+                        answer: bytes = await call
+                except grpc.RpcError as error:
+                    raise guard.left or of_runner(error, candidate) from error
+                except asyncio.CancelledError:
+                    if is_being_cancelled():
+                        raise
+                    raise guard.left or broken_off(candidate) from None
+                finally:
+                    call.cancel()
+                return answer if bill is None else _priced(message, answer, bill, tab)
 
     def _go_elsewhere(self, call: Any, needs: Needs, delivered: Delivered | None = None) -> None:
         """The runner has left the mesh: if it had said nothing yet and somebody else would serve, it is not waited for.
@@ -389,6 +408,18 @@ class Requests:
             output_tokens=delivered.output_tokens,
             **more,
         )
+
+
+def _priced(asked: Any, answer: bytes, bill: Bill, tab: Tab) -> bytes:
+    """A paid provider's single answer, with what it costs."""
+    kind = _ANSWERS.get(type(asked))
+    if kind is None:
+        return answer
+    message = kind.FromString(answer)
+    usage = message.result.usage
+    bill.told(usage.prompt_token_count, usage.completion_token_count)
+    usage.cost_micro_usd = tab.cost
+    return bytes(message.SerializeToString())
 
 
 @contextmanager
@@ -453,30 +484,3 @@ async def _await_end(messages: AsyncIterator[bytes]) -> None:
     except asyncio.CancelledError:
         if is_being_cancelled():
             raise
-
-
-def _of_runner(error: grpc.RpcError, candidate: Candidate) -> ChorusError:
-    """A runner's error as one of this request. What is between coordinator and runner is no fault of the caller's."""
-    failure = from_rpc_error(error, peer=f"the runner {candidate.runner_id}")
-    if isinstance(failure, UnauthenticatedError | PermissionDeniedError):
-        return UnavailableError(f"the runner {candidate.runner_id} refuses this coordinator: {failure.message}")
-    if isinstance(failure, CancelledError):
-        return _broken_off(candidate)
-    if isinstance(failure, DeadlineExceededError) and "grpc_code" in failure.metadata:
-        return DeadlineExceededError(f"the request's deadline passed while the runner {candidate.runner_id} had it")
-    if isinstance(failure, InternalError) and "grpc_code" in failure.metadata:
-        # Without ErrorInfo it is the transport's word, as when a proxy resets a stream, and no defect of the runner.
-        failure = UnavailableError(f"the call to the runner {candidate.runner_id} was broken off: {failure.message}")
-    elif not (isinstance(failure, UnavailableError) and "grpc_code" in failure.metadata):
-        return failure
-    return _lost(failure)
-
-
-def _broken_off(candidate: Candidate) -> ChorusError:
-    return _lost(UnavailableError(f"the call to the runner {candidate.runner_id} was broken off"))
-
-
-def _lost(error: ChorusError) -> ChorusError:
-    """The same, as the word of nobody: the runner itself did not say it."""
-    error.metadata = {**error.metadata, LOST: "true"}
-    return error

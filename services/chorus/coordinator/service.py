@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry
 
@@ -18,6 +18,7 @@ from chorus.coordinator.admission import Admission
 from chorus.coordinator.auditing import Auditing
 from chorus.coordinator.caching import AnswerCache
 from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.costs import Costs
 from chorus.coordinator.ensembles import Ensembles
 from chorus.coordinator.events import EventBoard
 from chorus.coordinator.granting import Granting
@@ -81,6 +82,8 @@ class CoordinatorService(HostedService):
         self._trail = open_trail(config.audit, f"{Role.COORDINATOR}-{settings.name}")
         auditing = Auditing(self._trail, prompts=config.audit.prompts)
         self.events.on_event(auditing.take)
+        self._costs = Costs(config.costs, self.live, name=settings.name)
+        self.events.on_event(self._costs.take)
         self._pool = ChannelPool(self.live, identity=identity, insecure_loopback=insecure)
         self.live.on_change(self._pool.follow)
         self._placing = Placing(
@@ -97,6 +100,7 @@ class CoordinatorService(HostedService):
             metrics=generations,
             events=self.events,
             coordinator=str(identity.spiffe_id) if identity is not None else "",
+            purse=self._costs.purse,
             rng=rng,
         )
         self._registries = Registries(
@@ -116,6 +120,7 @@ class CoordinatorService(HostedService):
             self._pool,
             admission=self._admission,
             hedging=self._hedging,
+            costs=self._costs,
             events=self.events,
             connect_timeout_s=settings.connect_timeout_s,
             silence_wait_s=settings.resume_wait_s,
@@ -125,7 +130,13 @@ class CoordinatorService(HostedService):
         learner = Learner(LearningMode(config.ensemble.learning), rng if rng is not None else random.Random())
         ensembles = Ensembles(self.live, self._placing, requests, events=self.events, policy=policy, learner=learner)
         self._answers = _answer_cache(
-            config, requests, ensembles, live=self.live, placing=self._placing, metrics=metrics
+            config,
+            requests,
+            ensembles,
+            live=self.live,
+            placing=self._placing,
+            metrics=metrics,
+            on_hit=self._costs.hit,
         )
         self._granting = Granting(
             self.live,
@@ -161,6 +172,7 @@ class CoordinatorService(HostedService):
             events=self.events,
             auditing=auditing,
             learner=learner,
+            costs=self._costs,
             report=lambda: stats.report(clock()),
         )
         self._server = build_server(
@@ -190,7 +202,9 @@ class CoordinatorService(HostedService):
         return self._server.side_addresses
 
     async def start(self) -> None:
-        """Serves at once; healthy as soon as some registry has told of the mesh."""
+        """Serves at once; healthy as soon as some registry has told of the mesh. Raises ConfigError where the ledger
+        can't be had."""
+        await self._costs.start()
         await self._remembering.start()
         await self._server.start()
         self._watch = asyncio.create_task(self._registries.run())
@@ -211,6 +225,7 @@ class CoordinatorService(HostedService):
             await asyncio.wait({self._watch})
         await self._remembering.stop()
         await self._answers.close()
+        await self._costs.close()
         await self._granting.close()
         await self._webhooks.stop()
         await self._pool.close()
@@ -242,6 +257,7 @@ def _answer_cache(
     live: LiveDirectory,
     placing: Placing,
     metrics: CollectorRegistry,
+    on_hit: Callable[[str, int], None],
 ) -> AnswerCache:
     """The cache as configured, in front of one model and several; nothing is opened before it is used.
 
@@ -270,6 +286,7 @@ def _answer_cache(
         semantic=semantic,
         store=store,
         metrics=CacheMetrics(metrics),
+        on_hit=on_hit,
     )
 
 

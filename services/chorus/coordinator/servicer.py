@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, learning_pb2, stats_pb2
+from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, costs_pb2, learning_pb2, stats_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
 from chorus.coordinator.auditing import Auditing
 from chorus.coordinator.caching import AnswerCache
+from chorus.coordinator.costs import Costs
 from chorus.coordinator.events import EventBoard, reader_of
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
@@ -22,6 +23,7 @@ from chorus.core.events.stats import Report
 from chorus.core.fleet.listing import list_nodes
 from chorus.core.placement import Needs, trace_of
 from chorus.transport.peer import current_caller
+from chorus.wire.costs import decode_costs_request, encode_costs
 from chorus.wire.directory import DirectoryEncoder, decode_filter
 from chorus.wire.generation import decode_generation
 from chorus.wire.learning import encode_learning
@@ -46,6 +48,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         events: EventBoard,
         auditing: Auditing,
         learner: Learner,
+        costs: Costs,
         report: Callable[[], Report],
     ) -> None:
         """`report` tells how requests fared lately."""
@@ -59,6 +62,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._events = events
         self._auditing = auditing
         self._learner = learner
+        self._costs = costs
         self._report = report
         self._encoder = DirectoryEncoder()
 
@@ -133,6 +137,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         forgotten = await self._answers.clear(everybody=request.everybody)
         self._auditing.cache_cleared(everybody=request.everybody, forgotten=forgotten)
         return cache_pb2.ClearCacheResponse(forgotten_count=forgotten)
+
+    async def GetCosts(self, request: costs_pb2.GetCostsRequest, context: Any) -> costs_pb2.GetCostsResponse:
+        """Tells what requests cost."""
+        return encode_costs(await self._costs.report(decode_costs_request(request)))
 
     async def RateResponse(
         self, request: learning_pb2.RateResponseRequest, context: Any

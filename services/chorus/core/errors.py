@@ -128,6 +128,12 @@ class SlowReaderError(ChorusError):
     reason = "SLOW_READER"
 
 
+class BudgetExhaustedError(ChorusError):
+    """Only a paid provider could serve this request, and the budget does not allow it; `metadata` has the figures."""
+
+    reason = "BUDGET_EXHAUSTED"
+
+
 class DrainingError(ChorusError):
     """This process is shutting down and takes no new work; another one will."""
 

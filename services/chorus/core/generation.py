@@ -468,11 +468,15 @@ class ChoiceOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request used; `completion_tokens` over all choices, earlier attempts included."""
+    """What a request used; `completion_tokens` over all choices, earlier attempts included.
+
+    `cost_micro_usd` is what paid providers are owed for all attempts, in millionths of a US dollar.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    cost_micro_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,11 @@ class MeshHome:
         """What the coordinator remembers, where the configuration names no other place for it."""
         return self.root / "coordinator.sqlite"
 
+    @property
+    def costs(self) -> Path:
+        """The coordinators' cost ledger, where the configuration names no other file for it."""
+        return self.root / "costs.sqlite"
+
     def config_file(self, process: str) -> Path:
         """The configuration of one process."""
         return self.root / "config" / f"{process}.toml"

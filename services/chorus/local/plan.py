@@ -18,6 +18,8 @@ from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, RUNNERS_
 
 LOOPBACK = "127.0.0.1"
 _REGISTRY, _COORDINATOR, _IDENTITY = "registry", "coordinator", "identity"
+# Sections that coordinators read beside their own.
+_OF_COORDINATORS = ("ensemble", "cache", "valkey", "costs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class ProcessPlan:
     def write_config(self) -> None:
         """Writes the configuration for the process to read; readable by its owner alone."""
         self.config_file.touch(mode=0o600)
-        self.config_file.write_text(to_toml(self.config, "mesh", "log", "audit", self.role.value), "utf-8")
+        own = (self.role.value, *(_OF_COORDINATORS if self.role is Role.COORDINATOR else ()))
+        self.config_file.write_text(to_toml(self.config, "mesh", "log", "audit", *own), "utf-8")
 
     @property
     def drain_grace_s(self) -> float:
@@ -178,6 +181,7 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
     # Logs are files that people read; colours and JSON are for whoever configures them.
     shared = _changed(shared, "log", format="console" if config.log.format == "auto" else config.log.format, file=None)
     shared = _changed(shared, "audit", dir=config.audit.dir or options.home.audit)
+    shared = _changed(shared, "costs", file=config.costs.file or options.home.costs)
     registry = Endpoint(host, ports.registry, _REGISTRY)
     coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
     identity = Endpoint(host, ports.identity, _IDENTITY)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from chorus.core.cache.nearest import Vector
 from chorus.core.errors import UnavailableError
 from chorus.store.answers import AnswerFile, Kept, NewAnswer
+from chorus.store.file_thread import FileThread
 from chorus.store.recent import Recent
-
-T = TypeVar("T")
 
 # Written together once there are so many, in a millisecond or two.
 _USES_AT_ONCE = 256
@@ -56,18 +52,16 @@ class AnswerStore:
 
     def __init__(self, path: Path | None, *, max_entries: int, max_bytes: int) -> None:
         self._path, self._max_entries, self._max_bytes = path, max_entries, max_bytes
-        self._file: AnswerFile | None = None
-        self._closed = False
         self._recent = Recent()
         self._used: dict[int, float] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self._thread = FileThread(self._opened, name="answers")
 
     async def find(self, key: str, sha256s: Sequence[str] | None, *, since: float, now: float) -> Kept | None:
         """As AnswerFile's, which is not asked for what was found a moment ago."""
         kept = None if sha256s is None else self._recent.find(key, sha256s, since=since)
         if kept is None:
             begun = self._recent.searching()
-            kept = await self._run(lambda file: file.find(key, sha256s, since=since))
+            kept = await self._thread.run(lambda file: file.find(key, sha256s, since=since))
             if kept is not None and sha256s is not None:
                 self._recent.found(key, sha256s, kept, begun)
         if kept is not None:
@@ -78,52 +72,42 @@ class AnswerStore:
         self, bucket: str, sha256s: Sequence[str], vector: Vector, *, since: float, limit: int
     ) -> list[Kept]:
         """As AnswerFile's."""
-        return await self._run(lambda file: file.near(bucket, sha256s, vector, since=since, limit=limit))
+        return await self._thread.run(lambda file: file.near(bucket, sha256s, vector, since=since, limit=limit))
 
     def touch(self, row: int, now: float) -> None:
         """The answer was given: it is not the next one to make room. Written later, many at once."""
         self._used[row] = now
         if len(self._used) >= _USES_AT_ONCE:
             used = self._uses()
-            self._later(lambda file: file.used(used))
+            self._thread.later(lambda file: file.used(used))
 
     async def judged(self, row: int, *, right: bool) -> None:
         """As AnswerFile's."""
-        await self._run(lambda file: file.judged(row, right=right))
+        await self._thread.run(lambda file: file.judged(row, right=right))
 
     async def put(self, new: NewAnswer, now: float) -> None:
         """As AnswerFile's."""
         self._recent.changed(new.key)
         used = self._uses()  # they say what makes room
-        if await self._run(lambda file: _put(file, new, now, used)):
+        if await self._thread.run(lambda file: _put(file, new, now, used)):
             self._recent.clear()
         self._recent.changed(new.key)
 
     async def clear(self, caller: str | None) -> int:
         """As AnswerFile's."""
         try:
-            return await self._run(lambda file: file.clear(caller))
+            return await self._thread.run(lambda file: file.clear(caller))
         finally:
             self._recent.clear()
 
     async def count(self, caller: str | None) -> tuple[int, int]:
         """As AnswerFile's."""
-        return await self._run(lambda file: file.count(caller))
+        return await self._thread.run(lambda file: file.count(caller))
 
     async def close(self) -> None:
         """Lets what was begun end, and closes the file. May be called again."""
-        if self._closed:
-            return
-        self._closed = True
-        file = self._file
-        if file is not None:
-            used = self._uses()
-            await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _close(file, used))
-            self._file = None
-        self._thread.shutdown(wait=False)
-
-    async def _run(self, what: Callable[[AnswerFile], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: what(self._opened()))
+        used = self._uses()
+        await self._thread.close(lambda file: file.used(used))
 
     def _uses(self) -> dict[int, float]:
         used, self._used = self._used, {}
@@ -132,36 +116,16 @@ class AnswerStore:
     # --- on the thread ----------------------------------------------------------------------------------------------
 
     def _opened(self) -> AnswerFile:
-        if self._file is None:
-            self._file = AnswerFile(self._path, max_entries=self._max_entries, max_bytes=self._max_bytes)
-            self._later(self._load)
-        return self._file
+        file = AnswerFile(self._path, max_entries=self._max_entries, max_bytes=self._max_bytes)
+        self._thread.later(self._load)
+        return file
 
     def _load(self, file: AnswerFile) -> None:
         """Loads a batch; those who ask meanwhile come between two of them."""
         if file.load_more():
-            self._later(self._load)
-
-    def _later(self, what: Callable[[AnswerFile], object]) -> None:
-        """Has something done that nobody waits for, if the file is still open then."""
-
-        def run() -> None:
-            # A disk that fails is told to the next who asks; this costs hits or their order at most.
-            if self._file is not None and not self._closed:
-                with suppress(OSError, sqlite3.Error):
-                    what(self._file)
-
-        with suppress(RuntimeError):  # closed
-            self._thread.submit(run)
+            self._thread.later(self._load)
 
 
 def _put(file: AnswerFile, new: NewAnswer, now: float, used: dict[int, float]) -> int:
     file.used(used)
     return file.put(new, now)
-
-
-def _close(file: AnswerFile, used: dict[int, float]) -> None:
-    try:
-        file.used(used)
-    finally:
-        file.close()

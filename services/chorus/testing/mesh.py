@@ -60,6 +60,7 @@ class InProcessMesh:
         ensemble: Mapping[str, Any] | None = None,
         mesh: Mapping[str, Any] | None = None,
         valkey: Mapping[str, Any] | None = None,
+        costs: Mapping[str, Any] | None = None,
         certificates: MeshCertificates | None = None,
     ) -> None:
         self.certificates = certificates if certificates is not None else MeshCertificates()
@@ -77,6 +78,7 @@ class InProcessMesh:
         self._ensemble_settings = dict(ensemble or {})
         self._mesh_settings = dict(mesh or {})
         self._valkey_settings = dict(valkey or {})
+        self._costs_settings = dict(costs or {})
         self._registry_endpoints: list[str] = []
         self._stack = AsyncExitStack()
 
@@ -255,6 +257,7 @@ class InProcessMesh:
             },
             cache=self._cache_settings,
             valkey=self._valkey_settings,
+            costs=self._costs_settings,
         )
         metrics = CollectorRegistry()
         service = CoordinatorService(

@@ -43,6 +43,7 @@ CODES: Mapping[type[ChorusError], grpc.StatusCode] = {
     errors.RunnersUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SlowReaderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.BudgetExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DrainingError: grpc.StatusCode.UNAVAILABLE,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.ModelFileError: grpc.StatusCode.FAILED_PRECONDITION,

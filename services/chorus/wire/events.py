@@ -271,9 +271,12 @@ def encode_usage(usage: core.Usage) -> pb.Usage:
         prompt_token_count=usage.prompt_tokens,
         cached_token_count=usage.cached_tokens,
         completion_token_count=usage.completion_tokens,
+        cost_micro_usd=usage.cost_micro_usd,
     )
 
 
 def decode_usage(message: pb.Usage) -> core.Usage:
     """What a request used."""
-    return core.Usage(message.prompt_token_count, message.cached_token_count, message.completion_token_count)
+    return core.Usage(
+        message.prompt_token_count, message.cached_token_count, message.completion_token_count, message.cost_micro_usd
+    )

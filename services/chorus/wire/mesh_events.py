@@ -159,6 +159,8 @@ def _encode_finished(detail: RequestFinished) -> pb.RequestFinished:
         cached_token_count=detail.cached_tokens,
         output_token_count=detail.output_tokens,
         tokens_per_second=detail.tokens_per_second,
+        cost_micro_usd=detail.cost_micro_usd,
+        external=detail.external,
     )
 
 
@@ -234,6 +236,8 @@ def _decode_finished(message: pb.RequestFinished) -> RequestFinished:
         cached_tokens=message.cached_token_count,
         output_tokens=message.output_token_count,
         tokens_per_second=message.tokens_per_second,
+        cost_micro_usd=message.cost_micro_usd,
+        external=message.external,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from chorus.core.costs.purse import Purse
 from chorus.core.ensemble.prompts import question_of, told_plainly
 from chorus.core.ensemble.records import Level, Member, MemberSpec
 from chorus.core.fleet.directory import Directory
-from chorus.core.fleet.records import EngineKind, Feature, ModelState, RunnerState, Tier
+from chorus.core.fleet.records import Artifact, Feature, ModelState, RunnerState, Tier
 from chorus.core.generation import Conversation, GenerationRequest
-from chorus.core.placement.fit import NOT_GENERATING_TAGS, may_fit
+from chorus.core.placement.fit import NOT_GENERATING_TAGS, is_external, may_fit
 from chorus.core.placement.needs import Needs
 
 # Of a model's further samples, in turn: unlike ones find out more than equal ones.
@@ -39,16 +40,17 @@ class Offer:
         return self.artifacts | {self.model}
 
 
-def offers(request: GenerationRequest, directory: Directory, *, allow_external: bool) -> tuple[Offer, ...]:
+def offers(
+    request: GenerationRequest, directory: Directory, *, allow_external: bool, purse: Purse | None = None
+) -> tuple[Offer, ...]:
     """What the mesh has for a request, the greatest first, paid providers last. Its `model`, where it names one, is the
-    only one, and may be a paid provider's."""
+    only one, and may be a paid provider's. Of those that it doesn't name, `purse` can pay for one more request."""
     found: dict[str, Offer] = {}
     fitting: dict[tuple[str, str, bool], bool] = {}
     for entry in directory.entries.values():
         runner = entry.record.runner
         if not entry.reachable or entry.record.state is not RunnerState.READY:
             continue
-        external = {engine.name for engine in runner.engines if engine.kind is EngineKind.EXTERNAL}
         for status in runner.models:
             artifact = status.artifact
             if request.model and request.model not in (artifact.family, artifact.name):
@@ -64,6 +66,9 @@ def offers(request: GenerationRequest, directory: Directory, *, allow_external: 
                 # That we name a model allows nothing.
                 needs = replace(needs, allow_external=allow_external or bool(request.model))
                 fitting[asked] = may_fit(needs, entry.record)
+            external = is_external(entry.record, status)
+            if external and purse is not None and not request.model and _is_too_dear(request, artifact, purse):
+                continue
             if not fitting[asked]:
                 continue
             offer = Offer(
@@ -72,13 +77,18 @@ def offers(request: GenerationRequest, directory: Directory, *, allow_external: 
                 artifact.parameter_count,
                 frozenset(artifact.tags),
                 loaded=status.state is ModelState.LOADED,
-                external=status.engine in external,
+                external=external,
                 chats=chats,
                 tells_logprobs=Feature.LOGPROBS in status.features,
                 artifacts=frozenset({artifact.name}),
             )
             found[model] = _both(found[model], offer) if model in found else offer
     return tuple(sorted(found.values(), key=lambda offer: (offer.external, -offer.parameter_count, offer.model)))
+
+
+def _is_too_dear(request: GenerationRequest, artifact: Artifact, purse: Purse) -> bool:
+    needs = Needs.of_generation(request)
+    return purse.lacks(artifact, needs.most_prompt_tokens, needs.answer_tokens) is not None
 
 
 def choose_members(request: GenerationRequest, available: Sequence[Offer], level: Level) -> tuple[Member, ...]:

@@ -138,7 +138,10 @@ class RequestSubstituted:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """A request that some runner was asked for has ended. `first_token_s` and `total_s` count from its arrival."""
+    """A request that some runner was asked for has ended. `first_token_s` and `total_s` count from its arrival.
+
+    `external`: a paid provider was asked for it, or for a part of it.
+    """
 
     work: Work
     outcome: Outcome
@@ -153,6 +156,8 @@ class RequestFinished:
     cached_tokens: int = 0
     output_tokens: int = 0
     tokens_per_second: float = 0.0
+    cost_micro_usd: int = 0
+    external: bool = False
 
 
 Detail: TypeAlias = (

@@ -2,7 +2,7 @@
 
 from chorus.core.placement.affinity import NO_TRACE, Affinity, PromptTrace, trace_of
 from chorus.core.placement.capacity import NodeLoad, has_quiet_node, node_loads, slots_for
-from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation
+from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation, is_external
 from chorus.core.placement.in_flight import InFlight
 from chorus.core.placement.models import artifacts_of, default_model, families
 from chorus.core.placement.needs import Needs, Work
@@ -41,6 +41,7 @@ __all__ = [
     "detail",
     "families",
     "has_quiet_node",
+    "is_external",
     "load_times",
     "node_loads",
     "place",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from chorus.core.costs.purse import Purse, Unpriced
 from chorus.core.fleet.directory import DirectoryEntry
 from chorus.core.fleet.records import (
     EngineKind,
@@ -36,6 +37,7 @@ class RejectionReason(StrEnum):
     TIER = "tier"
     TAG = "tag"
     PRIVATE = "private"
+    UNPRICED = "unpriced"
     CONTEXT = "context"
     LABEL = "label"
     PINNED = "pinned"
@@ -45,6 +47,7 @@ class RejectionReason(StrEnum):
     UNREACHABLE = "unreachable"
     BREAKER_OPEN = "breaker_open"
     TRIED = "tried"
+    BUDGET = "budget"
     FULL = "full"
 
 
@@ -70,7 +73,7 @@ class Situation:
     very request was tried on. `penalties`: seconds added to a runner's cost, for its recent failures. `weights`:
     configured, above 0 and at most 1; one of 0.5 makes a runner count as twice as slow. By runner and model (artifact
     name): `barred`, those whose circuit breaker lets no request through; `shared`, about how many tokens of this
-    request's prompt are in memory there.
+    request's prompt are in memory there. `purse`: what paid providers may cost; None: whatever they do.
     """
 
     in_flight: Mapping[str, int] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class Situation:
     penalties: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     shared: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    purse: Purse | None = None
 
 
 NOTHING_MORE = Situation()
@@ -121,6 +125,11 @@ def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[Mode
         usable = open_to_us
     if record.runner.runner_id in situation.tried:
         return Miss(RejectionReason.TRIED, usable[0])
+    if situation.purse is not None:
+        payable = [s for s in usable if _miss_of_money(needs, record, s, situation.purse) is None]
+        if not payable:
+            return _miss_of_money(needs, record, usable[0], situation.purse) or Miss(RejectionReason.BUDGET, usable[0])
+        usable = payable
     free = tuple([status for status in usable if not is_full(record, status, situation)])
     return free or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
 
@@ -171,12 +180,27 @@ def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, c
 
 def _miss_of_privacy(needs: Needs, record: RunnerRecord, status: ModelStatus) -> Miss | None:
     """Whether this engine may see the prompt. One that the runner does not describe is taken for the worst."""
-    engine = next((engine for engine in record.runner.engines if engine.name == status.engine), None)
-    if engine is None or engine.kind is EngineKind.EXTERNAL:
+    if is_external(record, status):
         return Miss(RejectionReason.PRIVATE, status, "external")
-    if needs.private and engine.plaintext:
+    if needs.private and any(e.plaintext for e in record.runner.engines if e.name == status.engine):
         return Miss(RejectionReason.PRIVATE, status, "plaintext")
     return None
+
+
+def _miss_of_money(needs: Needs, record: RunnerRecord, status: ModelStatus, purse: Purse) -> Miss | None:
+    """Whether a paid provider can be paid for this."""
+    if not is_external(record, status):
+        return None
+    lack = purse.lacks(status.artifact, needs.most_prompt_tokens, needs.answer_tokens)
+    if lack is None:
+        return None
+    return Miss(RejectionReason.UNPRICED if isinstance(lack, Unpriced) else RejectionReason.BUDGET, status, lack)
+
+
+def is_external(record: RunnerRecord, status: ModelStatus) -> bool:
+    """Whether a paid provider has the model. An engine that the runner does not describe is taken for one."""
+    engine = next((engine for engine in record.runner.engines if engine.name == status.engine), None)
+    return engine is None or engine.kind is EngineKind.EXTERNAL
 
 
 def _miss_of_runner(needs: Needs, record: RunnerRecord) -> Miss | None:

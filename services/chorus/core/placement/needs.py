@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,6 +29,9 @@ from chorus.core.generation import (
 MAX_CHARACTERS_PER_TOKEN = 128
 # What a token of ordinary text stands for; a guess that only ever makes one runner dearer than another.
 LIKELY_CHARACTERS_PER_TOKEN = 4
+# What a chat template puts around a message or a tool, and what a picture is at large providers, at most.
+_TEMPLATE_TOKENS = 32
+_PICTURE_TOKENS = 2048
 
 
 class Work(StrEnum):
@@ -48,6 +52,8 @@ class Needs:
     `adapter` is the name of a LoRA adapter, which chooses the model where none is named.
     `prompt_tokens` is the least that the prompt can have, or what it has where that is known (`prompt_is_counted`).
     `allow_external` says whether an engine of a paid provider may be asked.
+
+    `most_prompt_tokens` is the most that there can be to read, by which a paid provider's price is reckoned.
 
     For ranking alone, too: `likely_prompt_tokens`, about how much there is to read; `answer_tokens`, the most that is
     to be generated, for all choices together (0: no bound is known); `background`, whether others come first.
@@ -71,6 +77,7 @@ class Needs:
     allow_external: bool = True
     likely_prompt_tokens: int = 0
     answer_tokens: int = 0
+    most_prompt_tokens: int = 0
     background: bool = False
 
     @classmethod
@@ -99,6 +106,7 @@ class Needs:
             allow_external=allow_external if request.resume else needs.allow_external,
             likely_prompt_tokens=likely + delivered,
             answer_tokens=(request.stop.max_tokens or 0) * request.choice_count,
+            most_prompt_tokens=_most_prompt_tokens(request) + delivered,
             background=request.priority is Priority.BACKGROUND,
         )
 
@@ -118,6 +126,7 @@ class Needs:
             prompt_tokens=least,
             counted=all(isinstance(text, tuple) for text in request.inputs),
             allow_external=allow_external,
+            most=sum(map(_most_tokens, request.inputs)),
         )
 
     @classmethod
@@ -138,6 +147,7 @@ class Needs:
             prompt_tokens=least,
             counted=False,
             allow_external=allow_external,
+            most=sum(_most_tokens(request.query) + _most_tokens(document) for document in request.documents),
         )
 
     @classmethod
@@ -173,6 +183,7 @@ class Needs:
         counted: bool,
         allow_external: bool,
         adapter: str = "",
+        most: int = 0,
     ) -> Needs:
         least = max(least, requirements.context_length)
         return cls(
@@ -191,6 +202,7 @@ class Needs:
             runner_ids=frozenset(requirements.runner_ids),
             node_ids=frozenset(requirements.node_ids),
             private=requirements.private,
+            most_prompt_tokens=most,
             # Who names a model means it, wherever it runs; who names none must not be surprised by a bill.
             allow_external=allow_external or bool(model),
         )
@@ -224,6 +236,40 @@ def _prompt_tokens(prompt: Prompt, tools: Sequence[Tool], resume: Sequence[Deliv
     described = sum(len(tool.name) + len(tool.description) for tool in tools)
     resumed = max((len(choice.text) for choice in resume), default=0)
     return characters // MAX_CHARACTERS_PER_TOKEN, (characters + described + resumed) // LIKELY_CHARACTERS_PER_TOKEN
+
+
+def _most_prompt_tokens(request: GenerationRequest) -> int:
+    """The most tokens that a prompt can have, as a provider counts them: no tokenizer makes more of a text than it has
+    bytes. What templates and pictures add is a guess on the safe side."""
+    prompt = request.prompt
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.token_ids)
+    resumed = sum(_bytes(choice.text) for choice in request.resume)
+    if isinstance(prompt, TextPrompt):
+        return _bytes(prompt.text) + resumed
+    tools = sum(
+        _bytes(tool.name) + _bytes(tool.description) + len(json.dumps(tool.parameters)) + _TEMPLATE_TOKENS
+        for tool in request.tools
+    )
+    form = _bytes(request.constraint.source) if request.constraint is not None else 0
+    total = tools + form + resumed
+    for message in prompt.messages:
+        total += _TEMPLATE_TOKENS
+        for part in message.parts:
+            if isinstance(part, ToolCall):
+                total += _bytes(part.name) + _bytes(part.arguments_json)
+            else:
+                total += _PICTURE_TOKENS if isinstance(part, ImagePart) else _bytes(part.text)
+    return total
+
+
+def _most_tokens(text: str | tuple[int, ...]) -> int:
+    return len(text) if isinstance(text, tuple) else _bytes(text)
+
+
+def _bytes(text: str) -> int:
+    # Most texts are ASCII, which Python knows of each at once.
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 def _text_tokens(text: str | tuple[int, ...]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from chorus.core.costs.purse import exhausted, usd
 from chorus.core.errors import (
     ChorusError,
     NoCapableRunnerError,
@@ -61,6 +62,8 @@ def refusal(needs: Needs, directory: Directory, missed: Sequence[Missed], situat
         return _unknown_adapter(needs, closest)
     if reason is RejectionReason.CONTEXT:
         return _too_short(needs, closest)
+    if reason is RejectionReason.BUDGET:
+        return exhausted(min((miss.found for _, miss in closest), key=lambda lack: lack.amount))
     because = _because(needs, closest)
     if reason is RejectionReason.FULL:
         wait_s = min(wait_seconds(entry.record, miss.model, situation) for entry, miss in closest if miss.model)
@@ -173,6 +176,12 @@ def detail(needs: Needs, entry: DirectoryEntry, miss: Miss) -> str:
             return f"has {model}, which lacks the tag {', '.join(sorted(miss.found))}"
         case RejectionReason.PRIVATE:
             return f"has {model} {_exposure(miss)}, which the request does not allow"
+        case RejectionReason.UNPRICED:
+            return f"has {model} through a paid provider whose price the coordinator isn't told (costs.prices)"
+        case RejectionReason.BUDGET:
+            left = max(0, miss.found.limit - miss.found.spent - miss.found.reserved)
+            of_budget = f"of this {miss.found.period}'s budget {usd(left)} is left"
+            return f"has {model} through a paid provider: {of_budget}, and this may cost {usd(miss.found.amount)}"
         case RejectionReason.CONTEXT:
             needed = needs.context_length
             return f"gives a request {miss.found} tokens of context with {model}; at least {needed} are needed"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from chorus.core.errors import (
+    BudgetExhaustedError,
     ChorusError,
     DrainingError,
     EngineError,
@@ -32,6 +33,7 @@ LOST = "runner_lost"
 _TELLING: dict[type[ChorusError], int] = {
     PromptTooLongError: 5,
     OverloadedError: 4,
+    BudgetExhaustedError: 3,  # another coordinator was quicker; engines of the household cost nothing
     EngineError: 3,
     ModelFileError: 3,
     OutOfMemoryError: 3,

@@ -68,6 +68,10 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     """The model does not fit its memory."""
     REJECTION_REASON_ADAPTER: _RejectionReason.ValueType  # 16
     """The model has no adapter of that name there."""
+    REJECTION_REASON_UNPRICED: _RejectionReason.ValueType  # 17
+    """A paid provider has the model, a budget is set, and what it costs is not configured."""
+    REJECTION_REASON_BUDGET: _RejectionReason.ValueType  # 18
+    """A paid provider has the model, and what the request may cost is more than the budget has left."""
 
 class RejectionReason(_RejectionReason, metaclass=_RejectionReasonEnumTypeWrapper):
     """Why a runner can't serve a request."""
@@ -106,6 +110,10 @@ REJECTION_REASON_MEMORY: RejectionReason.ValueType  # 15
 """The model does not fit its memory."""
 REJECTION_REASON_ADAPTER: RejectionReason.ValueType  # 16
 """The model has no adapter of that name there."""
+REJECTION_REASON_UNPRICED: RejectionReason.ValueType  # 17
+"""A paid provider has the model, a budget is set, and what it costs is not configured."""
+REJECTION_REASON_BUDGET: RejectionReason.ValueType  # 18
+"""A paid provider has the model, and what the request may cost is more than the budget has left."""
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
 
 @_typing.final

@@ -5,6 +5,7 @@ import warnings
 
 from chorus.api.coordinator.v1 import cache_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2
+from chorus.api.coordinator.v1 import costs_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2
 from chorus.api.coordinator.v1 import learning_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2
 from chorus.api.coordinator.v1 import stats_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2
 
@@ -120,6 +121,11 @@ class CoordinatorStub:
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.GetCosts = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/GetCosts',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2.GetCostsRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2.GetCostsResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -134,8 +140,9 @@ class CoordinatorServicer:
         models answer; what the stream holds then is EnsembleSpec's to say.
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-        FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
-        (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
+        FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
+        BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
+        have enough once it begins anew), UNAVAILABLE (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
         Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
         anew. A caller that cancels frees the slot, or those of all members, within one decode step.
         """
@@ -149,7 +156,8 @@ class CoordinatorServicer:
         has come with the ticket within some 3 seconds, and who comes later, before it expires, is served all the same.
         Callers: clients, admins.
         Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
-        now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+        now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates, and where a paid provider would answer,
+        which is asked through Generate alone, so that its costs are counted.
         Retry: grants another ticket; one that isn't used costs a place for some 3 seconds. Where the runner can't be reached
         or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
         """
@@ -302,6 +310,18 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCosts(self, request, context):
+        """Tells what requests cost, and would have cost elsewhere, of those that this coordinator and others which share its ledger
+        served: by day, month, model or caller, and the latest ones; and how the budget for paid providers stands.
+        Callers: clients, of their own requests; admins, of everybody's.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST: an unknown grouping, too many days or requests), UNAVAILABLE (UNAVAILABLE: the
+        ledger can't be read).
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -384,6 +404,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'GetCosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCosts,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2.GetCostsRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2.GetCostsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -821,6 +846,33 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/GetStats',
             chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/GetCosts',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2.GetCostsRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2.GetCostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

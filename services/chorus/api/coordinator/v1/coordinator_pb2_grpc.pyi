@@ -5,6 +5,7 @@ The service that clients talk to."""
 
 from chorus.api.coordinator.v1 import cache_pb2 as _cache_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as _coordinator_pb2
+from chorus.api.coordinator.v1 import costs_pb2 as _costs_pb2
 from chorus.api.coordinator.v1 import learning_pb2 as _learning_pb2
 from chorus.api.coordinator.v1 import stats_pb2 as _stats_pb2
 from collections import abc as _abc
@@ -45,8 +46,9 @@ class CoordinatorStub:
     models answer; what the stream holds then is EnsembleSpec's to say.
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-    FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
-    (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
+    FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
+    BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
+    have enough once it begins anew), UNAVAILABLE (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
     Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
     anew. A caller that cancels frees the slot, or those of all members, within one decode step.
     """
@@ -56,7 +58,8 @@ class CoordinatorStub:
     has come with the ticket within some 3 seconds, and who comes later, before it expires, is served all the same.
     Callers: clients, admins.
     Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
-    now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+    now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates, and where a paid provider would answer,
+    which is asked through Generate alone, so that its costs are counted.
     Retry: grants another ticket; one that isn't used costs a place for some 3 seconds. Where the runner can't be reached
     or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
     """
@@ -149,6 +152,14 @@ class CoordinatorStub:
     Errors: none of its own.
     Retry: safe.
     """
+    GetCosts: _grpc.UnaryUnaryMultiCallable[_costs_pb2.GetCostsRequest, _costs_pb2.GetCostsResponse]
+    """Tells what requests cost, and would have cost elsewhere, of those that this coordinator and others which share its ledger
+    served: by day, month, model or caller, and the latest ones; and how the budget for paid providers stands.
+    Callers: clients, of their own requests; admins, of everybody's.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST: an unknown grouping, too many days or requests), UNAVAILABLE (UNAVAILABLE: the
+    ledger can't be read).
+    Retry: safe.
+    """
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -164,8 +175,9 @@ class CoordinatorAsyncStub(CoordinatorStub):
     models answer; what the stream holds then is EnsembleSpec's to say.
     Callers: clients, admins.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-    FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
-    (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
+    FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
+    BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
+    have enough once it begins anew), UNAVAILABLE (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
     Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
     anew. A caller that cancels frees the slot, or those of all members, within one decode step.
     """
@@ -175,7 +187,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     has come with the ticket within some 3 seconds, and who comes later, before it expires, is served all the same.
     Callers: clients, admins.
     Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
-    now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+    now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates, and where a paid provider would answer,
+    which is asked through Generate alone, so that its costs are counted.
     Retry: grants another ticket; one that isn't used costs a place for some 3 seconds. Where the runner can't be reached
     or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
     """
@@ -268,6 +281,14 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Errors: none of its own.
     Retry: safe.
     """
+    GetCosts: _aio.UnaryUnaryMultiCallable[_costs_pb2.GetCostsRequest, _costs_pb2.GetCostsResponse]  # type: ignore[assignment]
+    """Tells what requests cost, and would have cost elsewhere, of those that this coordinator and others which share its ledger
+    served: by day, month, model or caller, and the latest ones; and how the budget for paid providers stands.
+    Callers: clients, of their own requests; admins, of everybody's.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST: an unknown grouping, too many days or requests), UNAVAILABLE (UNAVAILABLE: the
+    ledger can't be read).
+    Retry: safe.
+    """
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
@@ -286,8 +307,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         models answer; what the stream holds then is EnsembleSpec's to say.
         Callers: clients, admins.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
-        FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo), UNAVAILABLE
-        (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
+        FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
+        BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
+        have enough once it begins anew), UNAVAILABLE (RUNNERS_UNAVAILABLE, ENGINE_FAILED, UNAVAILABLE).
         Retry: starts anew, unless `spec.resume` holds what was delivered; any coordinator will do. An ensemble always starts
         anew. A caller that cancels frees the slot, or those of all members, within one decode step.
         """
@@ -303,7 +325,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         has come with the ticket within some 3 seconds, and who comes later, before it expires, is served all the same.
         Callers: clients, admins.
         Errors: as Generate; RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo) where `wait` is not set and there is no place
-        now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates.
+        now; FAILED_PRECONDITION (UNSUPPORTED_FEATURE) in a mesh without certificates, and where a paid provider would answer,
+        which is asked through Generate alone, so that its costs are counted.
         Retry: grants another ticket; one that isn't used costs a place for some 3 seconds. Where the runner can't be reached
         or its stream breaks off, Generate relays, with `unused_ticket_id` or with what was delivered.
         """
@@ -478,6 +501,20 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
         Callers: clients, admins.
         Errors: none of its own.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCosts(
+        self,
+        request: _costs_pb2.GetCostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_costs_pb2.GetCostsResponse, _abc.Awaitable[_costs_pb2.GetCostsResponse]]:
+        """Tells what requests cost, and would have cost elsewhere, of those that this coordinator and others which share its ledger
+        served: by day, month, model or caller, and the latest ones; and how the budget for paid providers stands.
+        Callers: clients, of their own requests; admins, of everybody's.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST: an unknown grouping, too many days or requests), UNAVAILABLE (UNAVAILABLE: the
+        ledger can't be read).
         Retry: safe.
         """
 

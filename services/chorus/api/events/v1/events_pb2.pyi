@@ -660,6 +660,8 @@ class RequestFinished(_message.Message):
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     work: Global___Work.ValueType
     """What it asked for."""
     outcome: Global___Outcome.ValueType
@@ -680,6 +682,10 @@ class RequestFinished(_message.Message):
     """Tokens of the answer."""
     tokens_per_second: _builtins.float
     """Tokens a second between the first one and the last; 0 where there are not two."""
+    cost_micro_usd: _builtins.int
+    """What paid providers are owed for it, in millionths of a US dollar."""
+    external: _builtins.bool
+    """Whether a paid provider was asked for it, or for a part of it."""
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
         """How long it waited at the coordinator for its turn."""
@@ -708,10 +714,12 @@ class RequestFinished(_message.Message):
         cached_token_count: _builtins.int = ...,
         output_token_count: _builtins.int = ...,
         tokens_per_second: _builtins.float = ...,
+        cost_micro_usd: _builtins.int = ...,
+        external: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "cached_token_count", b"cached_token_count", "engine_kind", b"engine_kind", "message", b"message", "outcome", b"outcome", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "queue", b"queue", "reason", b"reason", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second", "total", b"total", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "cached_token_count", b"cached_token_count", "cost_micro_usd", b"cost_micro_usd", "engine_kind", b"engine_kind", "external", b"external", "message", b"message", "outcome", b"outcome", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "queue", b"queue", "reason", b"reason", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second", "total", b"total", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

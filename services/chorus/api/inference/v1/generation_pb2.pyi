@@ -1143,22 +1143,28 @@ class Usage(_message.Message):
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     prompt_token_count: _builtins.int
     """Tokens of the prompt."""
     cached_token_count: _builtins.int
     """Those of them that were in cache."""
     completion_token_count: _builtins.int
     """Tokens generated over all choices, in this and earlier attempts."""
+    cost_micro_usd: _builtins.int
+    """What paid providers are owed for it, all attempts together, in millionths of a US dollar; a coordinator fills it in, by
+    the prices that it is configured with.
+    """
     def __init__(
         self,
         *,
         prompt_token_count: _builtins.int = ...,
         cached_token_count: _builtins.int = ...,
         completion_token_count: _builtins.int = ...,
+        cost_micro_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "completion_token_count", b"completion_token_count", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "completion_token_count", b"completion_token_count", "cost_micro_usd", b"cost_micro_usd", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
