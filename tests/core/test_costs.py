@@ -125,6 +125,7 @@ def test_bills_go_by_the_providers_count_once_there_is_one() -> None:
     came = [0]
     price = Price(prompt=1_000_000, completion=2_000_000, request=7)
     tab = Tab()
+    assert not tab.was_used
     bill = Bill("r1", "gpt", price, likely_prompt_tokens=10, delivered=lambda: came[0])
     tab.bills.append(bill)
     assert bill.cost == 17
@@ -138,6 +139,7 @@ def test_bills_go_by_the_providers_count_once_there_is_one() -> None:
     second = Bill("r2", "gpt", price, likely_prompt_tokens=13, delivered=lambda: came[0])
     part = Tab([second])
     tab.parts.append(part)
+    assert Tab(parts=[part]).was_used
     came[0] = 4
     assert (part.cost, tab.cost) == (22, 49)
     second.refused = True

@@ -249,7 +249,7 @@ async def test_an_answer_that_is_just_being_stored_is_not_made_again(certificate
         leader = asyncio.create_task(client.complete(raw("echo:one two"), cache=EXACT))
         await pace.waiting(1)
         # Until then nothing is stored or found.
-        holds = mesh.coordinators[0]._answers._store._thread.submit(goes_on.wait)
+        holds = mesh.coordinators[0]._answers._store._thread._thread.submit(goes_on.wait)
         try:
             pace.release_all()
             answer = await leader

@@ -31,7 +31,7 @@ from chorus.core.fleet.records import EngineKind
 from chorus.core.generation import Priority
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.tickets import TicketUse
-from chorus.core.placement import Candidate, Work, is_external
+from chorus.core.placement import Candidate, Work
 from chorus.core.resilience.delivered import Delivered
 from chorus.telemetry import context
 from chorus.transport.peer import current_caller
@@ -178,7 +178,6 @@ class RequestReport:
         self._arrived = board.now
         self._admitted_at: float | None = None
         self._engine = EngineKind.LOCAL
-        self._went_out = False
         self._attempts = 0
         self.tab = Tab()
         """What paid providers are owed for it."""
@@ -196,7 +195,6 @@ class RequestReport:
     def tried(self, candidate: Candidate, number: int) -> None:
         """A runner is asked for a part of it, as the try of that number, of which it isn't named."""
         self._attempts = number
-        self._went_out = self._went_out or is_external(candidate.entry.record, candidate.model)
         for engine in candidate.entry.record.runner.engines:
             if engine.name == candidate.model.engine:
                 self._engine = engine.kind
@@ -262,7 +260,7 @@ class RequestReport:
             output_tokens=figures.output_tokens,
             tokens_per_second=rate,
             cost_micro_usd=self.tab.cost,
-            external=self._went_out,
+            external=self.tab.was_used,
         )
         self._board.note(finished, self._subject)
 

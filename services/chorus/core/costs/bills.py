@@ -61,6 +61,11 @@ class Tab:
         """What all of them come to by now."""
         return sum(bill.cost for bill in self.bills) + sum(part.cost for part in self.parts)
 
+    @property
+    def was_used(self) -> bool:
+        """Whether any provider was asked."""
+        return bool(self.bills) or any(part.was_used for part in self.parts)
+
     def latest(self, runner_id: str) -> Bill | None:
         """The last bill of a runner."""
         return next((bill for bill in reversed(self.bills) if bill.runner_id == runner_id), None)
