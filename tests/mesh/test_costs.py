@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,6 @@ PROMPT = "Once upon a time"
 COST = 5 + 2 * WORDS + 7
 RESERVED = len(PROMPT) + 2 * WORDS + 7
 LOCAL = "fake-1b"
-
-
-@pytest.fixture(autouse=True)
-async def _bounded() -> AsyncIterator[None]:
-    async with asyncio.timeout(60.0):
-        yield
 
 
 def paid(**more: Any) -> GenerationRequest:
