@@ -63,7 +63,8 @@ class Costs:
         if settings.file is None and self._limits:
             raise ConfigError(
                 "costs.file: a budget needs one, since a coordinator that keeps its ledger in memory forgets at the "
-                "next start what was spent"
+                "next start what was spent",
+                metadata={"keys": "costs.file"},
             )
         self._settings = settings
         self._live = live
@@ -80,7 +81,9 @@ class Costs:
         try:
             self._books = await self._thread.run(lambda file: file.books(self._wall()))
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"costs.file: the ledger can't be opened: {error}") from error
+            raise ConfigError(
+                f"costs.file: the ledger can't be opened: {error}", metadata={"keys": "costs.file"}
+            ) from error
         if self._limits:
             self._looking = asyncio.create_task(self._look())
 
