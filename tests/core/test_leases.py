@@ -126,6 +126,17 @@ def test_a_registry_that_stood_still_removes_nobody_for_one_more_ttl() -> None:
     assert sweep(leases, 3601.9, 3602.5) == [Removal("dead", 1, RemovalReason.EXPIRED)]
 
 
+@pytest.mark.parametrize("apart_s", [0.3, 0.6, 0.99])
+def test_a_starved_registry_counts_an_eighth_of_a_ttl_from_one_sweep_to_the_next(apart_s: float) -> None:
+    leases, now = table(), 0.0
+    leases.register(record("unread"), now)
+    for _ in range(7):
+        now += apart_s
+        assert leases.expire(now) == (), "its heartbeats may lie unread"
+        leases.validate_state()
+    assert leases.expire(now + apart_s) + leases.expire(now + 2 * apart_s) != (), "but not for ever"
+
+
 def test_synced_after_a_ttl_in_which_it_did_not_stand_still() -> None:
     leases = table()
     sweep(leases, 0.0, 1.9)
