@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chorus.config import load_config, load_with_origins
+from chorus.core.costs import Limits, Price
 from chorus.core.errors import ConfigError
 from chorus.core.identity import Role
 from chorus.local.home import MeshHome
@@ -57,6 +58,24 @@ def test_every_process_reads_back_the_configuration_that_was_planned(tmp_path: P
         assert process.config_file.stat().st_mode & 0o077 == 0
     runner = mesh.processes[1].config.runner
     assert (runner.slots, runner.labels, runner.models) == (7, {"room": "attic"}, ("a", "b"))
+
+
+def test_the_coordinator_gets_what_is_configured_of_answers_and_costs(tmp_path: Path) -> None:
+    asked = {
+        "CHORUS_CACHE__MODE": "exact",
+        "CHORUS_ENSEMBLE__LEARNING": "watch",
+        "CHORUS_COSTS__PRICES": "gpt=150000/600000,*=1/2/3",
+        "CHORUS_COSTS__DAILY_BUDGET_USD": "1.5",
+    }
+    mesh = plan(tmp_path, asked)
+    mesh.options.home.make()
+    (coordinator,) = (process for process in mesh.processes if process.role is Role.COORDINATOR)
+    coordinator.write_config()
+    read = load_config(file=coordinator.config_file, environ={})
+    assert (read.cache.mode, read.ensemble.learning) == ("exact", "watch")
+    assert read.costs.price_list.of(("claude",)) == Price(1, 2, 3)
+    assert read.costs.limits == Limits(1_500_000)
+    assert read.costs.file == mesh.options.home.costs
 
 
 def test_the_cores_are_shared_among_the_runners_unless_configured(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chorus.core.errors import (
     ConfigError,
     NoCapableRunnerError,
     OverloadedError,
+    RunnersUnavailableError,
     UnsupportedFeatureError,
 )
 from chorus.core.generation import (
@@ -217,6 +219,21 @@ async def test_with_a_budget_who_has_no_price_is_not_asked(certificates: MeshCer
                 await mesh.client().complete(paid())
             assert (await mesh.client().costs()).unpriced == ("tiny",)
             assert not upstream.asked("/v1/completions")
+
+
+async def test_without_its_ledger_a_budget_lets_nothing_out(certificates: MeshCertificates, tmp_path: Path) -> None:
+    file = tmp_path / "costs.db"
+    async with Upstream("vllm") as upstream:
+        runners = [engine_at(upstream, Outside), FakeEngine()]
+        costs = money(file, daily_budget_usd=1.0)
+        async with InProcessMesh(runners=runners, certificates=certificates, costs=costs) as mesh:
+            client = mesh.client()
+            with sqlite3.connect(file) as db:
+                db.execute("DROP TABLE reserved")
+            with pytest.raises(RunnersUnavailableError, match="cost ledger can't be written"):
+                await client.complete(paid())
+            assert not upstream.asked("/v1/completions")
+            assert (await client.complete("echo:hi", model=LOCAL)).text == "hi", "what costs nothing goes on"
 
 
 async def test_a_ledger_that_can_not_be_had_ends_the_start(certificates: MeshCertificates, tmp_path: Path) -> None:
