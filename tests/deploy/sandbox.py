@@ -1,8 +1,9 @@
 """A cluster's node as far as plain processes go: each pod a network namespace with its own address, on one bridge.
 
 A container runs as its pod's specification says: command, args, environment, mounted Secrets, emptyDirs and hostPaths,
-user and group, no capabilities, no new privileges, and a root that it can't write to, with nothing in it but the
-system's programs and this checkout. Services' names are written to each pod's hosts file, with the addresses of the
+user and group, no capabilities, no new privileges, and a root that it can't write to. In that is what the folder
+CHORUS_TEST_IMAGE has, an image's root (docs/k3s.md says how to get it), or else nothing but the system's programs and
+this checkout. Services' names are written to each pod's hosts file, with the addresses of the
 ready pods behind them; there is no address of a Service's own, and no enforcement of NetworkPolicies.
 """
 
@@ -26,6 +27,7 @@ from tests.deploy.manifests import Document
 from tests.mesh.child import ROOT, Child
 
 USER = 10001
+IMAGE = os.environ.get("CHORUS_TEST_IMAGE")
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64")
 _numbers = itertools.count(1)
 
@@ -125,7 +127,8 @@ class Cluster:
     ) -> asyncio.subprocess.Process:
         """Starts a container of a pod; its first process is the one that is returned."""
         words = [*container.get("command", ["chorus"]), *container.get("args", [])]
-        variables = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **self._variables(pod, container)}
+        programs = Path("/opt/chorus/bin") if _from_image(container) else Path(sys.executable).parent
+        variables = {"PATH": f"{programs}:/usr/bin:/bin", **self._variables(pod, container)}
         variables |= environment
         words = [self._expanded(word, variables) for word in words]
         script = "\n".join([*self._root(pod, container), self._exec(pod, variables, words)])
@@ -182,6 +185,12 @@ class Cluster:
         lines = run("ip", "netns", "exec", pod.namespace, "ss", "-Htln").splitlines()
         return {int(line.split()[3].rpartition(":")[2]) for line in lines}
 
+    def scrape(self, pod: Pod) -> str:
+        """Its metrics, as they are told on the port of that name."""
+        ask = f"from urllib.request import *; print(urlopen('http://{pod.address}:{pod.of.ports()['metrics']}/metrics')"
+        words = (sys.executable, "-c", f"{ask}.read().decode())")
+        return run("ip", "netns", "exec", pod.namespace, *words)
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _remove(self, pod: Pod) -> None:
@@ -235,29 +244,41 @@ class Cluster:
     def _root(self, pod: Pod, container: Document) -> list[str]:
         """The commands that make a container's root folder; the mounts are gone with its last process."""
         root = pod.folder / "root"
-        lines = [
-            "mount --make-rprivate /",
-            f"mount -t tmpfs -o mode=0755 tmpfs {root}",
-            f"mkdir {root}/proc {root}/dev",
-        ]
+        lines = ["mount --make-rprivate /"]
+        lines += self._from_image(root) if _from_image(container) else self._from_system(root)
         lines += [f"mount --rbind /{name} {root}/{name}" for name in ("proc", "dev")]
+        for mount in container.get("volumeMounts", []):
+            lines += self._bound(
+                root, pod.volumes[mount["name"]], mount["mountPath"], read_only=mount.get("readOnly", False)
+            )
+        if not _from_image(container):
+            # After the pod's own volumes: one at /tmp would hide a checkout there.
+            for path in dict.fromkeys((Path(sys.base_prefix), ROOT, Path(sys.prefix))):
+                lines += self._bound(root, path, str(path), read_only=True)
+            lines.append(f"mkdir -p {root}/etc")
+            lines += [f"cp /etc/{name} {root}/etc/ 2>/dev/null || true" for name in ("ld.so.cache", "passwd", "group")]
+        lines += [f"echo 'hosts: files' > {root}/etc/nsswitch.conf", f"touch {root}/etc/resolv.conf {root}/etc/hosts"]
+        lines.append(f"mount --bind {pod.folder / 'hosts'} {root}/etc/hosts")
+        return [*lines, f"mount -o remount,ro {root}"]
+
+    def _from_system(self, root: Path) -> list[str]:
+        lines = [f"mount -t tmpfs -o mode=0755 tmpfs {root}", f"mkdir {root}/proc {root}/dev"]
         for name in _SYSTEM:
             if Path("/", name).is_symlink():
                 lines.append(f"cp -P /{name} {root}/{name}")
             elif Path("/", name).is_dir():
                 lines += self._bound(root, Path("/", name), f"/{name}", read_only=True)
-        for mount in container.get("volumeMounts", []):
-            lines += self._bound(
-                root, pod.volumes[mount["name"]], mount["mountPath"], read_only=mount.get("readOnly", False)
-            )
-        # After the pod's own volumes: one at /tmp would hide a checkout there.
-        for path in dict.fromkeys((Path(sys.base_prefix), ROOT, Path(sys.prefix))):
-            lines += self._bound(root, path, str(path), read_only=True)
-        lines.append(f"mkdir -p {root}/etc")
-        lines += [f"cp /etc/{name} {root}/etc/ 2>/dev/null || true" for name in ("ld.so.cache", "passwd", "group")]
-        lines += [f"echo 'hosts: files' > {root}/etc/nsswitch.conf", f"touch {root}/etc/resolv.conf {root}/etc/hosts"]
-        lines.append(f"mount --bind {pod.folder / 'hosts'} {root}/etc/hosts")
-        return [*lines, f"mount -o remount,ro {root}"]
+        return lines
+
+    @staticmethod
+    def _from_image(root: Path) -> list[str]:
+        # Layers over it take the folders that volumes are mounted at, as a container runtime has them.
+        layers = root.with_name("layers")
+        options = f"lowerdir={IMAGE},upperdir={layers}/upper,workdir={layers}/work"
+        return [
+            f"mkdir -p {layers} && mount -t tmpfs tmpfs {layers} && mkdir {layers}/upper {layers}/work",
+            f"mount -t overlay -o {options} overlay {root}",
+        ]
 
     @staticmethod
     def _bound(root: Path, source: Path, target: str, *, read_only: bool) -> list[str]:
@@ -271,3 +292,8 @@ class Cluster:
         settings = [f"{name}={value}" for name, value in variables.items()]
         command = ["chroot", str(pod.folder / "root"), "setpriv", *limits, "env", "-i", *settings, *words]
         return f"exec {shlex.join(command)}"
+
+
+def _from_image(container: Document) -> bool:
+    """Whether that container has an image to run from: those of the tests themselves have none."""
+    return IMAGE is not None and "image" in container

@@ -7,12 +7,12 @@ import base64
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
 
 from chorus.core.identity import Role, SpiffeId
 from chorus.identity.ca import now_utc
@@ -24,7 +24,7 @@ from chorus.telemetry.lease_metrics import LeaseMetrics
 from chorus.telemetry.metrics import GenerationMetrics, MachineMetrics, RpcMetrics, admission_gauges, new_registry
 from tests.deploy.api_server import node, serving
 from tests.deploy.conftest import SETS, Rendered
-from tests.deploy.edges import disagreements, workloads
+from tests.deploy.edges import SERVICES, disagreements, workloads
 from tests.deploy.manifests import K3S, Document, one
 
 Names = dict[str, tuple[str, ...]]
@@ -197,25 +197,30 @@ def _exported() -> set[str]:
     EventMetrics(registry)
     LeaseMetrics(registry)
     admission_gauges(registry, running=lambda: 0, waiting=lambda: 0)
-    return _series(registry)
+    return series(registry.collect())
 
 
-def _series(registry: CollectorRegistry) -> set[str]:
+def series(families: Iterable[Metric]) -> set[str]:
+    """The names by which a query finds them."""
     found = set()
-    for family in registry.collect():
+    for family in families:
         ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         found |= {family.name + end for end in ends}
     return found
 
 
-def test_alerts_dashboard_and_scaling_ask_for_series_that_there_are(rendered: Rendered):
-    documents = rendered("ha")
+def asked_for(documents: tuple[Document, ...]) -> set[str]:
+    """The series that alerts, dashboard and scaling ask for."""
     rules = one(documents, "PrometheusRule", "chorus")["spec"]["groups"]
     dashboard = json.loads(one(documents, "ConfigMap", "chorus-dashboard")["data"]["chorus.json"])
     asked = [rule["expr"] for group in rules for rule in group["rules"]]
     asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     asked.append(one(documents, "ConfigMap", "chorus-adapter-rule")["data"]["rule.yaml"].splitlines()[0])
-    names = {name for text in asked for name in re.findall(r"\bchorus_\w+", text)}
+    return {name for text in asked for name in re.findall(r"\bchorus_\w+", text)}
+
+
+def test_alerts_dashboard_and_scaling_ask_for_series_that_there_are(rendered: Rendered):
+    names = asked_for(rendered("ha"))
     assert len(names) >= 15
     assert names <= _exported()
 
@@ -232,7 +237,8 @@ def test_only_prometheus_reaches_metrics_and_on_their_ports(rendered: Rendered):
     documents = rendered("ha")
     policy = one(documents, "NetworkPolicy", "chorus-metrics")["spec"]
     assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": "metrics"}]
-    for service in ("registry", "runner", "coordinator"):
+    assert set(policy["podSelector"]["matchExpressions"][0]["values"]) == set(SERVICES)
+    for service in SERVICES:
         (entry,) = one(documents, "Service", f"chorus-{service}-metrics")["spec"]["ports"]
         assert entry["targetPort"] == "metrics"
 

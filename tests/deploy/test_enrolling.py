@@ -67,7 +67,7 @@ async def test_each_node_joins_once_with_its_own_token(scene: Scene):
     assert await scene.invite("desktop", "laptop") == ((), ("desktop", "laptop"), ())
     assert await scene.join("desktop")
     leaf = scene.leaf("desktop")
-    assert leaf.spiffe_id == SpiffeId(DOMAIN, Role.RUNNER, "desktop")
+    assert (leaf.spiffe_id, leaf.node) == (SpiffeId(DOMAIN, Role.RUNNER, "desktop"), "desktop")
     assert (scene.certs("desktop") / "runner-desktop" / "tls.key").stat().st_mode & 0o777 == 0o600
     # Its pod starts again: with the key that it has, and whether or not the used token lies there still.
     assert not await scene.join("desktop")

@@ -1,8 +1,9 @@
-"""The Containerfile agrees with the manifests and the locks. (It was not built: there was no base to build it on.)"""
+"""The Containerfile agrees with the manifests and the locks. It is built, and tried, by hand: docs/k3s.md."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from tests.deploy.manifests import overlay, pod_template
@@ -11,10 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = (ROOT / "deploy" / "image" / "Containerfile").read_text("utf-8")
 
 
+JOINED = re.sub(r"\\\n\s*", "", CONTAINERFILE)
+
+
 def instructions(name: str) -> list[str]:
     """The arguments of every instruction of that name."""
-    joined = re.sub(r"\\\n\s*", "", CONTAINERFILE)
-    return re.findall(rf"^{name} (.*)$", joined, re.MULTILINE)
+    return re.findall(rf"^{name} (.*)$", JOINED, re.MULTILINE)
 
 
 def test_it_runs_as_the_user_that_the_manifests_name():
@@ -41,6 +44,44 @@ def test_whatever_is_installed_is_locked_by_its_hash():
                 assert "--no-index" in step
 
 
+def built_with(**arguments: str) -> dict[str, str]:
+    """The build arguments and variables of a build with these `--build-arg`s, as far as instructions say them."""
+    known: dict[str, str] = {}
+    for name, text in re.findall(r"^(ARG|ENV) (.*)$", JOINED, re.MULTILINE):
+        for pair in shlex.split(text):
+            key, _, default = pair.partition("=")
+            value = arguments.get(key, default) if name == "ARG" else default
+            known[key] = re.sub(r"\$\{(\w+)\}", lambda found: known[found[1]], value)
+    return known
+
+
 def test_it_is_not_built_for_the_processor_that_builds_it():
-    assert "-DGGML_NATIVE=off" in instructions("ARG")[-1]
+    assert "-DGGML_NATIVE=off" in built_with()["CMAKE_ARGS"].split()
     assert "GGML_NATIVE=on" not in CONTAINERFILE
+
+
+def test_one_base_does_for_building_and_running():
+    made = built_with(BASE="localhost/debian:trixie-slim")
+    assert made["BUILD_BASE"] == made["RUN_BASE"] == "localhost/debian:trixie-slim"
+    assert re.findall(r"^FROM (\S+)", JOINED, re.MULTILINE) == ["${BUILD_BASE}", "${RUN_BASE}"]
+
+
+def test_the_arguments_for_cuda_that_its_head_tells_are_those_that_there_are():
+    head = CONTAINERFILE.partition("\nARG ")[0]
+    told = dict(re.findall(r'--build-arg (\w+)="?([^"\s]+)', head))
+    assert {"BUILD_BASE", "RUN_BASE", "GGML", "BASE"} == told.keys()
+    made = built_with(**{key: value for key, value in told.items() if key != "BASE"})
+    assert (made["BUILD_BASE"], made["RUN_BASE"]) == (told["BUILD_BASE"], told["RUN_BASE"])
+    flags = made["CMAKE_ARGS"].split()
+    assert flags[-1] == "-DGGML_CUDA=on"  # the last word on an option is cmake's
+    assert "-DGGML_NATIVE=off" in flags
+    # What is built with one toolkit runs on its libraries.
+    assert told["BUILD_BASE"].replace("-devel-", "-runtime-") == told["RUN_BASE"]
+
+
+def test_the_script_that_makes_a_base_makes_the_one_that_is_told():
+    script = (ROOT / "deploy" / "image" / "base.sh").read_text("utf-8")
+    assert "suite=${1:-trixie}" in script
+    assert '"localhost/debian:$suite-slim"' in script
+    assert "BASE=localhost/debian:trixie-slim" in CONTAINERFILE
+    assert built_with()["BASE"] == "docker.io/library/debian:trixie-slim"

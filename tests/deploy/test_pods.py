@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
+import shutil
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +16,20 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_health.v1 import health_pb2
+from prometheus_client.parser import text_string_to_metric_families
 
 from chorus.identity.ca import now_utc
 from chorus.identity.policy import load_policy
 from chorus.k8s.enrolling import TOKENS_SECRET
 from chorus.k8s.issuing import Issuer
+from tests.deploy import stand_in_kubectl
 from tests.deploy.api_server import node, serving
 from tests.deploy.conftest import Rendered
 from tests.deploy.edges import SERVICES, Pods, workloads
 from tests.deploy.sandbox import Cluster, Pod, possible
+from tests.deploy.test_edges import asked_for, series
 from tests.interop.test_grpcurl import GRPCURL
+from tests.mesh.child import ROOT
 
 pytestmark = [
     pytest.mark.skipif(not possible(), reason="PODS NOT TESTED: making network namespaces takes root, and iproute2"),
@@ -82,6 +89,54 @@ def cluster(
     cluster = Cluster(rendered(request.param), tmp_path, secrets)
     with cluster.on():
         yield cluster
+
+
+KUBECTL = shutil.which("kubectl")
+READER = Pods(
+    "reader",
+    {"chorus.mesh/client": "true"},
+    {
+        "spec": {
+            "volumes": [
+                *(
+                    {"name": who, "secret": {"secretName": f"chorus-{who}-tls", "defaultMode": 0o440}}
+                    for who in ("client", "admin")
+                ),
+                {"name": "tmp", "emptyDir": {}},
+            ],
+            "containers": [
+                {
+                    "name": "reader",
+                    "env": [{"name": "HOME", "value": "/tmp"}, {"name": "REAL_KUBECTL", "value": str(KUBECTL)}],
+                    "volumeMounts": [
+                        {"name": "client", "mountPath": f"{stand_in_kubectl.SECRETS}/chorus-client-tls"},
+                        {"name": "admin", "mountPath": f"{stand_in_kubectl.SECRETS}/chorus-admin-tls"},
+                        {"name": "tmp", "mountPath": "/tmp"},
+                    ],
+                }
+            ],
+        }
+    },
+)
+
+
+def documented() -> str:
+    """What docs/k3s.md has a person type who wants to be answered, or to shut somebody out; a script for bash."""
+    text = (ROOT / "docs" / "k3s.md").read_text("utf-8")
+    blocks = [block for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL) if "port-forward" in block]
+    typed = re.findall(r"^\s*\$ (.*)$", re.sub(r"\\\n\s*", "", "\n".join(blocks)), re.MULTILINE)
+    # Whoever types is slower than kubectl; a script waits for its first line.
+    waits = r"coproc F\2 { exec \1; }; read -r <&${F\2[0]}"
+    script = [re.sub(r"^(kubectl .* port-forward \S+ (\d+)) &$", waits, line) for line in typed]
+    stand_in = f'exec python {stand_in_kubectl.__file__} "$@"'
+    return "\n".join(
+        [
+            "set -e; mkdir /tmp/bin; export PATH=/tmp/bin:$PATH",
+            f"printf '#!/bin/sh\\n%s\\n' {shlex.quote(stand_in)} > /tmp/bin/kubectl; chmod +x /tmp/bin/kubectl",
+            *script,
+            "kill $(jobs -p)",
+        ]
+    )
 
 
 class Kubelet:
@@ -189,6 +244,19 @@ async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, r
     assert "chorus.api.coordinator.v1.Coordinator" in await grpcurl(cluster, client, *pinned, "list")
     said = await grpcurl(cluster, client, *pinned, "chorus.api.coordinator.v1.Coordinator/ListNodes")
     assert all(f'"{name}"' in said for name in NODES)
+
+    # Everything else that the documentation has a person type, with the real programs but for a cluster's kubectl.
+    if KUBECTL is not None:
+        reader = cluster.pod(READER, "laptop")
+        typing = await cluster.execute(reader, {**READER.main, "command": ["bash", "-c", documented()]})
+        said, errors = await typing.communicate()
+        assert typing.returncode == 0, errors.decode()
+        assert '"nodes"' in said.decode()
+        assert "runner-attic" in errors.decode() or "runner/attic" in said.decode() + errors.decode()
+
+    # What Prometheus finds on them is what alerts, dashboard and scaling ask for.
+    told = (cluster.scrape(pod) for pod in cluster.pods if "metrics" in pod.of.ports())
+    assert asked_for(rendered("ha")) <= {name for text in told for name in series(text_string_to_metric_families(text))}
 
     # Who is connected to whom is what the policies are written for (test_edges.py), direct mode included.
     assert cluster.connections(7101) == {("runner", "registry"), ("coordinator", "registry")}
