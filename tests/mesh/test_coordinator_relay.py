@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.relay import relay
 from chorus.core.errors import EngineError, RunnersUnavailableError, UnavailableError
+from chorus.core.events import RequestRefused
 from chorus.core.generation import GenerationRequest, TextPrompt
 from chorus.core.identity import Role
 from chorus.core.resilience.delivered import Delivered
@@ -264,6 +266,22 @@ async def test_a_connection_that_is_closed_after_finished_is_no_break(certificat
         assert len(runner.requests) == 1
         ended.set()
         await runner.leave()
+
+
+async def test_a_request_that_meets_a_defect_is_told_to_have_ended(certificates: MeshCertificates) -> None:
+    def defect(_candidate: object) -> None:
+        raise ZeroDivisionError
+
+    async with InProcessMesh(runners=1, certificates=certificates) as mesh:
+        service = mesh.coordinators[0]
+        told: list[object] = []
+        service.events.on_event(lambda event: told.append(event.detail))
+        service._placing.on_start(defect)
+        with pytest.raises(grpc.RpcError, match="request id req-7"):
+            await raw_messages(mesh)
+        ends = [detail.reason for detail in told if isinstance(detail, RequestRefused)]
+        assert ends == ["INTERNAL"]
+        assert service._admission.running == 0
 
 
 async def test_attempts_are_counted_as_far_as_their_field_goes(certificates: MeshCertificates) -> None:

@@ -115,11 +115,11 @@ class Ensembles:
                 learn=self._learning(choice, task),
             )
             await under_way.run()
-        except ChorusError as error:
-            report.failed(error)
-            raise
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: nobody reads what is written
             report.cancelled()
+            raise
+        except Exception as error:
+            report.failed(error)
             raise
         else:
             report.completed()

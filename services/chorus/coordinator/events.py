@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from chorus.core.costs import Tab
-from chorus.core.errors import CancelledError, ChorusError, DrainingError
+from chorus.core.errors import CancelledError, ChorusError, DrainingError, InternalError
 from chorus.core.events import (
     KIND_OF,
     Bookmark,
@@ -160,7 +160,7 @@ class GenerationReport(Protocol):
 
     def admitted(self, priority: Priority, /) -> None: ...
     def asked(self, candidate: Candidate, number: int, /) -> None: ...
-    def failed(self, error: ChorusError, delivered: Delivered | None, /) -> None: ...
+    def failed(self, error: Exception, delivered: Delivered | None, /) -> None: ...
     def cancelled(self, delivered: Delivered | None, /) -> None: ...
     def completed(self, delivered: Delivered | None, /) -> None: ...
 
@@ -199,8 +199,10 @@ class RequestReport:
             if engine.name == candidate.model.engine:
                 self._engine = engine.kind
 
-    def failed(self, error: ChorusError, delivered: Delivered | None = None) -> None:
-        """It ends with an error."""
+    def failed(self, error: Exception, delivered: Delivered | None = None) -> None:
+        """It ends with an error; one that isn't of the mesh's is a defect, of which its caller learns no more."""
+        if not isinstance(error, ChorusError):
+            error = InternalError("internal error")
         message = error.message[:_MESSAGE_MAX]
         if self._attempts:
             return self._finished(Outcome.FAILED, delivered, reason=error.reason, message=message)
@@ -312,7 +314,7 @@ class EnsembleReport:
         whole.first_at = min(times, default=None)
         whole.last_at = max((at for at in (whole.last_at, delivered.last_at) if at is not None), default=None)
 
-    def failed(self, error: ChorusError) -> None:
+    def failed(self, error: Exception) -> None:
         """It ends with an error."""
         self._report.failed(error, self._sum)
 
@@ -340,7 +342,7 @@ class MemberReport:
         """A runner is asked."""
         self._ensemble.member_asked(candidate)
 
-    def failed(self, _error: ChorusError, delivered: Delivered | None = None) -> None:
+    def failed(self, _error: Exception, delivered: Delivered | None = None) -> None:
         """It ends with an error, of which the verdict tells."""
         self._ensemble.member_ended(delivered)
 

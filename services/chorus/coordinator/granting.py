@@ -110,11 +110,11 @@ class Granting:
         report = self._events.request(Work.GENERATE, request.spec.model)
         try:
             return await self._place(request, context, str(caller), report)
-        except ChorusError as error:
-            report.failed(error)
-            raise
         except asyncio.CancelledError:
             report.cancelled()
+            raise
+        except Exception as error:
+            report.failed(error)
             raise
 
     async def _place(

@@ -28,6 +28,7 @@ from chorus.core.costs import Bill, Tab
 from chorus.core.errors import (
     ChorusError,
     DeadlineExceededError,
+    InternalError,
     UnavailableError,
 )
 from chorus.core.generation import Priority
@@ -208,13 +209,14 @@ class Requests:
                     avoided=request.failed_runner_id,
                 )
                 place.tokens = delivered.output_tokens
-        except ChorusError as error:
-            self._log_end("request.failed", began, delivered, told, reason=error.reason, why=error.message)
-            report.failed(error, delivered)
-            raise
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: nobody reads what is written
             self._log_end("request.finished" if delivered.finished else "request.cancelled", began, delivered, told)
             report.cancelled(delivered)
+            raise
+        except Exception as error:
+            reason = error.reason if isinstance(error, ChorusError) else InternalError.reason
+            self._log_end("request.failed", began, delivered, told, reason=reason, why=str(error))
+            report.failed(error, delivered)
             raise
         else:
             self._log_end("request.finished", began, delivered, told, ttft_s=timers[0].time_to_first_token)
@@ -427,11 +429,11 @@ def _told(report: RequestReport) -> Iterator[None]:
     """Tells how a request with a single answer ends, when the block is left."""
     try:
         yield
-    except ChorusError as error:
-        report.failed(error)
-        raise
     except (asyncio.CancelledError, grpc.aio.InternalError):
         report.cancelled()
+        raise
+    except Exception as error:
+        report.failed(error)
         raise
     else:
         report.completed()
