@@ -7,7 +7,7 @@ SETUP := $(PYTHON) tools/setup.py
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo test lint format protos bench lock clean
+.PHONY: help setup demo test lint format protos bench lock sbom clean
 
 help: ## this text
 	@echo "Chorus: a handful of machines answering as one private LLM service."
@@ -55,6 +55,10 @@ bench: ## measure, beside llama-server too, and judge (over an hour); ONLY="serv
 
 lock: ## lock the dependencies anew after pyproject.toml changed; ARGS=--upgrade takes newer versions
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/lock.py $(ARGS)
+
+sbom: ## what Chorus is installed from, as CycloneDX, in chorus.cdx.json
+	@$(SETUP) --no-llama
+	@$(BIN)/python tools/sbom.py > chorus.cdx.json
 
 clean: ## remove .venv and everything else that was made here (wheels kept for other checkouts stay)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 
 from chorus.core.errors import DownloadError
 from chorus.models.progress import PullProgress, Reporter
+from chorus.models.sources.addresses import names_a_private_place
 from chorus.models.sources.http import Download, download, record_path
 from tests.models.file_server import FileServer
 
@@ -235,6 +238,52 @@ def test_a_redirect_away_from_encryption_is_not_followed(partial: Path, pauses: 
             pause=pauses,
         )
     assert asked == ["https"]
+
+
+@pytest.mark.parametrize(
+    "there", ["127.0.0.1", "169.254.169.254", "10.0.0.5", "192.168.1.1", "100.64.0.1", "[::1]", "[fd00::1]",
+              "[::ffff:10.0.0.1]", "localhost"],
+)  # fmt: skip
+def test_a_public_link_leads_into_no_private_network(partial: Path, pauses: Pauses, there: str) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host == "models.example":
+            return httpx.Response(302, headers={"Location": f"https://{there}/m.gguf"})
+        return httpx.Response(200, stream=httpx.ByteStream(CONTENT))
+
+    wanted, transport = Download("https://models.example/m.gguf"), httpx.MockTransport(answer)
+    with pytest.raises(DownloadError, match="--allow-private"):
+        download(wanted, partial, Reporter(), transport=transport, pause=pauses)
+    assert asked == ["models.example"]
+    assert not partial.exists()
+    download(replace(wanted, allow_private=True), partial, Reporter(), transport=transport, pause=pauses)
+    assert partial.read_bytes() == CONTENT
+
+
+def test_a_name_that_turns_out_to_be_this_machines_gives_nothing(
+    server: FileServer, partial: Path, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("/m.gguf", CONTENT)
+    port = server.url.rpartition(":")[2]
+    real, answers = socket.getaddrinfo, ["93.184.215.14", "127.0.0.1"]
+
+    def rebinding(host: object, *arguments: object, **named: object) -> object:
+        """Another answer each time, as a name of an attacker's has: first a public address, then a private one."""
+        return real(answers.pop(0) if answers else "127.0.0.1", *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    with pytest.raises(DownloadError, match=r"private address 127\.0\.0\.1"):
+        download(Download(f"http://models.example:{port}/m.gguf"), partial, Reporter(), pause=pauses)
+    assert not partial.exists()
+
+
+def test_who_names_a_private_place_himself_gets_it() -> None:
+    for host in ("127.0.0.1", "192.168.1.9", "nas", "nas.lan", "nas.local", "::1", "files.home.arpa"):
+        assert names_a_private_place(host), host
+    for host in ("models.example", "8.8.8.8", "lan.example", "2606:4700::1111"):
+        assert not names_a_private_place(host), host
 
 
 def test_nobody_listening_is_said_plainly(partial: Path, pauses: Pauses) -> None:

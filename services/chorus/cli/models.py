@@ -204,6 +204,9 @@ def pull(
     reference: Annotated[
         bool, typer.Option("--reference", help="Leave a file of this machine where it is, and only remember it.")
     ] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Let a link that looks public lead into a private network.")
+    ] = False,
     models_dir: ModelsDir = None,
     catalogs: Catalogs = None,
     config: ConfigFile = None,
@@ -222,7 +225,8 @@ def pull(
     pulled = []
     for name in what:
         with PullBar(name) as bar:
-            options = PullOptions(mode=mode, sha256=sha256.lower() if sha256 else None)
+            digest = sha256.lower() if sha256 else None
+            options = PullOptions(mode=mode, sha256=digest, allow_private=allow_private)
             stored = pull_artifact(name, store, bar, catalog=catalog, options=options)
         pulled.append(stored)
         if not as_json:

@@ -43,13 +43,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class PullOptions:
     """What a caller may choose. `sha256` is the digest that the file must have, 64 lower-case hexadecimal digits.
 
-    `hub_endpoint` and `ollama_folders` None are the usual ones.
+    `hub_endpoint` and `ollama_folders` None are the usual ones. `allow_private`: a source that looks public may lead to
+    private addresses.
     """
 
     mode: ImportMode = ImportMode.LINK
     sha256: str | None = None
     hub_endpoint: str | None = None
     ollama_folders: Sequence[Path] | None = None
+    allow_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +175,13 @@ class _Pull:
         file = wanted.entry[1].file if wanted.entry else None
         match source:
             case HubSource():
-                return hub_offer(source, endpoint=self._options.hub_endpoint)
+                options = self._options
+                return hub_offer(source, endpoint=options.hub_endpoint, allow_private=options.allow_private)
             case UrlSource():
                 size = wanted.entry[1].size_bytes if wanted.entry else None
-                request = http.Download(source.url, size_bytes=size, sha256=wanted.sha256)
+                request = http.Download(
+                    source.url, size_bytes=size, sha256=wanted.sha256, allow_private=self._options.allow_private
+                )
                 return Offer(
                     source.file,
                     lambda partial, reporter: http.download(request, partial, reporter),

@@ -17,6 +17,7 @@ import httpx
 
 from chorus.core.errors import DownloadError
 from chorus.models.progress import PullPhase, Reporter
+from chorus.models.sources.addresses import AddressGuard
 from chorus.models.sources.offer import ensure_space, keep_going
 
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
@@ -36,12 +37,16 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What to get. `headers` may hold a token: they go to the URL's own host, not to where it redirects."""
+    """What to get. `headers` may hold a token: they go to the URL's own host, not to where it redirects.
+
+    `allow_private`: the way there may lead to private addresses, though the URL names none.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     size_bytes: int | None = None
     sha256: str | None = None
+    allow_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +89,10 @@ def download(
         if wanted.url.startswith("https:") and request.url.scheme != "https":
             raise DownloadError(f"{host} redirects to {request.url.host} without encryption; not followed")
 
+    guard = AddressGuard(wanted.url, allow_private=wanted.allow_private)
+    hooks = {"request": [refuse_downgrade, guard.check_request], "response": [guard.check_response]}
     failures = 0
-    with httpx.Client(
-        follow_redirects=True, timeout=_TIMEOUT, transport=transport, event_hooks={"request": [refuse_downgrade]}
-    ) as client:
+    with httpx.Client(follow_redirects=True, timeout=_TIMEOUT, transport=transport, event_hooks=hooks) as client:
         for _ in range(_ATTEMPTS):
             before = _size(partial)
             try:

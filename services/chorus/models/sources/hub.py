@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from chorus.core.errors import DownloadError
@@ -14,8 +15,9 @@ _MAX_FILES_NAMED = 12
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def hub_offer(source: HubSource, *, endpoint: str | None = None) -> Offer:
-    """Asks the hub for size, digest and commit of a file. `endpoint` None is the hub, or $HF_ENDPOINT.
+def hub_offer(source: HubSource, *, endpoint: str | None = None, allow_private: bool = False) -> Offer:
+    """Asks the hub for size, digest and commit of a file. `endpoint` None is the hub, or $HF_ENDPOINT; `allow_private`
+    as `Download` has it.
 
     The login of huggingface_hub ($HF_TOKEN, or `hf auth login`) is used where there is one. Raises DownloadError.
     """
@@ -55,6 +57,8 @@ def hub_offer(source: HubSource, *, endpoint: str | None = None) -> Offer:
         headers={} if token is None else {"Authorization": f"Bearer {token}"},
         size_bytes=metadata.size,
         sha256=sha256,
+        # A hub of one's own is where somebody has put it.
+        allow_private=allow_private or endpoint is not None or "HF_ENDPOINT" in os.environ,
     )
     return Offer(
         source.file.rsplit("/", 1)[-1],
