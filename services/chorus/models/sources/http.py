@@ -90,7 +90,10 @@ def download(
             raise DownloadError(f"{host} redirects to {request.url.host} without encryption; not followed")
 
     guard = AddressGuard(wanted.url, allow_private=wanted.allow_private)
-    hooks = {"request": [refuse_downgrade, guard.check_request], "response": [guard.check_response]}
+    hooks: dict[str, list[Callable[..., None]]] = {
+        "request": [refuse_downgrade, guard.check_request],
+        "response": [guard.check_response],
+    }
     failures = 0
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT, transport=transport, event_hooks=hooks) as client:
         for _ in range(_ATTEMPTS):
