@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,9 +94,27 @@ def test_a_long_question_is_like_itself_alone() -> None:
     assert not read_gate().accepts(long, long + "?", 1.0)
 
 
+_WORDS = st.lists(
+    st.sampled_from(["when", "does", "not", "no", "the", "port", "ports", "open", "3", "4", "all", "of", "to", "by"]),
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(one=_WORDS, other=_WORDS, cosine=st.floats(0.5, 1.0))
+def test_what_is_seen_at_once_never_says_other_than_the_whole_look(
+    one: list[str], other: list[str], cosine: float
+) -> None:
+    gate, first, second = read_gate(), " ".join(one) + "?", " ".join(other) + "?"
+    whole = gate.probability(first, second, cosine)
+    assert gate.sure(first, second, cosine) == (whole if whole >= gate.threshold else None)
+
+
 def test_no_difference_speaks_for_a_pair() -> None:
-    gate = read_gate()
-    assert max(gate._weights.weights) <= 0.0
+    assert max(read_gate()._weights.weights) <= 0.0
+    told = {"bias": 0.0, "weights": dict.fromkeys(FEATURES, -1.0) | {"words": 0.5}, "threshold": 0.5}
+    with pytest.raises(ValueError, match="speak"):
+        Weights.parse(json.dumps(told))
 
 
 def test_weights_of_other_features_are_refused() -> None:

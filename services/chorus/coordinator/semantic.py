@@ -137,7 +137,7 @@ def _best(gate: Gate, question: str, near: Sequence[Kept]) -> tuple[Kept | None,
     for kept in near:
         if kept.cosine < _LEAST_COSINE:
             break
-        sure = gate.probability(question, kept.question, kept.cosine)
-        if sure >= gate.threshold and sure > confidence:
+        sure = gate.sure(question, kept.question, kept.cosine)
+        if sure is not None and sure > confidence:
             best, confidence = kept, sure
     return best, confidence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from chorus.core.cache.lexicon import Lexicon
 from chorus.core.cache.reading import Reading, Word
@@ -33,12 +33,26 @@ _MOST = 3.0  # of one kind; more says no more
 def differences(one: Reading, other: Reading, lexicon: Lexicon, cosine: float) -> tuple[float, ...]:
     """The features, in their order. `cosine` is that of the questions' embeddings, from -1 to 1."""
     aligned, alone = _align(one.words, other.words, lexicon)
-    found = {
+    return _features(
+        _seen_at_once(one, other, cosine)
+        | {
+            "words": float(len(alone)),
+            "names": float(sum(word.name for word in alone)),
+            "roles": float(sum(a.role != b.role for a, b, _ in aligned)),
+            "order": float(_inversions([(a.place, b.place) for a, b, _ in aligned if not a.role and not b.role])),
+            "synonyms": float(sum(not same for _, _, same in aligned)),
+        }
+    )
+
+
+def least_differences(one: Reading, other: Reading, cosine: float) -> tuple[float, ...]:
+    """What the features are at least: those that are seen without aligning words, which takes longest."""
+    return _features(_seen_at_once(one, other, cosine))
+
+
+def _seen_at_once(one: Reading, other: Reading, cosine: float) -> dict[str, float]:
+    return {
         "kind": float(one.kind != other.kind),
-        "words": float(len(alone)),
-        "names": float(sum(word.name for word in alone)),
-        "roles": float(sum(a.role != b.role for a, b, _ in aligned)),
-        "order": float(_inversions([(a.place, b.place) for a, b, _ in aligned if not a.role and not b.role])),
         "numbers": _apart(one.numbers, other.numbers),
         "negation": float(one.negations != other.negations),
         "degrees": _apart(one.degrees, other.degrees),
@@ -47,13 +61,15 @@ def differences(one: Reading, other: Reading, lexicon: Lexicon, cosine: float) -
         "pronouns": float(one.pronouns != other.pronouns),
         "symbols": _apart(one.symbols, other.symbols),
         "voice": float(one.passive != other.passive),
-        "synonyms": float(sum(not same for _, _, same in aligned)),
         "distance": 1.0 - max(-1.0, min(1.0, cosine)),
     }
+
+
+def _features(found: dict[str, float]) -> tuple[float, ...]:
     found["differences"] = sum(
         min(value, _MOST) for name, value in found.items() if name not in _HARMLESS and name != "distance"
     )
-    return tuple(min(found[name], _MOST) for name in FEATURES)
+    return tuple(min(found.get(name, 0.0), _MOST) for name in FEATURES)
 
 
 def _align(
@@ -94,7 +110,9 @@ def _inversions(places: Sequence[tuple[int, int]]) -> int:
     return sum((a - c) * (b - d) < 0 for number, (a, b) in enumerate(places) for c, d in places[number + 1 :])
 
 
-def _apart(ones: Iterable[object], others: Iterable[object]) -> float:
+def _apart(ones: Sequence[object], others: Sequence[object]) -> float:
     """How many things of two bags are in one of them alone."""
+    if ones == others:
+        return 0.0
     first, second = Counter(ones), Counter(others)
     return float(((first - second) + (second - first)).total())

@@ -155,13 +155,18 @@ def _request(tokens: list[_Token]) -> list[_Token]:
     return tokens
 
 
+_PHRASES_FROM = {
+    first: [entry for entry in PHRASES if entry[0][0] == first] for first in {entry[0][0] for entry in PHRASES}
+}
+
+
 def _fixed(tokens: list[_Token]) -> list[_Token]:
     """With each fixed phrase as the words that it stands for."""
     found: list[_Token] = []
     ends: list[_Token] = []
     place = 0
     while place < len(tokens):
-        for phrase, instead, end in PHRASES:
+        for phrase, instead, end in _PHRASES_FROM.get(tokens[place].text, ()):
             if [token.text for token in tokens[place : place + len(phrase)]] == phrase:
                 found += map(_Token, instead)
                 ends += map(_Token, end)
