@@ -10,6 +10,7 @@ import pytest
 
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
+from chorus.transport.access import callers_table
 from chorus.wire.errors import from_rpc_error
 from tests.mesh.whole_mesh import SERVICES, WholeMesh, path, running
 
@@ -56,6 +57,10 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
         "GetLearning": ASKERS,
         "ChangeLearning": {Role.ADMIN},
         "ExplainPlacement": ASKERS,
+        "CreateKey": {Role.ADMIN},
+        "ListKeys": {Role.ADMIN},
+        "RevokeKey": {Role.ADMIN},
+        "GetKeyUsage": {Role.ADMIN},
     },
     "identity": {
         "CreateToken": {Role.ADMIN},
@@ -73,6 +78,10 @@ EXPECTED: dict[str, dict[str, set[Role]]] = {
 }
 
 
+# Of the coordinator's listener for callers with keys.
+FOR_KEYS = {"Generate", "Embed", "Rerank", "CountTokens", "ListModels"}
+
+
 @pytest.fixture(scope="module")
 def mesh(certificates: MeshCertificates) -> Iterator[WholeMesh]:
     with running(certificates) as whole:
@@ -83,6 +92,12 @@ def test_every_rpc_is_on_the_list() -> None:
     assert {kind: {method.name for method in service.methods} for kind, service in SERVICES.items()} == {
         kind: set(methods) for kind, methods in EXPECTED.items()
     }
+
+
+def test_what_holders_of_keys_may_call() -> None:
+    for service in SERVICES.values():
+        allowed = {name.rpartition("/")[2] for name, roles in callers_table(service).items() if roles}
+        assert allowed == (FOR_KEYS if service.name == "Coordinator" else set())
 
 
 @pytest.mark.parametrize("role", list(Role))

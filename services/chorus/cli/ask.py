@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from chorus.cli.answering import Answer, stream_events, stream_text
-from chorus.cli.connecting import Adapter, Directory, MaxTokens, Model, Seed, System, Temperature, Timeout, connected
+from chorus.cli.connecting import (
+    Adapter,
+    ApiKeyFile,
+    Ca,
+    CoordinatorAddress,
+    Directory,
+    MaxTokens,
+    Model,
+    Seed,
+    System,
+    Temperature,
+    Timeout,
+    connected,
+)
 from chorus.cli.ensemble_options import (
     Complexity,
     Deadline,
@@ -72,6 +85,9 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     json_events: Annotated[bool, typer.Option("--json-events", help="Print each event as a line of JSON.")] = False,
     timeout: Timeout = None,
+    api_key_file: ApiKeyFile = None,
+    ca: Ca = None,
+    coordinator: CoordinatorAddress = None,
     directory: Directory = None,
     config: ConfigFile = None,
 ) -> None:
@@ -81,12 +97,15 @@ def ask(
 
     chorus ask --json --max-tokens 20 "Name a river." | jq -r .text
 
+    chorus ask --coordinator 10.0.0.2:7303 --api-key-file ~/chorus.key --ca SHA256 "Hello"
+
     chorus ask --strategy vote --member smollm2-135m-instruct*3 --member gemma-3-270m "What is the capital of Chile?"
     """
     question = _question(prompt or [])
     ensemble = ensemble_options(
         strategy, member, complexity, judge, quorum, deadline, threshold, rounds=rounds, facet_set=facets
     )
+    key = {"client.api_key_file": api_key_file, "client.ca": ca, "client.coordinators": coordinator}
     common: dict[str, Any] = {
         "model": model,
         "instructions": system,
@@ -106,6 +125,7 @@ def ask(
                 directory=directory,
                 file=config,
                 timeout_s=timeout,
+                key=key,
             )
         )
         if as_json:
@@ -126,7 +146,7 @@ def ask(
             return answer
         return await stream_text(generation)
 
-    answer = asyncio.run(connected(run, directory=directory, file=config, timeout_s=timeout))
+    answer = asyncio.run(connected(run, directory=directory, file=config, timeout_s=timeout, key=key))
     if as_json:
         print_json(answer.to_json())
     elif stats or (stats is None and not json_events and sys.stdout.isatty() and err().is_terminal):

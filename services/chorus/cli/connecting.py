@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -40,6 +40,33 @@ Temperature = Annotated[
     float | None, typer.Option("--temperature", "-t", min=0.0, max=5.0, help="0 always takes the likeliest token.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same tokens.")]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        help="Show the API key (or token) in this file in place of a certificate. \\[env: CHORUS_API_KEY_FILE]",
+        show_default=False,
+    ),
+]
+Ca = Annotated[
+    str | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE|SHA256",
+        help="With a key: the mesh's authority, as a file (ca.crt) or by its fingerprint.",
+        show_default=False,
+    ),
+]
+CoordinatorAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator",
+        metavar="\\[NAME@]HOST:PORT",
+        help="Ask this coordinator; with a key, where it serves those.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -49,8 +76,12 @@ async def connected(
     directory: Path | None,
     file: Path | None,
     timeout_s: float | None = None,
+    key: Mapping[str, object] | None = None,
 ) -> _Result:
-    """Runs `run` with a client of the mesh that is configured, or else of the one on this machine."""
-    config = client_config(MeshHome.find(directory), file=file, timeout_s=timeout_s)
+    """Runs `run` with a client of the mesh that is configured, or else of the one on this machine.
+
+    `key`: as `client_config`'s.
+    """
+    config = client_config(MeshHome.find(directory), file=file, timeout_s=timeout_s, key=key)
     async with MeshClient.from_config(config) as mesh:
         return await run(mesh)

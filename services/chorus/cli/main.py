@@ -29,6 +29,7 @@ ENTRIES = (
     Entry("stats", "chorus.cli.stats:stats", "Show how requests fared: latency, errors, who answered.", _EVERY_DAY),
     Entry("costs", "chorus.cli.costs:costs", "Show what requests cost, and what they avoided.", _EVERY_DAY),
     Entry("learning", "chorus.cli.learning:app", "What is learnt of models and strategies.", _EVERY_DAY),
+    Entry("key", "chorus.cli.key:app", "Let people and programs in without a certificate: API keys.", _EVERY_DAY),
     Entry("cache", "chorus.cli.cache:app", "Show, fill and clear the cache of answers.", _EVERY_DAY),
     Entry("eval", "chorus.cli.eval:evaluate", "Measure strategies on a dataset of questions.", _EVERY_DAY),
     Entry("explain", "chorus.cli.explain:explain", "Show which runner would answer, and why no other one.", _EVERY_DAY),

@@ -72,7 +72,7 @@ runner = configured(
 )
 coordinator = configured(
     "coordinator",
-    ("coordinator", "cache", "valkey", "costs", "mesh", "log", "audit"),
+    ("coordinator", "cache", "callers", "valkey", "costs", "mesh", "log", "audit"),
     "Run a coordinator: it picks who answers.\n\nCtrl-C or SIGTERM lets running answers finish first.",
     run_coordinator,
 )

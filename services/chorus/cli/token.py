@@ -64,7 +64,7 @@ def create(
     """Make a token. Prints the line that the new machine runs, and keeps no copy of its secret."""
     where, line, token = asyncio.run(
         as_admin(
-            lambda admin: admin.create_token(role, name=name, node_id=node, ttl_s=_seconds(ttl)), directory, config
+            lambda admin: admin.create_token(role, name=name, node_id=node, ttl_s=seconds_of(ttl)), directory, config
         )
     )
     if as_json:
@@ -122,7 +122,8 @@ def _role_name(value: int) -> Role:
     return decode_role(value)
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """A time as people write it. Raises InvalidRequestError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if found is None:
         raise InvalidRequestError("--ttl", f"{text[:20]!r} is no time; write 90s, 30m, 1h or 7d")

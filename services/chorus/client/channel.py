@@ -14,6 +14,8 @@ from chorus.api.coordinator.v1 import coordinator_pb2_grpc
 from chorus.config import Endpoint
 from chorus.core.identity import Role, SpiffeId
 from chorus.transport import TlsIdentity, open_channel
+from chorus.transport.bearer import Bearer
+from chorus.transport.channel import open_channel_with_key
 from chorus.transport.guarding import QUESTION_TIMEOUT_S, Question
 from chorus.transport.renewing import is_shut_out
 
@@ -28,7 +30,7 @@ class CoordinatorChannel:
         place: int,
         endpoint: Endpoint,
         *,
-        identity: TlsIdentity | None,
+        identity: TlsIdentity | Bearer | None,
         insecure_loopback: bool,
         on_failed: Callable[[int], None],
         on_recovered: Callable[[int], None],
@@ -85,19 +87,22 @@ class CoordinatorChannel:
             self._channel = None
 
     def _open(self) -> None:
-        server: SpiffeId | str = ""
-        if self._identity is not None:
-            domain = self._identity.spiffe_id.trust_domain
-            server = SpiffeId(domain, Role.COORDINATOR, self.endpoint.name or "coordinator")
-        self._channel = open_channel(
-            self.endpoint.authority,
-            identity=self._identity,
-            server=server,
-            insecure_loopback=self._insecure_loopback,
-        )
+        self._channel = self._dialled()
         self._stub = coordinator_pb2_grpc.CoordinatorStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._question = Question(self._health.Check, health_pb2.HealthCheckRequest())
+
+    def _dialled(self) -> grpc.aio.Channel:
+        name, identity = self.endpoint.name or "coordinator", self._identity
+        if isinstance(identity, Bearer):
+            server = SpiffeId(identity.trust_domain, Role.COORDINATOR, name)
+            return open_channel_with_key(self.endpoint.authority, bearer=identity, server=server)
+        return open_channel(
+            self.endpoint.authority,
+            identity=identity,
+            server=SpiffeId(identity.spiffe_id.trust_domain, Role.COORDINATOR, name) if identity is not None else "",
+            insecure_loopback=self._insecure_loopback,
+        )
 
     async def _recover(self) -> None:
         pause_s = _PAUSE_S

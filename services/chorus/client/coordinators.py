@@ -26,6 +26,7 @@ from chorus.core.resilience.peers import Peers
 from chorus.core.resilience.stream_silence import StreamPatience
 from chorus.telemetry import context
 from chorus.transport import TlsIdentity
+from chorus.transport.bearer import Bearer
 from chorus.transport.guarding import StreamGuard, is_being_cancelled
 from chorus.wire.errors import from_rpc_error
 
@@ -52,7 +53,7 @@ class Coordinators:
         self,
         endpoints: Sequence[Endpoint],
         *,
-        identity: TlsIdentity | None,
+        identity: TlsIdentity | Bearer | None,
         insecure_loopback: bool,
         timeout_s: float,
         rng: random.Random | None = None,

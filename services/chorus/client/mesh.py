@@ -29,6 +29,7 @@ from chorus.client.direct import Direct, DirectMode
 from chorus.client.ensembles import EnsembleCarrying, EnsembleEvent, EnsembleGeneration, answer_of
 from chorus.client.events import EventNews, watch_all
 from chorus.client.generating import Generating
+from chorus.client.keys import MeshKeys
 from chorus.client.learning import MeshLearning, change_learning, learning_of, rate_answer
 from chorus.client.requests import Asked, chat_request, embedding_request, rerank_request
 from chorus.client.statistics import MeshStats, stats_of
@@ -38,13 +39,16 @@ from chorus.core.cache.policy import CacheMode
 from chorus.core.costs.records import Asked as CostsAsked
 from chorus.core.costs.records import Grouping
 from chorus.core.ensemble.records import EnsembleSpec
+from chorus.core.errors import ConfigError
 from chorus.core.events import EventFilter
 from chorus.core.fleet.events import DirectoryEvent
 from chorus.core.fleet.listing import MAX_PAGE_SIZE, NodeEntry, NodeFilter
 from chorus.core.generation import EmbeddingRequest, Fallback, GenerationRequest, Requirements, RerankRequest
 from chorus.core.resilience.retries import RetryBudget
 from chorus.transport import TlsIdentity
+from chorus.transport.bearer import Bearer
 from chorus.transport.keeping import CertificateKeeper
+from chorus.transport.tls import CA_FILE
 from chorus.wire.cache import encode_policy
 from chorus.wire.directory import decode_directory_event, decode_node_entry, encode_filter
 from chorus.wire.embedding import encode_embedding
@@ -68,12 +72,13 @@ class MeshClient:
         self,
         coordinators: Sequence[Endpoint],
         *,
-        identity: TlsIdentity | None,
+        identity: TlsIdentity | Bearer | None,
         insecure_loopback: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         direct: DirectMode = "auto",
     ) -> None:
-        """`identity` None is for a mesh without TLS on this machine, and needs `insecure_loopback`.
+        """`identity` None is for a mesh without TLS on this machine, and needs `insecure_loopback`. With a key (Bearer)
+        answers are always relayed: runners know callers by certificates alone.
 
         `direct`: whether answers are streamed from runners themselves, with no hop between. `auto`: from the second
         generation on, and relayed where a runner can't be reached from here; `never`; or `always`.
@@ -82,7 +87,9 @@ class MeshClient:
         self._coordinators = Coordinators(
             coordinators, identity=identity, insecure_loopback=insecure_loopback, timeout_s=timeout_s
         )
-        self._direct = Direct(direct, self._coordinators, identity=identity)
+        shown = identity if isinstance(identity, TlsIdentity) else None
+        mode: DirectMode = "never" if isinstance(identity, Bearer) else direct
+        self._direct = Direct(mode, self._coordinators, identity=shown)
         # For what only each of them knows of itself; nothing is dialled before it is asked for.
         self._each = [
             (
@@ -99,8 +106,11 @@ class MeshClient:
     def from_config(cls, config: ChorusConfig) -> MeshClient:
         """A client as the configuration says. One that joined renews its certificate while it is used as `async with`.
 
-        Raises CertificateError where its certificate is missing or bad."""
+        Raises CertificateError where its certificate, or the authority's, is missing or bad, ConfigError for a bad key.
+        """
         mesh, settings = config.mesh, config.client
+        if settings.api_key_file is not None:
+            return cls(settings.coordinators, identity=_bearer_of(config), timeout_s=settings.timeout_s)
         directory = mesh.certs_dir / settings.identity
         identity = None if mesh.insecure_loopback else TlsIdentity.load(directory, even_ended=mesh.renewal is not None)
         client = cls(
@@ -135,6 +145,20 @@ class MeshClient:
         where = None if renewal is None else Endpoint.parse(renewal)
         client._keeper = CertificateKeeper(identity, directory, renewal=where)
         return client
+
+    @classmethod
+    def with_key(
+        cls, *coordinators: str, api_key_file: Path | str, ca: str, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> MeshClient:
+        """A client without a certificate, of coordinators' listeners for those (callers.listen).
+
+        `api_key_file` holds an API key, or an identity provider's token; `ca` is a file with the mesh's authority, or
+        its SHA-256 fingerprint. Raises ConfigError, CertificateError, and UnavailableError where the first coordinator
+        can't be met to compare a fingerprint.
+        """
+        endpoints = [Endpoint.parse(text) for text in coordinators]
+        bearer = Bearer.known_by(Path(api_key_file).expanduser(), ca, endpoints[0])
+        return cls(endpoints, identity=bearer, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
         if self._keeper is not None:
@@ -245,6 +269,13 @@ class MeshClient:
             async for event in events:
                 yield event
 
+    # --- API keys, for admins ---------------------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> MeshKeys:
+        """The API keys of those who have no certificate."""
+        return MeshKeys(self._coordinators)
+
     # --- other questions --------------------------------------------------------------------------------------------
 
     async def embed(self, asked: str | Sequence[str] | EmbeddingRequest, *, model: str = "") -> EmbeddingAnswer:
@@ -341,3 +372,21 @@ class MeshClient:
         """Where a generation would go now, and why not elsewhere. Nothing is run."""
         request = pb.ExplainPlacementRequest(spec=encode_generation(chat_request(asked, model=model)))
         return PlacementExplanation.decode(await self._coordinators.single("ExplainPlacement", request))
+
+
+def _bearer_of(config: ChorusConfig) -> Bearer:
+    """What is shown in place of a certificate. The authority's file of this machine is taken where none is named."""
+    mesh, settings = config.mesh, config.client
+    assert settings.api_key_file is not None, "who calls this has looked"
+    ca = settings.ca
+    if ca is None:
+        own = (mesh.certs_dir / settings.identity / CA_FILE, mesh.certs_dir / CA_FILE)
+        found = next((path for path in own if path.exists()), None)
+        if found is None:
+            raise ConfigError(
+                "client.ca: whoever shows a key must know to whom: name the file of the mesh's authority (ca.crt), or "
+                "its SHA-256 fingerprint, which `chorus key create` prints",
+                metadata={"keys": "client.ca"},
+            )
+        ca = str(found)
+    return Bearer.known_by(settings.api_key_file, ca, settings.coordinators[0])

@@ -3,6 +3,7 @@
 from chorus.config.address import Endpoint, ListenAddress
 from chorus.config.auditing import AuditSettings
 from chorus.config.caching import CacheSettings
+from chorus.config.callers import CallersSettings
 from chorus.config.costs import CostSettings
 from chorus.config.document import KeyDoc, OptionSpec, describe, option_specs
 from chorus.config.export import to_env, to_toml
@@ -21,6 +22,7 @@ from chorus.config.valkey import ValkeySettings
 __all__ = [
     "AuditSettings",
     "CacheSettings",
+    "CallersSettings",
     "ChorusConfig",
     "ClientSettings",
     "CoordinatorSettings",

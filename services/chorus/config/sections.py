@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from chorus.config.address import Endpoint, ListenAddress, is_dns_label
 from chorus.config.auditing import AuditSettings
 from chorus.config.caching import CacheSettings
+from chorus.config.callers import CallersSettings
 from chorus.config.costs import CostSettings
 from chorus.config.ensembles import EnsembleSettings
 from chorus.config.remote import RemoteServer
@@ -595,6 +596,16 @@ class ClientSettings(Section):
     identity: ServiceName = Field(
         default="client-cli", description="Folder under mesh.certs_dir whose certificate and key the client shows."
     )
+    api_key_file: AbsolutePath | None = Field(
+        default=None,
+        description="File with an API key, or an identity provider's token, to show in place of a certificate; "
+        "coordinators are then those of callers.listen. CHORUS_API_KEY_FILE says it, too.",
+    )
+    ca: str | None = Field(
+        default=None,
+        description="With a key: a file with the mesh's authority (ca.crt), or its SHA-256 fingerprint.",
+        json_schema_extra=_shown("ca.crt of the certificates on this machine"),
+    )
     timeout_s: float = Field(default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up.")
     direct: Literal["auto", "never", "always"] = Field(
         default="auto",
@@ -618,6 +629,7 @@ class ChorusConfig(BaseModel):
     client: ClientSettings = Field(default_factory=ClientSettings)
     ensemble: EnsembleSettings = Field(default_factory=EnsembleSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    callers: CallersSettings = Field(default_factory=CallersSettings)
     valkey: ValkeySettings = Field(default_factory=ValkeySettings)
     costs: CostSettings = Field(default_factory=CostSettings)
 

@@ -20,9 +20,11 @@ from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.runner.v1 import runner_pb2
 from chorus.coordinator.admission import Admission, Asking, Place
 from chorus.coordinator.channels import ChannelPool
+from chorus.coordinator.entitlements import Entitlements
 from chorus.coordinator.events import EventBoard, RequestReport
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
+from chorus.coordinator.spending import Spending
 from chorus.core.admission.grants import HOLD_S, Closed, Closing, Grants, RunnerLife
 from chorus.core.errors import ChorusError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.directory import DirectoryChange
@@ -61,6 +63,7 @@ class _Held:
     place: Place | None
     reserved: Running
     report: RequestReport
+    spending: Spending | None
     counted: bool = True
 
 
@@ -76,6 +79,7 @@ class Granting:
         metrics: GenerationMetrics,
         *,
         events: EventBoard,
+        entitlements: Entitlements,
         identity: TlsIdentity | None,
         ttl_s: float,
         wall: Callable[[], float] = time.time,
@@ -86,6 +90,7 @@ class Granting:
         self._admission = admission
         self._metrics = metrics
         self._events = events
+        self._entitlements = entitlements
         self._signer = TicketSigner(identity) if identity is not None else None
         self._ttl_s = ttl_s
         self._wall = wall
@@ -107,18 +112,26 @@ class Granting:
                 "this mesh has no certificates, by which runners would know whose ticket they are shown; use Generate",
                 metadata={"feature": "direct"},
             )
+        spending = await self._entitlements.placing(request)
         report = self._events.request(Work.GENERATE, request.spec.model)
         try:
-            return await self._place(request, context, str(caller), report)
+            return await self._place(request, context, str(caller), report, spending)
         except asyncio.CancelledError:
             report.cancelled()
+            self._entitlements.ticket_ended(spending, begun=False)
             raise
         except Exception as error:
             report.failed(error)
+            self._entitlements.ticket_ended(spending, begun=False)
             raise
 
     async def _place(
-        self, request: pb.PlaceRequest, context: Any, caller: str, report: RequestReport
+        self,
+        request: pb.PlaceRequest,
+        context: Any,
+        caller: str,
+        report: RequestReport,
+        spending: Spending | None,
     ) -> pb.PlaceResponse:
         generation = decode_generation(request.spec)
         falling_back = FallingBack(decode_fallback(request.fallback), generation)
@@ -138,7 +151,7 @@ class Granting:
         except ChorusError:
             self._admission.leave(place, well=False)
             raise
-        held = _Held(uuid.uuid4().hex, place, reserved, report)
+        held = _Held(uuid.uuid4().hex, place, reserved, report, spending)
         try:
             if is_external(reserved.candidate.entry.record, reserved.candidate.model):
                 raise UnsupportedFeatureError(
@@ -235,9 +248,11 @@ class Granting:
                 error = UnavailableError(f"the runner {runner_id} went while it served a ticket")
                 self._end(held, error)
                 self._leave(held)
+                self._entitlements.ticket_lost(held.spending)
                 held.report.failed(error)
             else:
                 self._let_go(held)
+                self._entitlements.ticket_ended(held.spending, begun=False)
                 held.report.cancelled()
             _log.info(
                 "ticket.closed",
@@ -261,6 +276,7 @@ class Granting:
             model.first_token(use.first_token_s)
         held.report.told(use, error)
         self._leave(held, tokens=use.output_tokens, well=error is None)
+        self._entitlements.ticket_ended(held.spending, prompt=use.prompt_tokens, output=use.output_tokens, begun=True)
 
     def _end(self, held: _Held, error: ChorusError | None) -> None:
         if held.counted:

@@ -24,6 +24,7 @@ from chorus.coordinator.hedging import Called, Hedging, Race
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing, Running
 from chorus.coordinator.relay import relay
+from chorus.coordinator.spending import current_spending, spent
 from chorus.core.costs import Bill, Tab
 from chorus.core.errors import (
     ChorusError,
@@ -222,6 +223,7 @@ class Requests:
             self._log_end("request.finished", began, delivered, told, ttft_s=timers[0].time_to_first_token)
             report.completed(delivered)
         finally:
+            spent(delivered.prompt_tokens, delivered.output_tokens)
             for timer in timers:
                 timer.close(prompt_tokens=delivered.prompt_tokens)
 
@@ -233,7 +235,10 @@ class Requests:
             return Needs.of_embedding(asked), asked.priority
 
         message = runner_pb2.EmbedRequest(spec=request.spec)
-        return await self._answered(Work.EMBED, asks, message, lambda channel: channel.embed, context)
+        answer = await self._answered(Work.EMBED, asks, message, lambda channel: channel.embed, context)
+        if current_spending() is not None:
+            spent(runner_pb2.EmbedResponse.FromString(answer).result.usage.prompt_token_count, 0)
+        return answer
 
     async def rerank(self, request: coordinator_pb2.RerankRequest, context: Context) -> bytes:
         """The bytes of a RerankResponse."""
@@ -243,7 +248,10 @@ class Requests:
             return Needs.of_rerank(asked), asked.priority
 
         message = runner_pb2.RerankRequest(spec=request.spec)
-        return await self._answered(Work.RERANK, asks, message, lambda channel: channel.rerank, context)
+        answer = await self._answered(Work.RERANK, asks, message, lambda channel: channel.rerank, context)
+        if current_spending() is not None:
+            spent(runner_pb2.RerankResponse.FromString(answer).result.usage.prompt_token_count, 0)
+        return answer
 
     async def count_tokens(self, request: coordinator_pb2.CountTokensRequest, context: Context) -> bytes:
         """The bytes of a CountTokensResponse."""

@@ -17,14 +17,17 @@ from chorus.config.sections import CoordinatorSettings
 from chorus.coordinator.admission import Admission
 from chorus.coordinator.auditing import Auditing
 from chorus.coordinator.caching import AnswerCache
+from chorus.coordinator.callers import Callers, read_pepper
 from chorus.coordinator.channels import ChannelPool
 from chorus.coordinator.costs import Costs
 from chorus.coordinator.ensembles import Ensembles
+from chorus.coordinator.entitlements import Entitlements
 from chorus.coordinator.events import EventBoard
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.hedging import Hedging
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.loading import Loading
+from chorus.coordinator.oidc import TokenVerifier
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.registries import Registries
 from chorus.coordinator.remembering import Remembering
@@ -33,6 +36,7 @@ from chorus.coordinator.semantic import SemanticHits
 from chorus.coordinator.servicer import CoordinatorServicer
 from chorus.coordinator.watching import Watching
 from chorus.coordinator.webhooks import Webhook, Webhooks
+from chorus.core.audit import Trail
 from chorus.core.cache.budget import Budget
 from chorus.core.ensemble.learning import Learner, LearningMode
 from chorus.core.ensemble.planning import Policy
@@ -45,6 +49,7 @@ from chorus.core.resilience.hedging import HedgeMode
 from chorus.core.resilience.resuming import ResumePolicy
 from chorus.store.answer_store import Answers, AnswerStore
 from chorus.store.audit_log import open_trail
+from chorus.store.callers import CallerStore, FileCallers, ValkeyCallers
 from chorus.store.shared_answers import SharedAnswers
 from chorus.store.valkey import Valkey
 from chorus.telemetry.cache_metrics import CacheMetrics
@@ -138,6 +143,8 @@ class CoordinatorService(HostedService):
             metrics=metrics,
             on_hit=self._costs.hit,
         )
+        self._callers = _callers(config, self._trail, identity, clock)
+        entitlements = Entitlements(self._callers, self._placing)
         self._granting = Granting(
             self.live,
             self._placing,
@@ -145,6 +152,7 @@ class CoordinatorService(HostedService):
             self._admission,
             generations,
             events=self.events,
+            entitlements=entitlements,
             identity=identity,
             ttl_s=settings.ticket_ttl_s,
         )
@@ -173,12 +181,15 @@ class CoordinatorService(HostedService):
             auditing=auditing,
             learner=learner,
             costs=self._costs,
+            entitlements=entitlements,
             report=lambda: stats.report(clock()),
         )
         self._server = build_server(
             identity=identity,
             listen=[str(settings.listen)],
             services=[Service(_DESCRIPTOR, coordinator_pb2_grpc.add_CoordinatorServicer_to_server, servicer)],
+            callers_listen=str(config.callers.listen) if config.callers.listen is not None else None,
+            callers=self._callers,
             health_listen=str(settings.health_listen) if settings.health_listen is not None else None,
             admin_listen=str(settings.admin_listen) if settings.admin_listen is not None else None,
             observer=RpcMetrics(metrics),
@@ -206,6 +217,8 @@ class CoordinatorService(HostedService):
         can't be had."""
         await self._costs.start()
         await self._remembering.start()
+        if self._callers is not None:
+            await self._callers.start()
         await self._server.start()
         self._watch = asyncio.create_task(self._registries.run())
         self._ready = asyncio.create_task(self._say_healthy())
@@ -227,6 +240,8 @@ class CoordinatorService(HostedService):
         await self._answers.close()
         await self._costs.close()
         await self._granting.close()
+        if self._callers is not None:
+            await self._callers.close()
         await self._webhooks.stop()
         await self._pool.close()
         self._trail.close()
@@ -294,13 +309,39 @@ def _answer_store(config: ChorusConfig) -> Answers:
     settings, max_bytes = config.cache, config.cache.max_mib << 20
     if settings.store == "sqlite":
         return AnswerStore(settings.file, max_entries=settings.max_entries, max_bytes=max_bytes)
+    valkey = _valkey(config, "cache.store")
+    return SharedAnswers(valkey, ttl_s=settings.ttl_s, max_entries=settings.max_entries, max_bytes=max_bytes)
+
+
+def _valkey(config: ChorusConfig, key: str) -> Valkey:
+    """The server that `key` says is used. Raises ConfigError where none is configured."""
     valkey = Valkey.configured(config.valkey)
     if valkey is None:
         raise ConfigError(
-            "cache.store: is valkey, and valkey.url_file says nothing of where that is",
-            metadata={"keys": "cache.store"},
+            f"{key}: is valkey, and valkey.url_file says nothing of where that is", metadata={"keys": key}
         )
-    return SharedAnswers(valkey, ttl_s=settings.ttl_s, max_entries=settings.max_entries, max_bytes=max_bytes)
+    return valkey
+
+
+def _callers(
+    config: ChorusConfig, trail: Trail, identity: TlsIdentity | None, clock: Callable[[], float]
+) -> Callers | None:
+    """Those without a certificate, where they are served. Raises ConfigError."""
+    settings = config.callers
+    if settings.listen is None or identity is None:
+        return None
+    store: CallerStore = FileCallers(settings.dir / "callers.db")
+    if settings.store == "valkey":
+        store = ValkeyCallers(_valkey(config, "callers.store"))
+    return Callers(
+        store,
+        read_pepper(settings.dir),
+        trust_domain=identity.spiffe_id.trust_domain,
+        verifier=TokenVerifier.configured(settings, clock=clock),
+        trail=trail,
+        wall=time.time,
+        clock=clock,
+    )
 
 
 def _webhooks(settings: CoordinatorSettings, board: EventBoard) -> Webhooks:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, costs_pb2, learning_pb2, stats_pb2
+from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, costs_pb2, keys_pb2, learning_pb2, stats_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.coordinator.answers import encode_explanation, encode_models, encode_nodes
 from chorus.coordinator.auditing import Auditing
 from chorus.coordinator.caching import AnswerCache
 from chorus.coordinator.costs import Costs
+from chorus.coordinator.entitlements import Entitlements
 from chorus.coordinator.events import EventBoard, reader_of
 from chorus.coordinator.granting import Granting
 from chorus.coordinator.live import LiveDirectory
@@ -26,6 +27,7 @@ from chorus.transport.peer import current_caller
 from chorus.wire.costs import decode_costs_request, encode_costs
 from chorus.wire.directory import DirectoryEncoder, decode_filter
 from chorus.wire.generation import decode_generation
+from chorus.wire.keys import decode_limits, decode_scopes, encode_key, encode_usage
 from chorus.wire.learning import encode_learning
 from chorus.wire.mesh_events import decode_cursor, decode_event_filter, encode_told
 from chorus.wire.resources import decode_duration
@@ -49,6 +51,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         auditing: Auditing,
         learner: Learner,
         costs: Costs,
+        entitlements: Entitlements,
         report: Callable[[], Report],
     ) -> None:
         """`report` tells how requests fared lately."""
@@ -63,6 +66,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._auditing = auditing
         self._learner = learner
         self._costs = costs
+        self._entitlements = entitlements
         self._report = report
         self._encoder = DirectoryEncoder()
 
@@ -70,10 +74,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]
         """Generates. It writes by itself: a runner's messages are passed on as bytes."""
-        self._auditing.received("generate", request)
         if request.unused_ticket_id:
             self._granting.returned(request.unused_ticket_id, str(current_caller() or ""))
-        await self._answers.generate(request, context)
+        async with self._entitlements.generating(request):
+            self._auditing.received("generate", request)
+            await self._answers.generate(request, context)
 
     async def Place(self, request: pb.PlaceRequest, context: Any) -> pb.PlaceResponse:
         """Grants a ticket for direct mode."""
@@ -82,17 +87,22 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> bytes:  # type: ignore[override]
         """Turns texts into vectors."""
-        self._auditing.received("embed", request)
-        return await self._requests.embed(request, context)
+        texts = [one.text for one in request.spec.inputs]
+        async with self._entitlements.reading(request.spec.model, request.spec.priority, texts):
+            self._auditing.received("embed", request)
+            return await self._requests.embed(request, context)
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> bytes:  # type: ignore[override]
         """Orders documents."""
-        self._auditing.received("rerank", request)
-        return await self._requests.rerank(request, context)
+        texts = [request.spec.query, *request.spec.documents]
+        async with self._entitlements.reading(request.spec.model, request.spec.priority, texts):
+            self._auditing.received("rerank", request)
+            return await self._requests.rerank(request, context)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> bytes:  # type: ignore[override]
         """Counts a prompt's tokens."""
-        return await self._requests.count_tokens(request, context)
+        async with self._entitlements.reading(request.spec.model, request.spec.priority, ()):
+            return await self._requests.count_tokens(request, context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """Lists the mesh's models."""
@@ -161,6 +171,33 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         """Freezes or forgets what was learnt."""
         self._learner.change(frozen=request.frozen if request.HasField("frozen") else None, reset=request.reset)
         return learning_pb2.ChangeLearningResponse()
+
+    async def CreateKey(self, request: keys_pb2.CreateKeyRequest, context: Any) -> keys_pb2.CreateKeyResponse:
+        """Makes an API key."""
+        callers = self._entitlements.callers
+        key, text = await callers.create(
+            request.name,
+            ttl_s=decode_duration(request.ttl) if request.HasField("ttl") else None,
+            client=request.client,
+            scopes=decode_scopes(request.scopes),
+            limits=decode_limits(request.limits),
+            by=str(current_caller() or ""),
+        )
+        return keys_pb2.CreateKeyResponse(key=encode_key(key, callers.now), text=str(text))
+
+    async def ListKeys(self, request: keys_pb2.ListKeysRequest, context: Any) -> keys_pb2.ListKeysResponse:
+        """Lists API keys."""
+        callers = self._entitlements.callers
+        return keys_pb2.ListKeysResponse(keys=[encode_key(key, callers.now) for key in await callers.keys()])
+
+    async def RevokeKey(self, request: keys_pb2.RevokeKeyRequest, context: Any) -> keys_pb2.RevokeKeyResponse:
+        """Takes an API key back."""
+        await self._entitlements.callers.revoke(request.key_id, by=str(current_caller() or ""))
+        return keys_pb2.RevokeKeyResponse()
+
+    async def GetKeyUsage(self, request: keys_pb2.GetKeyUsageRequest, context: Any) -> keys_pb2.GetKeyUsageResponse:
+        """Tells what was used with an API key."""
+        return encode_usage(await self._entitlements.callers.usage(request.key_id))
 
     async def ExplainPlacement(self, request: pb.ExplainPlacementRequest, context: Any) -> pb.ExplainPlacementResponse:
         """Explains where a generation would go."""

@@ -189,9 +189,42 @@ class RevokedError(UnauthenticatedError):
 
 
 class PermissionDeniedError(ChorusError):
-    """The caller's role may not call this RPC, or not about that runner."""
+    """The caller's role may not call this RPC, or not about that runner; or its key's scopes leave that out."""
 
     reason = "PERMISSION_DENIED"
+
+
+class ApiKeyError(UnauthenticatedError):
+    """The API key is damaged, or none of this mesh."""
+
+    reason = "API_KEY_INVALID"
+
+
+class ApiKeyExpiredError(ApiKeyError):
+    """The API key was good until a time that has passed."""
+
+    reason = "API_KEY_EXPIRED"
+
+
+class ApiKeyRevokedError(ApiKeyError):
+    """An admin took the API key back."""
+
+    reason = "API_KEY_REVOKED"
+
+
+class BearerTokenError(UnauthenticatedError):
+    """The token of an identity provider is damaged, expired, or not meant for this mesh."""
+
+    reason = "BEARER_TOKEN_INVALID"
+
+
+class QuotaExceededError(ChorusError):
+    """The caller has used what it may for now, or for good; `retry_after_s` says when there is more.
+
+    `metadata["quota"]` names the limit, `metadata["limit"]` says how much it is.
+    """
+
+    reason = "QUOTA_EXCEEDED"
 
 
 # --- joining a mesh, and staying in it -----------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.spiffe import check_trust_domain, node_dns_name, node_zone
 from chorus.identity.policy import Policy
 from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
-from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, date_problem
+from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, authority_trust_domain, date_problem
 
 CA_KEY = "ca.key"
 
@@ -256,23 +256,6 @@ class CertificateAuthority:
             )
             .sign(self._key, hashes.SHA256())
         )
-
-
-def authority_trust_domain(certificate: x509.Certificate) -> str:
-    """Returns the trust domain that an authority's certificate names. Raises CertificateError where it names none."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except x509.ExtensionNotFound:
-        uris = []
-    if len(uris) == 1 and uris[0].startswith("spiffe://"):
-        domain = uris[0].removeprefix("spiffe://")
-        try:
-            check_trust_domain(domain)
-        except InvalidRequestError as error:
-            raise CertificateError(f"the authority's certificate names a bad trust domain: {error}") from error
-        return domain
-    raise CertificateError("the authority's certificate names no SPIFFE trust domain; it was not made by Chorus")
 
 
 def now_utc() -> datetime:

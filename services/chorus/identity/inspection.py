@@ -15,11 +15,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from chorus.core.errors import CertificateError
 from chorus.core.identity import SpiffeId
-from chorus.identity.ca import CA_KEY, authority_trust_domain
+from chorus.identity.ca import CA_KEY
 from chorus.transport.tls import (
     CA_FILE,
     CERTIFICATE_FILE,
     KEY_FILE,
+    authority_trust_domain,
     check_chain,
     check_key,
     date_problem,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from chorus.config import ChorusConfig, load_with_origins
@@ -9,19 +11,28 @@ from chorus.core.errors import UnavailableError
 from chorus.local.home import MeshHome
 from chorus.local.state import MeshState
 
+API_KEY_FILE_ENV = "CHORUS_API_KEY_FILE"
+
 
 def client_config(
-    home: MeshHome, *, file: Path | None = None, timeout_s: float | None = None, must_be_up: bool = True
+    home: MeshHome,
+    *,
+    file: Path | None = None,
+    timeout_s: float | None = None,
+    must_be_up: bool = True,
+    key: Mapping[str, object] | None = None,
 ) -> ChorusConfig:
     """Returns the configuration of a client of the mesh.
 
     What flags, environment or file say wins. Where they name no coordinator, the mesh that runs in `home` fills in
-    where it is and with which certificates it is reached.
+    where it is and with which certificates it is reached. `key` are flags of those who show a key (`client.ca`, …).
 
     Raises ConfigError, and UnavailableError where `home` was named and has no mesh (unless it need not be up): somebody
     who names a folder does not mean whatever else may run on this machine.
     """
-    flags: dict[str, object] = {"client.timeout_s": timeout_s}
+    flags: dict[str, object] = {"client.timeout_s": timeout_s, **(key or {})}
+    if flags.get("client.api_key_file") is None:
+        flags["client.api_key_file"] = os.environ.get(API_KEY_FILE_ENV) or None
     loaded = load_with_origins(file=file, flags=flags)
     state = MeshState.read(home.state_file)
     if state is None and "client.coordinators" not in loaded.origins and home.chosen and must_be_up:

@@ -7,9 +7,6 @@ here and never leaves. Whatever is interrupted is begun again with the same key,
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import socket
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from chorus.api.identity.v1 import identity_pb2 as pb
 from chorus.api.identity.v1 import identity_pb2_grpc
 from chorus.config import ChorusConfig, Endpoint, to_toml
-from chorus.core.errors import CertificateError, ConfigError, UnavailableError
+from chorus.core.errors import CertificateError, ConfigError
 from chorus.core.identity import Role, SpiffeId
 from chorus.core.identity.join_line import JoinLine
 from chorus.local.home import MeshHome
@@ -32,7 +28,8 @@ from chorus.local.ports import is_free
 from chorus.transport.channel import open_channel_to_join
 from chorus.transport.files import CERTIFICATE_MODE, KEY_MODE, make_directory, write_new, write_new_directory
 from chorus.transport.keeping import certificate_request
-from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsIdentity, spiffe_id_of
+from chorus.transport.meeting import Met, meet
+from chorus.transport.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsIdentity
 from chorus.wire.errors import from_rpc_error
 from chorus.wire.identity import decode_time
 
@@ -52,15 +49,6 @@ class Wish:
     advertise: Endpoint | None = None
     remote: str | None = None
     engine: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Met:
-    """The identity service as its handshake showed it: its authority, who it is, and our own address towards it."""
-
-    authority: x509.Certificate
-    server: SpiffeId
-    own_ip: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,72 +117,6 @@ def enrol(certs: Path, where: Endpoint, line: JoinLine, wish: Wish) -> Enrolled:
     write_new_directory(certs / f"{got.spiffe_id.role}-{got.spiffe_id.name}", contents, replace=True)
     pending.unlink(missing_ok=True)
     return Enrolled(got.spiffe_id, met, answer.endpoints)
-
-
-def meet(where: Endpoint, authority_sha256: bytes) -> Met:
-    """Shakes hands with the identity service, and makes sure that it shows that authority. Nothing else is sent.
-
-    Raises UnavailableError, CertificateError where another authority is shown or this machine's clock is wrong.
-    """
-    chain, own_ip = _handshake(where)
-    try:
-        shown = [x509.load_der_x509_certificate(der) for der in chain]
-    except ValueError:
-        shown = []
-    found = [one for der, one in zip(chain, shown, strict=False) if hashlib.sha256(der).digest() == authority_sha256]
-    if not shown or not found:
-        raise CertificateError(
-            f"{where.authority} is not the mesh that the token is of: its authority has another fingerprint. "
-            "Check HOST:PORT; if it is right, somebody stands in between, or the mesh has a new authority: get a token"
-        )
-    now = datetime.now(UTC)
-    for certificate in (shown[0], found[0]):
-        if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-            raise CertificateError(
-                f"by this machine's clock it is {now:%Y-%m-%d %H:%M} UTC, and the certificate of {where.authority} is "
-                f"valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-                f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; set the clock, here or there"
-            )
-    server = spiffe_id_of(shown[0])
-    if server.role is not Role.IDENTITY:
-        raise CertificateError(f"{where.authority} is {server}, and no identity service; check HOST:PORT")
-    return Met(found[0], server, own_ip)
-
-
-def _handshake(where: Endpoint) -> tuple[list[bytes], str]:
-    """The certificates that are shown there (DER), unverified, and the address by which we came."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # what is shown is compared with a fingerprint, and nothing is sent
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection((where.host, where.port), timeout=_TIMEOUT_S) as plain,
-            context.wrap_socket(plain) as tls,
-        ):
-            return _shown_chain(tls), str(plain_name(tls))
-    except ssl.SSLError as error:
-        raise UnavailableError(
-            f"{where.authority} answers, but not as a mesh does ({error.reason or error}); is that the port to join at?"
-        ) from error
-    except OSError as error:
-        why = error.strerror or str(error) or "no answer in time"
-        raise UnavailableError(
-            f"{where.authority} can't be reached ({why}); is the mesh up, and does a firewall let this machine through?"
-        ) from error
-
-
-def plain_name(connection: ssl.SSLSocket) -> str:
-    """The IP address that a connection goes out from."""
-    return str(connection.getsockname()[0])
-
-
-def _shown_chain(connection: Any) -> list[bytes]:
-    """All certificates that the other side showed. Public from Python 3.13 on; there before, under another name."""
-    if hasattr(connection, "get_unverified_chain"):
-        return list(connection.get_unverified_chain())
-    return [ssl.PEM_cert_to_DER_cert(one.public_bytes()) for one in connection._sslobj.get_unverified_chain()]
 
 
 def _own_key(pending: Path) -> bytes:

@@ -19,7 +19,7 @@ from chorus.local.ports import DEFAULT_BASE, HIGHEST_BASE, RUNNERS_MAX, RUNNERS_
 LOOPBACK = "127.0.0.1"
 _REGISTRY, _COORDINATOR, _IDENTITY = "registry", "coordinator", "identity"
 # Sections that coordinators read beside their own.
-_OF_COORDINATORS = ("ensemble", "cache", "valkey", "costs")
+_OF_COORDINATORS = ("ensemble", "cache", "callers", "valkey", "costs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,8 @@ class MeshPlan:
         # The identity service, which has the authority's key, makes its own.
         served = [process for process in self.processes if process.role is not Role.IDENTITY]
         wanted: dict[tuple[Role, str], tuple[str, ...]] = {(p.role, p.name): addresses for p in served}
-        people = {(Role.CLIENT, CLIENT_NAME): ()} | ({(Role.ADMIN, CLIENT_NAME): ()} if self.others_join else {})
+        administered = self.others_join or self.client.callers.listen is not None
+        people = {(Role.CLIENT, CLIENT_NAME): ()} | ({(Role.ADMIN, CLIENT_NAME): ()} if administered else {})
         return wanted | people
 
     @property
@@ -182,6 +183,8 @@ def make_plan(options: UpOptions, base: LoadedConfig, *, physical_cores: int, ho
     shared = _changed(shared, "log", format="console" if config.log.format == "auto" else config.log.format, file=None)
     shared = _changed(shared, "audit", dir=config.audit.dir or options.home.audit)
     shared = _changed(shared, "costs", file=config.costs.file or options.home.costs)
+    if "callers.dir" not in base.origins:
+        shared = _changed(shared, "callers", dir=options.home.root / "callers")
     registry = Endpoint(host, ports.registry, _REGISTRY)
     coordinator = Endpoint(host, ports.coordinator, _COORDINATOR)
     identity = Endpoint(host, ports.identity, _IDENTITY)

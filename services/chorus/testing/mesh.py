@@ -59,6 +59,7 @@ class InProcessMesh:
         audit: Mapping[str, Any] | None = None,
         ensemble: Mapping[str, Any] | None = None,
         mesh: Mapping[str, Any] | None = None,
+        callers: Mapping[str, Any] | None = None,
         valkey: Mapping[str, Any] | None = None,
         costs: Mapping[str, Any] | None = None,
         certificates: MeshCertificates | None = None,
@@ -77,6 +78,7 @@ class InProcessMesh:
         self._audit_settings = dict(audit or {})
         self._ensemble_settings = dict(ensemble or {})
         self._mesh_settings = dict(mesh or {})
+        self._caller_settings = {"listen": _LOOPBACK, **callers} if callers is not None else {}
         self._valkey_settings = dict(valkey or {})
         self._costs_settings = dict(costs or {})
         self._registry_endpoints: list[str] = []
@@ -208,6 +210,19 @@ class InProcessMesh:
         self._stack.push_async_callback(client.aclose)
         return client
 
+    def key_client(
+        self, api_key_file: Path, *, ca: str, timeout_s: float = 30.0, coordinators: Sequence[int] | None = None
+    ) -> MeshClient:
+        """A client that shows a key, of every coordinator or of some by index, closed with the mesh. It blocks where
+        `ca` is a fingerprint: use a thread then."""
+        chosen = range(len(self.coordinators)) if coordinators is None else coordinators
+        endpoints = [
+            f"coordinator-{index + 1}@{self.coordinators[index].side_addresses['callers']}" for index in chosen
+        ]
+        client = MeshClient.with_key(*endpoints, api_key_file=api_key_file, ca=ca, timeout_s=timeout_s)
+        self._stack.push_async_callback(client.aclose)
+        return client
+
     def coordinator_endpoints(self) -> list[str]:
         """The coordinators, as a client's configuration names them."""
         return [f"coordinator-{number}@{service.address}" for number, service in enumerate(self.coordinators, start=1)]
@@ -256,6 +271,7 @@ class InProcessMesh:
                 **settings,
             },
             cache=self._cache_settings,
+            callers=self._caller_settings,
             valkey=self._valkey_settings,
             costs=self._costs_settings,
         )

@@ -20,6 +20,16 @@ def access_table(*services: ServiceDescriptor) -> AccessTable:
     }
 
 
+def callers_table(*services: ServiceDescriptor) -> AccessTable:
+    """Returns the RPCs of `services` for callers without a certificate, who are clients; nobody may call the others."""
+    return {
+        f"/{service.full_name}/{method.name}": frozenset({Role.CLIENT} if access.callers else ())
+        for service in services
+        for method in service.methods
+        for access in [method.GetOptions().Extensions[access_pb2.access]]
+    }
+
+
 def _authorised(access: access_pb2.Access) -> frozenset[Role]:
     return EVERY_ROLE if access.anybody else frozenset(ROLE_OF[role] for role in access.roles if role in ROLE_OF)
 

@@ -10,6 +10,7 @@ import grpc.aio
 from chorus.config.address import ListenAddress
 from chorus.core.errors import ConfigError
 from chorus.core.identity import SpiffeId
+from chorus.transport.bearer import Bearer
 from chorus.transport.options import Options, client_options
 from chorus.transport.renewing import RenewingChannel
 from chorus.transport.tls import TlsIdentity
@@ -42,6 +43,12 @@ def open_channel(
         lambda: grpc.aio.secure_channel(address, identity.channel_credentials(), options=complete),
         lambda: grpc.aio.insecure_channel(_NOBODY, options=complete),
     )
+
+
+def open_channel_with_key(address: str, *, bearer: Bearer, server: SpiffeId) -> grpc.aio.Channel:
+    """Returns a channel that shows a key in place of a certificate; `server` alone may answer there."""
+    options = client_options((("grpc.ssl_target_name_override", server.dns_name),))
+    return grpc.aio.secure_channel(address, bearer.credentials(), options=options)
 
 
 def open_sync_channel(

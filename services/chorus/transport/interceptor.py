@@ -33,7 +33,7 @@ from chorus.telemetry import context as request_context
 from chorus.telemetry.logs import get_logger
 from chorus.transport.guarding import is_being_cancelled
 from chorus.transport.open_calls import OpenCalls
-from chorus.transport.peer import Peer, authenticate, set_caller
+from chorus.transport.peer import Peer, set_caller
 from chorus.transport.slow_readers import SlowReaders
 from chorus.wire.errors import to_status
 
@@ -65,7 +65,7 @@ class _Silent:
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
-    """The one interceptor. Without open calls to look after (listeners that ask for no certificate) nobody is
+    """The one interceptor. Without open calls to look after (listeners to which nobody shows who they are) nobody is
     authenticated, and all is allowed."""
 
     def __init__(
@@ -140,7 +140,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         self._observer.call_started(label)
         try:
             try:
-                peer = self._admit(method, context, known)
+                peer = await self._admit(method, context, known)
                 response = await body(request, context)
             except grpc.aio.AbortError:
                 code = context.code() or grpc.StatusCode.UNKNOWN
@@ -171,13 +171,12 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             self.calls_in_flight -= 1
             self._observer.call_finished(label, code, reason, time.monotonic() - started)
 
-    def _admit(self, method: str, context: Context, known: bool) -> Peer | None:
+    async def _admit(self, method: str, context: Context, known: bool) -> Peer | None:
         if self._open_calls is None:
             return None
         peer: Peer | None = None
         try:
-            peer = authenticate(context, self._open_calls.trust_domain, self._open_calls.now)
-            self._open_calls.check(peer)
+            peer = await self._open_calls.standing.authenticate(context, self._open_calls.now)
             set_caller(peer)
             if known:
                 authorize(self._access, method, peer.spiffe_id)

@@ -1,7 +1,7 @@
-"""The calls that a server is handling, by their callers' certificates: those of a certificate that ends are ended.
+"""The calls that a server is handling, by who makes them: those of a certificate, or a key, that ends are ended.
 
-TLS looks at a certificate once, when a connection is made, and lets it go on for ever. Here it is looked at for every
-call, and while a call goes on.
+TLS looks at a certificate once, when a connection is made, and lets it go on for ever. Here whoever calls is looked at
+for every call, and while it goes on.
 """
 
 from __future__ import annotations
@@ -10,45 +10,29 @@ import asyncio
 import time
 from collections import Counter
 
-from chorus.core.errors import ChorusError, DrainingError, OverloadedError, RevokedError
+from chorus.core.errors import ChorusError, OverloadedError, UnauthenticatedError
 from chorus.core.identity import SpiffeId
 from chorus.transport.peer import Peer
-from chorus.transport.tls import TlsIdentity
+from chorus.transport.standing import Standing
 
 _LOOK_S = 0.5
-"""How long after its certificate a call may end."""
+"""How long after its caller's certificate or key a call may end."""
 _RETRY_S = 1.0
 _now = time.time
 
 
 class OpenCalls:
-    """Used from one event loop, that of the server. Listens to `identity` until closed."""
+    """Used from one event loop, that of the server. Listens to `standing` until closed."""
 
-    def __init__(self, identity: TlsIdentity, *, most: int) -> None:
+    def __init__(self, standing: Standing, *, most: int) -> None:
         """`most`: so many calls a caller may have open at once, over all its connections."""
-        self._identity = identity
+        self.standing = standing
         self._most = most
         self._counts: Counter[SpiffeId] = Counter()
         self._tasks: dict[Peer, set[asyncio.Task[object]]] = {}
         self._ended: dict[asyncio.Task[object], ChorusError] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._forget = identity.on_change(self._look)
-
-    @property
-    def trust_domain(self) -> str:
-        """The mesh that callers must be of."""
-        return self._identity.spiffe_id.trust_domain
-
-    def check(self, peer: Peer) -> None:
-        """Raises RevokedError where the caller is shut out."""
-        revocation = self._identity.revoked.of(peer.spiffe_id, peer.serial)
-        if revocation is not None:
-            why = f" ({revocation.why})" if revocation.why else ""
-            what = "the certificate of " if revocation.serials else ""
-            raise RevokedError(
-                f"{what}{peer.spiffe_id} was revoked{why}; an admin of the mesh can let it join again",
-                metadata={"caller": str(peer.spiffe_id)},
-            )
+        self._forget = standing.on_change(self._look)
 
     @property
     def now(self) -> float:
@@ -118,13 +102,9 @@ class OpenCalls:
 
     def _against(self, peer: Peer, now: float) -> ChorusError | None:
         if now >= peer.not_after:
-            # Who renews in time has a newer connection by now, so the caller may well go on.
-            return DrainingError(
-                f"the certificate of {peer.spiffe_id} has expired since this connection was made; "
-                "go on over a new connection"
-            )
+            return self.standing.expired(peer)
         try:
-            self.check(peer)
-        except RevokedError as error:
+            self.standing.check(peer)
+        except UnauthenticatedError as error:
             return error
         return None

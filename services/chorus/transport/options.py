@@ -82,6 +82,12 @@ OPEN_LIMITS: Options = (
 )
 """Of a listener that anybody may call: a request there is a kilobyte, and an answer is all that a caller wants."""
 
+CALLER_LIMITS: Options = (
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.max_connection_idle_ms", 300_000),
+)
+"""Of the listener for callers with keys: it may be open to the world, so that connections nobody uses are closed."""
+
 
 def client_options(extra: Iterable[tuple[str, str | int]] = ()) -> Options:
     """Returns the options of a channel; `extra` ones come last, and so win."""

@@ -21,7 +21,10 @@ _caller: ContextVar[Peer | None] = ContextVar("chorus_caller", default=None)
 
 
 class Peer(NamedTuple):
-    """Whom a connection's certificate names, and on which nodes; `not_after` is seconds since 1970."""
+    """Whom a connection's certificate names, and on which nodes; or whose key was shown, which has no `serial`.
+
+    `not_after` is seconds since 1970.
+    """
 
     spiffe_id: SpiffeId
     serial: int

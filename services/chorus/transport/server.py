@@ -1,6 +1,6 @@
 """A process's gRPC servers: one over mutual TLS for the mesh, and, each an object of its own, a plaintext one for
-health alone and one for operators. A port of a gRPC server exposes all of its services, so what must not be seen by all
-cannot share one.
+health alone, one for operators, and those for callers without a certificate. A port of a gRPC server exposes all of its
+services, so what must not be seen by all cannot share one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,22 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from chorus.core.errors import ConfigError
 from chorus.core.identity import AccessTable, Role
-from chorus.transport.access import EVERY_ROLE, access_table, fixed_table
+from chorus.transport.access import EVERY_ROLE, access_table, callers_table, fixed_table
 from chorus.transport.channel import check_insecure, parse_address
 from chorus.transport.health import SERVICE as HEALTH
 from chorus.transport.health import Health, HealthServicer
 from chorus.transport.interceptor import CallObserver, MeshInterceptor
 from chorus.transport.open_calls import OpenCalls
-from chorus.transport.options import CALLS_PER_CALLER, OPEN_LIMITS, SLOW_READER_S, idle_limit, server_options
+from chorus.transport.options import (
+    CALLER_LIMITS,
+    CALLS_PER_CALLER,
+    OPEN_LIMITS,
+    SLOW_READER_S,
+    idle_limit,
+    server_options,
+)
 from chorus.transport.slow_readers import SlowReaders
+from chorus.transport.standing import CertificateStanding, Standing
 from chorus.transport.tls import TlsIdentity
 
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -65,6 +73,8 @@ class MeshServer:
         services: Sequence[Service],
         open_listen: str | None,
         open_services: Sequence[Service],
+        callers_listen: str | None,
+        callers: Standing | None,
         health_listen: str | None,
         admin_listen: str | None,
         observer: CallObserver | None,
@@ -79,10 +89,13 @@ class MeshServer:
         self._services = tuple(services)
         self._open_listen = open_listen
         self._open_services = tuple(open_services)
+        self._callers_listen = callers_listen
         self._health_listen = health_listen
         self._admin_listen = admin_listen
         self._options = server_options(options)
-        self._open_calls = OpenCalls(identity, most=max_calls_per_caller) if identity is not None else None
+        most = max_calls_per_caller
+        self._open_calls = OpenCalls(CertificateStanding(identity), most=most) if identity is not None else None
+        self._caller_calls = OpenCalls(callers, most=most) if callers is not None else None
         self._observer = observer
         self.access: AccessTable = {
             **access_table(*(service.descriptor for service in services)),
@@ -97,6 +110,7 @@ class MeshServer:
         self._servers: list[grpc.aio.Server] = []
         self.addresses: tuple[str, ...] = ()
         self.open_address: str | None = None
+        self.callers_address: str | None = None
         self.health_address: str | None = None
         self.admin_address: str | None = None
 
@@ -107,8 +121,13 @@ class MeshServer:
 
     @property
     def side_addresses(self) -> Mapping[str, str]:
-        """The bound health, admin and open listeners by kind, where there are any."""
-        sides = {"health": self.health_address, "admin": self.admin_address, "open": self.open_address}
+        """The bound health, admin, open and callers' listeners by kind, where there are any."""
+        sides = {
+            "health": self.health_address,
+            "admin": self.admin_address,
+            "open": self.open_address,
+            "callers": self.callers_address,
+        }
         return {kind: address for kind, address in sides.items() if address is not None}
 
     @property
@@ -127,6 +146,8 @@ class MeshServer:
             _add_reflection(mesh, [*(service.descriptor for service in self._services), HEALTH])
             if self._open_listen is not None:
                 self._start_open(self._open_listen)
+            if self._callers_listen is not None:
+                self._start_callers(self._callers_listen)
             if self._admin_listen is not None:
                 admin = self._server(MeshInterceptor(_ADMIN_ACCESS, open_calls=self._open_calls))
                 self.admin_address = _bind(admin, self._admin_listen, self._identity)
@@ -154,8 +175,9 @@ class MeshServer:
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._servers.clear()
         self._slow_readers.close()
-        if self._open_calls is not None:
-            self._open_calls.close()
+        for calls in (self._open_calls, self._caller_calls):
+            if calls is not None:
+                calls.close()
 
     async def wait_stopped(self) -> None:
         """Returns when the mesh listener has stopped."""
@@ -170,6 +192,19 @@ class MeshServer:
         for service in self._open_services:
             service.add(service.servicer, server)
 
+    def _start_callers(self, address: str) -> None:
+        """Binds the listener for callers with keys: the mesh's services, of which they may call some, and health."""
+        descriptors = [service.descriptor for service in self._services]
+        table = {**callers_table(*descriptors), **fixed_table(EVERY_ROLE, HEALTH)}
+        interceptor = MeshInterceptor(
+            table, open_calls=self._caller_calls, observer=self._observer, slow_readers=self._slow_readers
+        )
+        server = self._server(interceptor, *CALLER_LIMITS)
+        self.callers_address = _bind(server, address, self._identity, asks_for_certificates=False)
+        for service in self._services:
+            service.add(service.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
+
     def _server(self, interceptor: MeshInterceptor, *limits: tuple[str, str | int]) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=[interceptor], options=(*self._options, *limits))
         self._servers.append(server)
@@ -183,6 +218,8 @@ def build_server(
     services: Sequence[Service],
     open_listen: str | None = None,
     open_services: Sequence[Service] = (),
+    callers_listen: str | None = None,
+    callers: Standing | None = None,
     health_listen: str | None = None,
     admin_listen: str | None = None,
     observer: CallObserver | None = None,
@@ -198,9 +235,11 @@ def build_server(
     `listen`: addresses (`host:port`, port 0 for a free one) of the mesh listener, over mutual TLS, with health and
     reflection beside `services`. Who may call what is read from the services' descriptors; `extra_access` adds RPCs
     whose protos do not say it. `open_listen`: over TLS in which no caller shows a certificate, `open_services` and
-    nothing else. `health_listen`: plaintext, grpc.health.v1 and nothing else, for probes without a
-    certificate. `admin_listen`: channelz, for the admin role alone. Without an identity all is plaintext, which is
-    allowed on loopback addresses alone, and only if `insecure_loopback` says so; everybody may call everything then.
+    nothing else. `callers_listen`: over TLS, for those whom `callers` knows by something else than a certificate; of
+    `services` they may call what the protos say. `health_listen`: plaintext, grpc.health.v1 and nothing else, for
+    probes without a certificate. `admin_listen`: channelz, for the admin role alone. Without an identity all is
+    plaintext, which is allowed on loopback addresses alone, and only if `insecure_loopback` says so; everybody may call
+    everything then.
     `max_calls_per_caller`: what a caller has open beyond that is refused, whatever it is and over how many connections.
     `slow_reader_s`: a stream whose next message waits longer than that for its reader is ended. `idle_connection_s`:
     a connection on which no call is open is closed after that.
@@ -208,7 +247,9 @@ def build_server(
     """
     if not listen:
         raise ConfigError("a server needs an address to listen on")
-    sides = (admin_listen, health_listen, open_listen)
+    if callers_listen is not None and (callers is None or identity is None):
+        raise ConfigError("callers with API keys are served over TLS alone: leave out mesh.insecure_loopback")
+    sides = (admin_listen, health_listen, open_listen, callers_listen)
     for address in (*listen, *(extra for extra in sides if extra is not None)):
         parse_address(address)
         if identity is None and address != health_listen:
@@ -219,6 +260,8 @@ def build_server(
         services=services,
         open_listen=open_listen,
         open_services=open_services,
+        callers_listen=callers_listen,
+        callers=callers,
         health_listen=health_listen,
         admin_listen=admin_listen,
         observer=observer,

@@ -13,12 +13,12 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 
 from chorus.core.errors import CertificateError, InvalidRequestError
 from chorus.core.identity import SpiffeId
 from chorus.core.identity.revocations import NOTHING, Revocations
-from chorus.core.identity.spiffe import node_in
+from chorus.core.identity.spiffe import check_trust_domain, node_in
 
 CA_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
@@ -157,7 +157,10 @@ class TlsIdentity:
         return grpc.ssl_channel_credentials(self.ca_pem, self.key_pem, self.cert_pem)
 
     def server_credentials(self, *, clients_show_certificates: bool = True) -> grpc.ServerCredentials:
-        """What a server shows; every client must have a certificate of the same authorities, or is asked for none."""
+        """What a server shows; every client must have a certificate of the same authorities, or is asked for none.
+
+        To those who are asked for none the authorities are shown, too: they may know one by its fingerprint alone.
+        """
         shown = self._files
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
@@ -165,17 +168,18 @@ class TlsIdentity:
             if (files := self._files) is shown:
                 return None
             shown = files
-            return _shown(files)
+            return configuration(files)
+
+        def configuration(files: _Files) -> grpc.ServerCertificateConfiguration:
+            whole = clients_show_certificates or files.ca_pem in files.cert_pem
+            chain = files.cert_pem if whole else files.cert_pem + b"\n" + files.ca_pem
+            return grpc.ssl_server_certificate_configuration([(files.key_pem, chain)], files.ca_pem)
 
         return grpc.dynamic_ssl_server_credentials(
-            _shown(shown),
+            configuration(shown),
             changed,  # type: ignore[arg-type]  # None means no change, which the stubs don't know
             require_client_authentication=clients_show_certificates,
         )
-
-
-def _shown(files: _Files) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(files.key_pem, files.cert_pem)], files.ca_pem)
 
 
 def read_file(path: Path) -> bytes:
@@ -202,6 +206,11 @@ def read_certificates(pem: bytes, name: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
         raise CertificateError(f"{name} is damaged: it holds no PEM certificate") from error
+
+
+def fingerprint_of(pem: bytes) -> str:
+    """The SHA-256 of the first certificate in `pem`, as people write it. Raises CertificateError."""
+    return read_certificates(pem, CA_FILE)[0].fingerprint(hashes.SHA256()).hex()
 
 
 def check_key(certificate: x509.Certificate, key_pem: bytes) -> None:
@@ -241,6 +250,23 @@ def nodes_of(certificate: x509.Certificate, trust_domain: str) -> frozenset[str]
         return frozenset()
     found = (node_in(name, trust_domain) for name in names.get_values_for_type(x509.DNSName))
     return frozenset(node for node in found if node is not None)
+
+
+def authority_trust_domain(certificate: x509.Certificate) -> str:
+    """Returns the trust domain that an authority's certificate names. Raises CertificateError where it names none."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except x509.ExtensionNotFound:
+        uris = []
+    if len(uris) == 1 and uris[0].startswith("spiffe://"):
+        domain = uris[0].removeprefix("spiffe://")
+        try:
+            check_trust_domain(domain)
+        except InvalidRequestError as error:
+            raise CertificateError(f"the authority's certificate names a bad trust domain: {error}") from error
+        return domain
+    raise CertificateError("the authority's certificate names no SPIFFE trust domain; it was not made by Chorus")
 
 
 def check_chain(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> None:

@@ -1,8 +1,8 @@
 """The one table between the error tree and gRPC statuses, in both directions.
 
-A status carries `google.rpc.ErrorInfo` (reason, domain `chorus`, metadata), with RetryInfo where waiting helps and
-BadRequest where a field is to blame, so that a program in any language can branch on the reason, and ours gets its
-class back.
+A status carries `google.rpc.ErrorInfo` (reason, domain `chorus`, metadata), with RetryInfo where waiting helps,
+QuotaFailure where a quota is used up and BadRequest where a field is to blame, so that a program in any language can
+branch on the reason, and ours gets its class back.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ CODES: Mapping[type[ChorusError], grpc.StatusCode] = {
     errors.EngineError: grpc.StatusCode.UNAVAILABLE,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.RevokedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ApiKeyError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ApiKeyExpiredError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ApiKeyRevokedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.BearerTokenError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TokenInvalidError: grpc.StatusCode.UNAUTHENTICATED,
     errors.TokenUsedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.TokenExpiredError: grpc.StatusCode.UNAUTHENTICATED,
@@ -122,6 +127,10 @@ def to_status(error: ChorusError, *, request_id: str = "") -> Status:
         delay = Duration()
         delay.FromNanoseconds(max(0, round(error.retry_after_s * 1e9)))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, errors.QuotaExceededError):
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=error.metadata.get("quota", ""), description=_shorten(message, 300))
+        status.details.add().Pack(failure)
     if field := error.metadata.get("field"):
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=_shorten(field, 200), description=_shorten(message.removeprefix(f"{field}: "), 300)

@@ -21,6 +21,8 @@ class DeedKind(StrEnum):
     MEMBER_REVOKED = "member.revoked"
     MEMBER_RESTORED = "member.restored"
     AUTHORITY_ROTATED = "authority.rotated"
+    KEY_CREATED = "key.created"
+    KEY_REVOKED = "key.revoked"
     REQUEST_RECEIVED = "request.received"
     REQUEST_FINISHED = "request.finished"
     REQUEST_REFUSED = "request.refused"

@@ -25,6 +25,7 @@ _sym_db = _symbol_database.Default()
 from chorus.api.coordinator.v1 import cache_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2
 from chorus.api.coordinator.v1 import costs_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2
 from chorus.api.coordinator.v1 import ensemble_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_ensemble__pb2
+from chorus.api.coordinator.v1 import keys_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2
 from chorus.api.coordinator.v1 import learning_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2
 from chorus.api.coordinator.v1 import stats_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2
 from chorus.api.events.v1 import events_pb2 as chorus_dot_api_dot_events_dot_v1_dot_events__pb2
@@ -37,7 +38,7 @@ from chorus.api.runner.v1 import resources_pb2 as chorus_dot_api_dot_runner_dot_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+chorus/api/coordinator/v1/coordinator.proto\x12\x19\x63horus.api.coordinator.v1\x1a%chorus/api/coordinator/v1/cache.proto\x1a%chorus/api/coordinator/v1/costs.proto\x1a(chorus/api/coordinator/v1/ensemble.proto\x1a(chorus/api/coordinator/v1/learning.proto\x1a%chorus/api/coordinator/v1/stats.proto\x1a!chorus/api/events/v1/events.proto\x1a#chorus/api/identity/v1/access.proto\x1a\'chorus/api/inference/v1/embedding.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/inference/v1/rerank.proto\x1a%chorus/api/registry/v1/registry.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcd\x02\n\x0fGenerateRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x39\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\'.chorus.api.coordinator.v1.EnsembleSpec\x12\x35\n\x08\x66\x61llback\x18\x04 \x01(\x0b\x32#.chorus.api.coordinator.v1.Fallback\x12\x35\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32&.chorus.api.coordinator.v1.CachePolicy\x12\x15\n\rallow_hedging\x18\x06 \x01(\x08\x12\x18\n\x10unused_ticket_id\x18\x07 \x01(\t\x12\x18\n\x10\x66\x61iled_runner_id\x18\x08 \x01(\t\"\x8a\x01\n\x0cPlaceRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x35\n\x08\x66\x61llback\x18\x02 \x01(\x0b\x32#.chorus.api.coordinator.v1.Fallback\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"\x91\x02\n\rPlaceResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x11\n\tticket_id\x18\x02 \x01(\t\x12-\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x13\n\x0bserver_name\x18\x05 \x01(\t\x12\x11\n\trunner_id\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\t\x12\x13\n\x0bincarnation\x18\x08 \x01(\x04\x12\x10\n\x08\x61rtifact\x18\t \x01(\t\x12=\n\x0csubstitution\x18\n \x01(\x0b\x32\'.chorus.api.coordinator.v1.Substitution\"\xc1\x02\n\x10GenerateResponse\x12\x37\n\x05\x65vent\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x33\n\x07verdict\x18\x03 \x01(\x0b\x32\".chorus.api.coordinator.v1.Verdict\x12=\n\x0csubstitution\x18\x04 \x01(\x0b\x32\'.chorus.api.coordinator.v1.Substitution\x12\x35\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32&.chorus.api.coordinator.v1.CacheReport\x12\x36\n\x04more\x18\x06 \x03(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\"J\n\x08\x46\x61llback\x12\x15\n\rsimilar_model\x18\x01 \x01(\x08\x12\x15\n\rcached_answer\x18\x02 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x03 \x01(\x08\"F\n\x0cSubstitution\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x81\x01\n\x0b\x43\x61\x63hePolicy\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.chorus.api.coordinator.v1.CacheMode\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nreads_more\x18\x03 \x01(\x08\"D\n\x0c\x45mbedRequest\x12\x34\n\x04spec\x18\x01 \x01(\x0b\x32&.chorus.api.inference.v1.EmbeddingSpec\"I\n\rEmbedResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.EmbeddingResult\"B\n\rRerankRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.RerankSpec\"G\n\x0eRerankResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.chorus.api.inference.v1.RerankResult\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"I\n\x13\x43ountTokensResponse\x12\x32\n\x05\x63ount\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.TokenCount\"\x13\n\x11ListModelsRequest\"a\n\x12ListModelsResponse\x12\x34\n\x06models\x18\x01 \x03(\x0b\x32$.chorus.api.coordinator.v1.MeshModel\x12\x15\n\rdefault_model\x18\x02 \x01(\t\"t\n\tMeshModel\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.chorus.api.runner.v1.Artifact\x12\x35\n\x06places\x18\x02 \x03(\x0b\x32%.chorus.api.coordinator.v1.ModelPlace\"c\n\nModelPlace\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"m\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".chorus.api.registry.v1.NodeFilter\"\xce\x01\n\x11ListNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.chorus.api.registry.v1.NodeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\x12=\n\nregistries\x18\x06 \x03(\x0b\x32).chorus.api.coordinator.v1.RegistryStatus\"\x84\x01\n\x0eRegistryStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12-\n\nlast_heard\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x11WatchNodesRequest\x12\x14\n\x0cwithout_load\x18\x01 \x01(\x08\"K\n\x12WatchNodesResponse\x12\x35\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.chorus.api.registry.v1.DirectoryEvent\"\x9e\x01\n\x12WatchEventsRequest\x12+\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1c.chorus.api.events.v1.Cursor\x12(\n\x05since\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06\x66ilter\x18\x03 \x01(\x0b\x32!.chorus.api.events.v1.EventFilter\"J\n\x13WatchEventsResponse\x12\x33\n\x06\x65vents\x18\x01 \x01(\x0b\x32#.chorus.api.events.v1.WatchedEvents\"P\n\x17\x45xplainPlacementRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"\xd2\x01\n\x18\x45xplainPlacementResponse\x12\x18\n\x10\x63hosen_runner_id\x18\x01 \x01(\t\x12\x38\n\ncandidates\x18\x02 \x03(\x0b\x32$.chorus.api.coordinator.v1.Candidate\x12\x35\n\x08rejected\x18\x03 \x03(\x0b\x32#.chorus.api.coordinator.v1.Rejected\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\"\x83\x01\n\tCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x03 \x01(\t\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x12\x32\n\x05terms\x18\x05 \x03(\x0b\x32#.chorus.api.coordinator.v1.CostTerm\"\'\n\x08\x43ostTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"z\n\x08Rejected\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12:\n\x06reason\x18\x03 \x01(\x0e\x32*.chorus.api.coordinator.v1.RejectionReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xc7\x04\n\x0fRejectionReason\x12 \n\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REJECTION_REASON_MODEL\x10\x01\x12\x1f\n\x1bREJECTION_REASON_NOT_LOADED\x10\x02\x12\x1c\n\x18REJECTION_REASON_FEATURE\x10\x03\x12\x1c\n\x18REJECTION_REASON_CONTEXT\x10\x04\x12\x1a\n\x16REJECTION_REASON_LABEL\x10\x05\x12\x19\n\x15REJECTION_REASON_TIER\x10\x06\x12\x18\n\x14REJECTION_REASON_TAG\x10\x07\x12\x1b\n\x17REJECTION_REASON_PINNED\x10\x08\x12\x1c\n\x18REJECTION_REASON_PRIVATE\x10\t\x12\x1a\n\x16REJECTION_REASON_STATE\x10\n\x12 \n\x1cREJECTION_REASON_UNREACHABLE\x10\x0b\x12\x19\n\x15REJECTION_REASON_FULL\x10\x0c\x12\x1a\n\x16REJECTION_REASON_TRIED\x10\r\x12!\n\x1dREJECTION_REASON_BREAKER_OPEN\x10\x0e\x12\x1b\n\x17REJECTION_REASON_MEMORY\x10\x0f\x12\x1c\n\x18REJECTION_REASON_ADAPTER\x10\x10\x12\x1d\n\x19REJECTION_REASON_UNPRICED\x10\x11\x12\x1b\n\x17REJECTION_REASON_BUDGET\x10\x12\x32\xc0\x0f\n\x0b\x43oordinator\x12o\n\x08Generate\x12*.chorus.api.coordinator.v1.GenerateRequest\x1a+.chorus.api.coordinator.v1.GenerateResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12\x64\n\x05Place\x12\'.chorus.api.coordinator.v1.PlaceRequest\x1a(.chorus.api.coordinator.v1.PlaceResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12\x64\n\x05\x45mbed\x12\'.chorus.api.coordinator.v1.EmbedRequest\x1a(.chorus.api.coordinator.v1.EmbedResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12g\n\x06Rerank\x12(.chorus.api.coordinator.v1.RerankRequest\x1a).chorus.api.coordinator.v1.RerankResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12v\n\x0b\x43ountTokens\x12-.chorus.api.coordinator.v1.CountTokensRequest\x1a..chorus.api.coordinator.v1.CountTokensResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12s\n\nListModels\x12,.chorus.api.coordinator.v1.ListModelsRequest\x1a-.chorus.api.coordinator.v1.ListModelsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12p\n\tListNodes\x12+.chorus.api.coordinator.v1.ListNodesRequest\x1a,.chorus.api.coordinator.v1.ListNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12u\n\nWatchNodes\x12,.chorus.api.coordinator.v1.WatchNodesRequest\x1a-.chorus.api.coordinator.v1.WatchNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12m\n\x08GetCache\x12*.chorus.api.coordinator.v1.GetCacheRequest\x1a+.chorus.api.coordinator.v1.GetCacheResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12s\n\nClearCache\x12,.chorus.api.coordinator.v1.ClearCacheRequest\x1a-.chorus.api.coordinator.v1.ClearCacheResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12y\n\x0cRateResponse\x12..chorus.api.coordinator.v1.RateResponseRequest\x1a/.chorus.api.coordinator.v1.RateResponseResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12v\n\x0bGetLearning\x12-.chorus.api.coordinator.v1.GetLearningRequest\x1a..chorus.api.coordinator.v1.GetLearningResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12~\n\x0e\x43hangeLearning\x12\x30.chorus.api.coordinator.v1.ChangeLearningRequest\x1a\x31.chorus.api.coordinator.v1.ChangeLearningResponse\"\x07\x8a\xe8\x18\x03\n\x01\x05\x12\x85\x01\n\x10\x45xplainPlacement\x12\x32.chorus.api.coordinator.v1.ExplainPlacementRequest\x1a\x33.chorus.api.coordinator.v1.ExplainPlacementResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12x\n\x0bWatchEvents\x12-.chorus.api.coordinator.v1.WatchEventsRequest\x1a..chorus.api.coordinator.v1.WatchEventsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12m\n\x08GetStats\x12*.chorus.api.coordinator.v1.GetStatsRequest\x1a+.chorus.api.coordinator.v1.GetStatsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12m\n\x08GetCosts\x12*.chorus.api.coordinator.v1.GetCostsRequest\x1a+.chorus.api.coordinator.v1.GetCostsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+chorus/api/coordinator/v1/coordinator.proto\x12\x19\x63horus.api.coordinator.v1\x1a%chorus/api/coordinator/v1/cache.proto\x1a%chorus/api/coordinator/v1/costs.proto\x1a(chorus/api/coordinator/v1/ensemble.proto\x1a$chorus/api/coordinator/v1/keys.proto\x1a(chorus/api/coordinator/v1/learning.proto\x1a%chorus/api/coordinator/v1/stats.proto\x1a!chorus/api/events/v1/events.proto\x1a#chorus/api/identity/v1/access.proto\x1a\'chorus/api/inference/v1/embedding.proto\x1a(chorus/api/inference/v1/generation.proto\x1a$chorus/api/inference/v1/rerank.proto\x1a%chorus/api/registry/v1/registry.proto\x1a$chorus/api/runner/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcd\x02\n\x0fGenerateRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x39\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\'.chorus.api.coordinator.v1.EnsembleSpec\x12\x35\n\x08\x66\x61llback\x18\x04 \x01(\x0b\x32#.chorus.api.coordinator.v1.Fallback\x12\x35\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32&.chorus.api.coordinator.v1.CachePolicy\x12\x15\n\rallow_hedging\x18\x06 \x01(\x08\x12\x18\n\x10unused_ticket_id\x18\x07 \x01(\t\x12\x18\n\x10\x66\x61iled_runner_id\x18\x08 \x01(\t\"\x8a\x01\n\x0cPlaceRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\x12\x35\n\x08\x66\x61llback\x18\x02 \x01(\x0b\x32#.chorus.api.coordinator.v1.Fallback\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"\x91\x02\n\rPlaceResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x11\n\tticket_id\x18\x02 \x01(\t\x12-\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x13\n\x0bserver_name\x18\x05 \x01(\t\x12\x11\n\trunner_id\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\t\x12\x13\n\x0bincarnation\x18\x08 \x01(\x04\x12\x10\n\x08\x61rtifact\x18\t \x01(\t\x12=\n\x0csubstitution\x18\n \x01(\x0b\x32\'.chorus.api.coordinator.v1.Substitution\"\xc1\x02\n\x10GenerateResponse\x12\x37\n\x05\x65vent\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x33\n\x07verdict\x18\x03 \x01(\x0b\x32\".chorus.api.coordinator.v1.Verdict\x12=\n\x0csubstitution\x18\x04 \x01(\x0b\x32\'.chorus.api.coordinator.v1.Substitution\x12\x35\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32&.chorus.api.coordinator.v1.CacheReport\x12\x36\n\x04more\x18\x06 \x03(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\"J\n\x08\x46\x61llback\x12\x15\n\rsimilar_model\x18\x01 \x01(\x08\x12\x15\n\rcached_answer\x18\x02 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x03 \x01(\x08\"F\n\x0cSubstitution\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x81\x01\n\x0b\x43\x61\x63hePolicy\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.chorus.api.coordinator.v1.CacheMode\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nreads_more\x18\x03 \x01(\x08\"D\n\x0c\x45mbedRequest\x12\x34\n\x04spec\x18\x01 \x01(\x0b\x32&.chorus.api.inference.v1.EmbeddingSpec\"I\n\rEmbedResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.chorus.api.inference.v1.EmbeddingResult\"B\n\rRerankRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.RerankSpec\"G\n\x0eRerankResponse\x12\x35\n\x06result\x18\x01 \x01(\x0b\x32%.chorus.api.inference.v1.RerankResult\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"I\n\x13\x43ountTokensResponse\x12\x32\n\x05\x63ount\x18\x01 \x01(\x0b\x32#.chorus.api.inference.v1.TokenCount\"\x13\n\x11ListModelsRequest\"a\n\x12ListModelsResponse\x12\x34\n\x06models\x18\x01 \x03(\x0b\x32$.chorus.api.coordinator.v1.MeshModel\x12\x15\n\rdefault_model\x18\x02 \x01(\t\"t\n\tMeshModel\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.chorus.api.runner.v1.Artifact\x12\x35\n\x06places\x18\x02 \x03(\x0b\x32%.chorus.api.coordinator.v1.ModelPlace\"c\n\nModelPlace\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.chorus.api.runner.v1.ModelStatus\"m\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".chorus.api.registry.v1.NodeFilter\"\xce\x01\n\x11ListNodesResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.chorus.api.registry.v1.NodeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\x12=\n\nregistries\x18\x06 \x03(\x0b\x32).chorus.api.coordinator.v1.RegistryStatus\"\x84\x01\n\x0eRegistryStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12-\n\nlast_heard\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x11WatchNodesRequest\x12\x14\n\x0cwithout_load\x18\x01 \x01(\x08\"K\n\x12WatchNodesResponse\x12\x35\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.chorus.api.registry.v1.DirectoryEvent\"\x9e\x01\n\x12WatchEventsRequest\x12+\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1c.chorus.api.events.v1.Cursor\x12(\n\x05since\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06\x66ilter\x18\x03 \x01(\x0b\x32!.chorus.api.events.v1.EventFilter\"J\n\x13WatchEventsResponse\x12\x33\n\x06\x65vents\x18\x01 \x01(\x0b\x32#.chorus.api.events.v1.WatchedEvents\"P\n\x17\x45xplainPlacementRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.chorus.api.inference.v1.GenerationSpec\"\xd2\x01\n\x18\x45xplainPlacementResponse\x12\x18\n\x10\x63hosen_runner_id\x18\x01 \x01(\t\x12\x38\n\ncandidates\x18\x02 \x03(\x0b\x32$.chorus.api.coordinator.v1.Candidate\x12\x35\n\x08rejected\x18\x03 \x03(\x0b\x32#.chorus.api.coordinator.v1.Rejected\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\"\x83\x01\n\tCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x03 \x01(\t\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x12\x32\n\x05terms\x18\x05 \x03(\x0b\x32#.chorus.api.coordinator.v1.CostTerm\"\'\n\x08\x43ostTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"z\n\x08Rejected\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\trunner_id\x18\x02 \x01(\t\x12:\n\x06reason\x18\x03 \x01(\x0e\x32*.chorus.api.coordinator.v1.RejectionReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xc7\x04\n\x0fRejectionReason\x12 \n\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REJECTION_REASON_MODEL\x10\x01\x12\x1f\n\x1bREJECTION_REASON_NOT_LOADED\x10\x02\x12\x1c\n\x18REJECTION_REASON_FEATURE\x10\x03\x12\x1c\n\x18REJECTION_REASON_CONTEXT\x10\x04\x12\x1a\n\x16REJECTION_REASON_LABEL\x10\x05\x12\x19\n\x15REJECTION_REASON_TIER\x10\x06\x12\x18\n\x14REJECTION_REASON_TAG\x10\x07\x12\x1b\n\x17REJECTION_REASON_PINNED\x10\x08\x12\x1c\n\x18REJECTION_REASON_PRIVATE\x10\t\x12\x1a\n\x16REJECTION_REASON_STATE\x10\n\x12 \n\x1cREJECTION_REASON_UNREACHABLE\x10\x0b\x12\x19\n\x15REJECTION_REASON_FULL\x10\x0c\x12\x1a\n\x16REJECTION_REASON_TRIED\x10\r\x12!\n\x1dREJECTION_REASON_BREAKER_OPEN\x10\x0e\x12\x1b\n\x17REJECTION_REASON_MEMORY\x10\x0f\x12\x1c\n\x18REJECTION_REASON_ADAPTER\x10\x10\x12\x1d\n\x19REJECTION_REASON_UNPRICED\x10\x11\x12\x1b\n\x17REJECTION_REASON_BUDGET\x10\x12\x32\x91\x13\n\x0b\x43oordinator\x12q\n\x08Generate\x12*.chorus.api.coordinator.v1.GenerateRequest\x1a+.chorus.api.coordinator.v1.GenerateResponse\"\n\x8a\xe8\x18\x06\n\x02\x04\x05\x18\x01\x30\x01\x12\x64\n\x05Place\x12\'.chorus.api.coordinator.v1.PlaceRequest\x1a(.chorus.api.coordinator.v1.PlaceResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12\x66\n\x05\x45mbed\x12\'.chorus.api.coordinator.v1.EmbedRequest\x1a(.chorus.api.coordinator.v1.EmbedResponse\"\n\x8a\xe8\x18\x06\n\x02\x04\x05\x18\x01\x12i\n\x06Rerank\x12(.chorus.api.coordinator.v1.RerankRequest\x1a).chorus.api.coordinator.v1.RerankResponse\"\n\x8a\xe8\x18\x06\n\x02\x04\x05\x18\x01\x12x\n\x0b\x43ountTokens\x12-.chorus.api.coordinator.v1.CountTokensRequest\x1a..chorus.api.coordinator.v1.CountTokensResponse\"\n\x8a\xe8\x18\x06\n\x02\x04\x05\x18\x01\x12u\n\nListModels\x12,.chorus.api.coordinator.v1.ListModelsRequest\x1a-.chorus.api.coordinator.v1.ListModelsResponse\"\n\x8a\xe8\x18\x06\n\x02\x04\x05\x18\x01\x12p\n\tListNodes\x12+.chorus.api.coordinator.v1.ListNodesRequest\x1a,.chorus.api.coordinator.v1.ListNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12u\n\nWatchNodes\x12,.chorus.api.coordinator.v1.WatchNodesRequest\x1a-.chorus.api.coordinator.v1.WatchNodesResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12m\n\x08GetCache\x12*.chorus.api.coordinator.v1.GetCacheRequest\x1a+.chorus.api.coordinator.v1.GetCacheResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12s\n\nClearCache\x12,.chorus.api.coordinator.v1.ClearCacheRequest\x1a-.chorus.api.coordinator.v1.ClearCacheResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12y\n\x0cRateResponse\x12..chorus.api.coordinator.v1.RateResponseRequest\x1a/.chorus.api.coordinator.v1.RateResponseResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12v\n\x0bGetLearning\x12-.chorus.api.coordinator.v1.GetLearningRequest\x1a..chorus.api.coordinator.v1.GetLearningResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12~\n\x0e\x43hangeLearning\x12\x30.chorus.api.coordinator.v1.ChangeLearningRequest\x1a\x31.chorus.api.coordinator.v1.ChangeLearningResponse\"\x07\x8a\xe8\x18\x03\n\x01\x05\x12\x85\x01\n\x10\x45xplainPlacement\x12\x32.chorus.api.coordinator.v1.ExplainPlacementRequest\x1a\x33.chorus.api.coordinator.v1.ExplainPlacementResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12x\n\x0bWatchEvents\x12-.chorus.api.coordinator.v1.WatchEventsRequest\x1a..chorus.api.coordinator.v1.WatchEventsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x30\x01\x12o\n\tCreateKey\x12+.chorus.api.coordinator.v1.CreateKeyRequest\x1a,.chorus.api.coordinator.v1.CreateKeyResponse\"\x07\x8a\xe8\x18\x03\n\x01\x05\x12l\n\x08ListKeys\x12*.chorus.api.coordinator.v1.ListKeysRequest\x1a+.chorus.api.coordinator.v1.ListKeysResponse\"\x07\x8a\xe8\x18\x03\n\x01\x05\x12o\n\tRevokeKey\x12+.chorus.api.coordinator.v1.RevokeKeyRequest\x1a,.chorus.api.coordinator.v1.RevokeKeyResponse\"\x07\x8a\xe8\x18\x03\n\x01\x05\x12u\n\x0bGetKeyUsage\x12-.chorus.api.coordinator.v1.GetKeyUsageRequest\x1a..chorus.api.coordinator.v1.GetKeyUsageResponse\"\x07\x8a\xe8\x18\x03\n\x01\x05\x12m\n\x08GetStats\x12*.chorus.api.coordinator.v1.GetStatsRequest\x1a+.chorus.api.coordinator.v1.GetStatsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x12m\n\x08GetCosts\x12*.chorus.api.coordinator.v1.GetCostsRequest\x1a+.chorus.api.coordinator.v1.GetCostsResponse\"\x08\x8a\xe8\x18\x04\n\x02\x04\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,17 +46,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.api.coordinator.v1.c
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['Generate']._loaded_options = None
-  _globals['_COORDINATOR'].methods_by_name['Generate']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['Generate']._serialized_options = b'\212\350\030\006\n\002\004\005\030\001'
   _globals['_COORDINATOR'].methods_by_name['Place']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['Place']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['Embed']._loaded_options = None
-  _globals['_COORDINATOR'].methods_by_name['Embed']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['Embed']._serialized_options = b'\212\350\030\006\n\002\004\005\030\001'
   _globals['_COORDINATOR'].methods_by_name['Rerank']._loaded_options = None
-  _globals['_COORDINATOR'].methods_by_name['Rerank']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['Rerank']._serialized_options = b'\212\350\030\006\n\002\004\005\030\001'
   _globals['_COORDINATOR'].methods_by_name['CountTokens']._loaded_options = None
-  _globals['_COORDINATOR'].methods_by_name['CountTokens']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['CountTokens']._serialized_options = b'\212\350\030\006\n\002\004\005\030\001'
   _globals['_COORDINATOR'].methods_by_name['ListModels']._loaded_options = None
-  _globals['_COORDINATOR'].methods_by_name['ListModels']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['ListModels']._serialized_options = b'\212\350\030\006\n\002\004\005\030\001'
   _globals['_COORDINATOR'].methods_by_name['ListNodes']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['ListNodes']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['WatchNodes']._loaded_options = None
@@ -74,70 +75,78 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COORDINATOR'].methods_by_name['ExplainPlacement']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['WatchEvents']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['WatchEvents']._serialized_options = b'\212\350\030\004\n\002\004\005'
+  _globals['_COORDINATOR'].methods_by_name['CreateKey']._loaded_options = None
+  _globals['_COORDINATOR'].methods_by_name['CreateKey']._serialized_options = b'\212\350\030\003\n\001\005'
+  _globals['_COORDINATOR'].methods_by_name['ListKeys']._loaded_options = None
+  _globals['_COORDINATOR'].methods_by_name['ListKeys']._serialized_options = b'\212\350\030\003\n\001\005'
+  _globals['_COORDINATOR'].methods_by_name['RevokeKey']._loaded_options = None
+  _globals['_COORDINATOR'].methods_by_name['RevokeKey']._serialized_options = b'\212\350\030\003\n\001\005'
+  _globals['_COORDINATOR'].methods_by_name['GetKeyUsage']._loaded_options = None
+  _globals['_COORDINATOR'].methods_by_name['GetKeyUsage']._serialized_options = b'\212\350\030\003\n\001\005'
   _globals['_COORDINATOR'].methods_by_name['GetStats']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['GetStats']._serialized_options = b'\212\350\030\004\n\002\004\005'
   _globals['_COORDINATOR'].methods_by_name['GetCosts']._loaded_options = None
   _globals['_COORDINATOR'].methods_by_name['GetCosts']._serialized_options = b'\212\350\030\004\n\002\004\005'
-  _globals['_REJECTIONREASON']._serialized_start=4118
-  _globals['_REJECTIONREASON']._serialized_end=4701
-  _globals['_GENERATEREQUEST']._serialized_start=578
-  _globals['_GENERATEREQUEST']._serialized_end=911
-  _globals['_PLACEREQUEST']._serialized_start=914
-  _globals['_PLACEREQUEST']._serialized_end=1052
-  _globals['_PLACERESPONSE']._serialized_start=1055
-  _globals['_PLACERESPONSE']._serialized_end=1328
-  _globals['_GENERATERESPONSE']._serialized_start=1331
-  _globals['_GENERATERESPONSE']._serialized_end=1652
-  _globals['_FALLBACK']._serialized_start=1654
-  _globals['_FALLBACK']._serialized_end=1728
-  _globals['_SUBSTITUTION']._serialized_start=1730
-  _globals['_SUBSTITUTION']._serialized_end=1800
-  _globals['_CACHEPOLICY']._serialized_start=1803
-  _globals['_CACHEPOLICY']._serialized_end=1932
-  _globals['_EMBEDREQUEST']._serialized_start=1934
-  _globals['_EMBEDREQUEST']._serialized_end=2002
-  _globals['_EMBEDRESPONSE']._serialized_start=2004
-  _globals['_EMBEDRESPONSE']._serialized_end=2077
-  _globals['_RERANKREQUEST']._serialized_start=2079
-  _globals['_RERANKREQUEST']._serialized_end=2145
-  _globals['_RERANKRESPONSE']._serialized_start=2147
-  _globals['_RERANKRESPONSE']._serialized_end=2218
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2220
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2295
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2297
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2370
-  _globals['_LISTMODELSREQUEST']._serialized_start=2372
-  _globals['_LISTMODELSREQUEST']._serialized_end=2391
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2393
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2490
-  _globals['_MESHMODEL']._serialized_start=2492
-  _globals['_MESHMODEL']._serialized_end=2608
-  _globals['_MODELPLACE']._serialized_start=2610
-  _globals['_MODELPLACE']._serialized_end=2709
-  _globals['_LISTNODESREQUEST']._serialized_start=2711
-  _globals['_LISTNODESREQUEST']._serialized_end=2820
-  _globals['_LISTNODESRESPONSE']._serialized_start=2823
-  _globals['_LISTNODESRESPONSE']._serialized_end=3029
-  _globals['_REGISTRYSTATUS']._serialized_start=3032
-  _globals['_REGISTRYSTATUS']._serialized_end=3164
-  _globals['_WATCHNODESREQUEST']._serialized_start=3166
-  _globals['_WATCHNODESREQUEST']._serialized_end=3207
-  _globals['_WATCHNODESRESPONSE']._serialized_start=3209
-  _globals['_WATCHNODESRESPONSE']._serialized_end=3284
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=3287
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=3445
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=3447
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=3521
-  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=3523
-  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=3603
-  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=3606
-  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=3816
-  _globals['_CANDIDATE']._serialized_start=3819
-  _globals['_CANDIDATE']._serialized_end=3950
-  _globals['_COSTTERM']._serialized_start=3952
-  _globals['_COSTTERM']._serialized_end=3991
-  _globals['_REJECTED']._serialized_start=3993
-  _globals['_REJECTED']._serialized_end=4115
-  _globals['_COORDINATOR']._serialized_start=4704
-  _globals['_COORDINATOR']._serialized_end=6688
+  _globals['_REJECTIONREASON']._serialized_start=4156
+  _globals['_REJECTIONREASON']._serialized_end=4739
+  _globals['_GENERATEREQUEST']._serialized_start=616
+  _globals['_GENERATEREQUEST']._serialized_end=949
+  _globals['_PLACEREQUEST']._serialized_start=952
+  _globals['_PLACEREQUEST']._serialized_end=1090
+  _globals['_PLACERESPONSE']._serialized_start=1093
+  _globals['_PLACERESPONSE']._serialized_end=1366
+  _globals['_GENERATERESPONSE']._serialized_start=1369
+  _globals['_GENERATERESPONSE']._serialized_end=1690
+  _globals['_FALLBACK']._serialized_start=1692
+  _globals['_FALLBACK']._serialized_end=1766
+  _globals['_SUBSTITUTION']._serialized_start=1768
+  _globals['_SUBSTITUTION']._serialized_end=1838
+  _globals['_CACHEPOLICY']._serialized_start=1841
+  _globals['_CACHEPOLICY']._serialized_end=1970
+  _globals['_EMBEDREQUEST']._serialized_start=1972
+  _globals['_EMBEDREQUEST']._serialized_end=2040
+  _globals['_EMBEDRESPONSE']._serialized_start=2042
+  _globals['_EMBEDRESPONSE']._serialized_end=2115
+  _globals['_RERANKREQUEST']._serialized_start=2117
+  _globals['_RERANKREQUEST']._serialized_end=2183
+  _globals['_RERANKRESPONSE']._serialized_start=2185
+  _globals['_RERANKRESPONSE']._serialized_end=2256
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2258
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2333
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2335
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2408
+  _globals['_LISTMODELSREQUEST']._serialized_start=2410
+  _globals['_LISTMODELSREQUEST']._serialized_end=2429
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2431
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2528
+  _globals['_MESHMODEL']._serialized_start=2530
+  _globals['_MESHMODEL']._serialized_end=2646
+  _globals['_MODELPLACE']._serialized_start=2648
+  _globals['_MODELPLACE']._serialized_end=2747
+  _globals['_LISTNODESREQUEST']._serialized_start=2749
+  _globals['_LISTNODESREQUEST']._serialized_end=2858
+  _globals['_LISTNODESRESPONSE']._serialized_start=2861
+  _globals['_LISTNODESRESPONSE']._serialized_end=3067
+  _globals['_REGISTRYSTATUS']._serialized_start=3070
+  _globals['_REGISTRYSTATUS']._serialized_end=3202
+  _globals['_WATCHNODESREQUEST']._serialized_start=3204
+  _globals['_WATCHNODESREQUEST']._serialized_end=3245
+  _globals['_WATCHNODESRESPONSE']._serialized_start=3247
+  _globals['_WATCHNODESRESPONSE']._serialized_end=3322
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=3325
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=3483
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=3485
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=3559
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=3561
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=3641
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=3644
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=3854
+  _globals['_CANDIDATE']._serialized_start=3857
+  _globals['_CANDIDATE']._serialized_end=3988
+  _globals['_COSTTERM']._serialized_start=3990
+  _globals['_COSTTERM']._serialized_end=4029
+  _globals['_REJECTED']._serialized_start=4031
+  _globals['_REJECTED']._serialized_end=4153
+  _globals['_COORDINATOR']._serialized_start=4742
+  _globals['_COORDINATOR']._serialized_end=7191
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ import warnings
 from chorus.api.coordinator.v1 import cache_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_cache__pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2
 from chorus.api.coordinator.v1 import costs_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_costs__pb2
+from chorus.api.coordinator.v1 import keys_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2
 from chorus.api.coordinator.v1 import learning_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_learning__pb2
 from chorus.api.coordinator.v1 import stats_pb2 as chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2
 
@@ -33,6 +34,11 @@ class CoordinatorStub:
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
     client needs: any other coordinator can go on where this one stopped. Every error carries google.rpc.ErrorInfo with
     domain `chorus`. INTERNAL, DEADLINE_EXCEEDED and CANCELLED may come from any RPC.
+
+    On the listener for holders of API keys (and of identity providers' tokens; `authorization: Bearer …`) any RPC may
+    return UNAUTHENTICATED (API_KEY_INVALID, API_KEY_EXPIRED, API_KEY_REVOKED, BEARER_TOKEN_INVALID). What is under a key's scopes and
+    limits may return PERMISSION_DENIED (PERMISSION_DENIED), RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, with QuotaFailure, and RetryInfo
+    where waiting helps), and UNAVAILABLE (UNAVAILABLE, with RetryInfo) while the store of quotas can't be asked.
     """
 
     def __init__(self, channel):
@@ -116,6 +122,26 @@ class CoordinatorStub:
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.CreateKey = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/CreateKey',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.CreateKeyRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.CreateKeyResponse.FromString,
+                _registered_method=True)
+        self.ListKeys = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/ListKeys',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.ListKeysRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.RevokeKey = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/RevokeKey',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.RevokeKeyRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.RevokeKeyResponse.FromString,
+                _registered_method=True)
+        self.GetKeyUsage = channel.unary_unary(
+                '/chorus.api.coordinator.v1.Coordinator/GetKeyUsage',
+                request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.GetKeyUsageRequest.SerializeToString,
+                response_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.GetKeyUsageResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/chorus.api.coordinator.v1.Coordinator/GetStats',
                 request_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.SerializeToString,
@@ -132,13 +158,18 @@ class CoordinatorServicer:
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
     client needs: any other coordinator can go on where this one stopped. Every error carries google.rpc.ErrorInfo with
     domain `chorus`. INTERNAL, DEADLINE_EXCEEDED and CANCELLED may come from any RPC.
+
+    On the listener for holders of API keys (and of identity providers' tokens; `authorization: Bearer …`) any RPC may
+    return UNAUTHENTICATED (API_KEY_INVALID, API_KEY_EXPIRED, API_KEY_REVOKED, BEARER_TOKEN_INVALID). What is under a key's scopes and
+    limits may return PERMISSION_DENIED (PERMISSION_DENIED), RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, with QuotaFailure, and RetryInfo
+    where waiting helps), and UNAVAILABLE (UNAVAILABLE, with RetryInfo) while the store of quotas can't be asked.
     """
 
     def Generate(self, request, context):
         """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
         by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
         models answer; what the stream holds then is EnsembleSpec's to say.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
         FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
         BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
@@ -167,7 +198,7 @@ class CoordinatorServicer:
 
     def Embed(self, request, context):
         """Turns texts into vectors, on one runner.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: as Generate.
         Retry: safe.
         """
@@ -177,7 +208,7 @@ class CoordinatorServicer:
 
     def Rerank(self, request, context):
         """Orders documents by how well they answer a query, on one runner.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: as Generate.
         Retry: safe.
         """
@@ -187,7 +218,7 @@ class CoordinatorServicer:
 
     def CountTokens(self, request, context):
         """Tells how many tokens the prompt of a generation has.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: as Generate.
         Retry: safe.
         """
@@ -197,7 +228,7 @@ class CoordinatorServicer:
 
     def ListModels(self, request, context):
         """Lists the mesh's models and which runners have them.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: none of its own.
         Retry: safe.
         """
@@ -295,6 +326,47 @@ class CoordinatorServicer:
         Callers: admins; clients too, who are told of their own requests alone, and of nodes, runners and breakers.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
         Retry: watch again with the last message's cursor, and nothing is told twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateKey(self, request, context):
+        """Makes an API key. Its scopes and limits can't be changed later.
+        Callers: admins.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_FEATURE) where callers.listen is not configured,
+        UNAVAILABLE (UNAVAILABLE) where keys can't be kept.
+        Retry: makes another key; revoke one whose text was lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKeys(self, request, context):
+        """Lists API keys, without their secrets.
+        Callers: admins.
+        Errors: as CreateKey.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeKey(self, request, context):
+        """Makes an API key worthless, at every coordinator that shares the store within 5 seconds; calls under way end, too.
+        Callers: admins.
+        Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+        Retry: safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKeyUsage(self, request, context):
+        """Tells what was used with an API key.
+        Callers: admins.
+        Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+        Retry: safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,6 +472,26 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsRequest.FromString,
                     response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsResponse.SerializeToString,
             ),
+            'CreateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateKey,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.CreateKeyRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.CreateKeyResponse.SerializeToString,
+            ),
+            'ListKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeys,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.ListKeysRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'RevokeKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeKey,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.RevokeKeyRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'GetKeyUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeyUsage,
+                    request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.GetKeyUsageRequest.FromString,
+                    response_serializer=chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.GetKeyUsageResponse.SerializeToString,
+            ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
                     request_deserializer=chorus_dot_api_dot_coordinator_dot_v1_dot_stats__pb2.GetStatsRequest.FromString,
@@ -422,6 +514,11 @@ class Coordinator:
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
     client needs: any other coordinator can go on where this one stopped. Every error carries google.rpc.ErrorInfo with
     domain `chorus`. INTERNAL, DEADLINE_EXCEEDED and CANCELLED may come from any RPC.
+
+    On the listener for holders of API keys (and of identity providers' tokens; `authorization: Bearer …`) any RPC may
+    return UNAUTHENTICATED (API_KEY_INVALID, API_KEY_EXPIRED, API_KEY_REVOKED, BEARER_TOKEN_INVALID). What is under a key's scopes and
+    limits may return PERMISSION_DENIED (PERMISSION_DENIED), RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, with QuotaFailure, and RetryInfo
+    where waiting helps), and UNAVAILABLE (UNAVAILABLE, with RetryInfo) while the store of quotas can't be asked.
     """
 
     @staticmethod
@@ -819,6 +916,114 @@ class Coordinator:
             '/chorus.api.coordinator.v1.Coordinator/WatchEvents',
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsRequest.SerializeToString,
             chorus_dot_api_dot_coordinator_dot_v1_dot_coordinator__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/CreateKey',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.CreateKeyRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.CreateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/ListKeys',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.ListKeysRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/RevokeKey',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.RevokeKeyRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeyUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.api.coordinator.v1.Coordinator/GetKeyUsage',
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.GetKeyUsageRequest.SerializeToString,
+            chorus_dot_api_dot_coordinator_dot_v1_dot_keys__pb2.GetKeyUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

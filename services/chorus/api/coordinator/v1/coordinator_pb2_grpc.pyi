@@ -6,6 +6,7 @@ The service that clients talk to."""
 from chorus.api.coordinator.v1 import cache_pb2 as _cache_pb2
 from chorus.api.coordinator.v1 import coordinator_pb2 as _coordinator_pb2
 from chorus.api.coordinator.v1 import costs_pb2 as _costs_pb2
+from chorus.api.coordinator.v1 import keys_pb2 as _keys_pb2
 from chorus.api.coordinator.v1 import learning_pb2 as _learning_pb2
 from chorus.api.coordinator.v1 import stats_pb2 as _stats_pb2
 from collections import abc as _abc
@@ -34,6 +35,11 @@ class CoordinatorStub:
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
     client needs: any other coordinator can go on where this one stopped. Every error carries google.rpc.ErrorInfo with
     domain `chorus`. INTERNAL, DEADLINE_EXCEEDED and CANCELLED may come from any RPC.
+
+    On the listener for holders of API keys (and of identity providers' tokens; `authorization: Bearer …`) any RPC may
+    return UNAUTHENTICATED (API_KEY_INVALID, API_KEY_EXPIRED, API_KEY_REVOKED, BEARER_TOKEN_INVALID). What is under a key's scopes and
+    limits may return PERMISSION_DENIED (PERMISSION_DENIED), RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, with QuotaFailure, and RetryInfo
+    where waiting helps), and UNAVAILABLE (UNAVAILABLE, with RetryInfo) while the store of quotas can't be asked.
     """
 
     @_typing.overload
@@ -44,7 +50,7 @@ class CoordinatorStub:
     """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
     by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
     models answer; what the stream holds then is EnsembleSpec's to say.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
     FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
     BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
@@ -65,25 +71,25 @@ class CoordinatorStub:
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.EmbedRequest, _coordinator_pb2.EmbedResponse]
     """Turns texts into vectors, on one runner.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: as Generate.
     Retry: safe.
     """
     Rerank: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RerankRequest, _coordinator_pb2.RerankResponse]
     """Orders documents by how well they answer a query, on one runner.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: as Generate.
     Retry: safe.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CountTokensRequest, _coordinator_pb2.CountTokensResponse]
     """Tells how many tokens the prompt of a generation has.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: as Generate.
     Retry: safe.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListModelsRequest, _coordinator_pb2.ListModelsResponse]
     """Lists the mesh's models and which runners have them.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: none of its own.
     Retry: safe.
     """
@@ -146,6 +152,31 @@ class CoordinatorStub:
     Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
     Retry: watch again with the last message's cursor, and nothing is told twice.
     """
+    CreateKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CreateKeyRequest, _keys_pb2.CreateKeyResponse]
+    """Makes an API key. Its scopes and limits can't be changed later.
+    Callers: admins.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_FEATURE) where callers.listen is not configured,
+    UNAVAILABLE (UNAVAILABLE) where keys can't be kept.
+    Retry: makes another key; revoke one whose text was lost.
+    """
+    ListKeys: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ListKeysRequest, _keys_pb2.ListKeysResponse]
+    """Lists API keys, without their secrets.
+    Callers: admins.
+    Errors: as CreateKey.
+    Retry: safe.
+    """
+    RevokeKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RevokeKeyRequest, _keys_pb2.RevokeKeyResponse]
+    """Makes an API key worthless, at every coordinator that shares the store within 5 seconds; calls under way end, too.
+    Callers: admins.
+    Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+    Retry: safe.
+    """
+    GetKeyUsage: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeyUsageRequest, _keys_pb2.GetKeyUsageResponse]
+    """Tells what was used with an API key.
+    Callers: admins.
+    Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+    Retry: safe.
+    """
     GetStats: _grpc.UnaryUnaryMultiCallable[_stats_pb2.GetStatsRequest, _stats_pb2.GetStatsResponse]
     """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
     Callers: clients, admins.
@@ -166,6 +197,11 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
     client needs: any other coordinator can go on where this one stopped. Every error carries google.rpc.ErrorInfo with
     domain `chorus`. INTERNAL, DEADLINE_EXCEEDED and CANCELLED may come from any RPC.
+
+    On the listener for holders of API keys (and of identity providers' tokens; `authorization: Bearer …`) any RPC may
+    return UNAUTHENTICATED (API_KEY_INVALID, API_KEY_EXPIRED, API_KEY_REVOKED, BEARER_TOKEN_INVALID). What is under a key's scopes and
+    limits may return PERMISSION_DENIED (PERMISSION_DENIED), RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, with QuotaFailure, and RetryInfo
+    where waiting helps), and UNAVAILABLE (UNAVAILABLE, with RetryInfo) while the store of quotas can't be asked.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -173,7 +209,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
     by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
     models answer; what the stream holds then is EnsembleSpec's to say.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
     FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
     BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
@@ -194,25 +230,25 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """
     Embed: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EmbedRequest, _coordinator_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors, on one runner.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: as Generate.
     Retry: safe.
     """
     Rerank: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RerankRequest, _coordinator_pb2.RerankResponse]  # type: ignore[assignment]
     """Orders documents by how well they answer a query, on one runner.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: as Generate.
     Retry: safe.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CountTokensRequest, _coordinator_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Tells how many tokens the prompt of a generation has.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: as Generate.
     Retry: safe.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListModelsRequest, _coordinator_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the mesh's models and which runners have them.
-    Callers: clients, admins.
+    Callers: clients, admins, holders of API keys.
     Errors: none of its own.
     Retry: safe.
     """
@@ -275,6 +311,31 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
     Retry: watch again with the last message's cursor, and nothing is told twice.
     """
+    CreateKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.CreateKeyRequest, _keys_pb2.CreateKeyResponse]  # type: ignore[assignment]
+    """Makes an API key. Its scopes and limits can't be changed later.
+    Callers: admins.
+    Errors: INVALID_ARGUMENT (INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_FEATURE) where callers.listen is not configured,
+    UNAVAILABLE (UNAVAILABLE) where keys can't be kept.
+    Retry: makes another key; revoke one whose text was lost.
+    """
+    ListKeys: _aio.UnaryUnaryMultiCallable[_keys_pb2.ListKeysRequest, _keys_pb2.ListKeysResponse]  # type: ignore[assignment]
+    """Lists API keys, without their secrets.
+    Callers: admins.
+    Errors: as CreateKey.
+    Retry: safe.
+    """
+    RevokeKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RevokeKeyRequest, _keys_pb2.RevokeKeyResponse]  # type: ignore[assignment]
+    """Makes an API key worthless, at every coordinator that shares the store within 5 seconds; calls under way end, too.
+    Callers: admins.
+    Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+    Retry: safe.
+    """
+    GetKeyUsage: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeyUsageRequest, _keys_pb2.GetKeyUsageResponse]  # type: ignore[assignment]
+    """Tells what was used with an API key.
+    Callers: admins.
+    Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+    Retry: safe.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_stats_pb2.GetStatsRequest, _stats_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Tells how the requests that this coordinator served lately fared, everybody's together, by model and by machine.
     Callers: clients, admins.
@@ -294,6 +355,11 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """A coordinator: places each request on a runner that can serve it, and streams its tokens back. It keeps no state that a
     client needs: any other coordinator can go on where this one stopped. Every error carries google.rpc.ErrorInfo with
     domain `chorus`. INTERNAL, DEADLINE_EXCEEDED and CANCELLED may come from any RPC.
+
+    On the listener for holders of API keys (and of identity providers' tokens; `authorization: Bearer …`) any RPC may
+    return UNAUTHENTICATED (API_KEY_INVALID, API_KEY_EXPIRED, API_KEY_REVOKED, BEARER_TOKEN_INVALID). What is under a key's scopes and
+    limits may return PERMISSION_DENIED (PERMISSION_DENIED), RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, with QuotaFailure, and RetryInfo
+    where waiting helps), and UNAVAILABLE (UNAVAILABLE, with RetryInfo) while the store of quotas can't be asked.
     """
 
     @_abc_1.abstractmethod
@@ -305,7 +371,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         """Generates on the runner (or runners) that suit the request best. A runner that is lost in the middle is taken over from
         by another one with the very same artifact, which goes on after the last token delivered. With `ensemble`, several
         models answer; what the stream holds then is EnsembleSpec's to say.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, MALFORMED_MESSAGE), NOT_FOUND (UNKNOWN_MODEL),
         FAILED_PRECONDITION (UNSUPPORTED_FEATURE, NO_CAPABLE_RUNNER), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo;
         BUDGET_EXHAUSTED: only a paid provider could serve it, and the budget has too little left; with RetryInfo where it will
@@ -338,7 +404,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.EmbedResponse, _abc.Awaitable[_coordinator_pb2.EmbedResponse]]:
         """Turns texts into vectors, on one runner.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: as Generate.
         Retry: safe.
         """
@@ -350,7 +416,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.RerankResponse, _abc.Awaitable[_coordinator_pb2.RerankResponse]]:
         """Orders documents by how well they answer a query, on one runner.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: as Generate.
         Retry: safe.
         """
@@ -362,7 +428,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.CountTokensResponse, _abc.Awaitable[_coordinator_pb2.CountTokensResponse]]:
         """Tells how many tokens the prompt of a generation has.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: as Generate.
         Retry: safe.
         """
@@ -374,7 +440,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ListModelsResponse, _abc.Awaitable[_coordinator_pb2.ListModelsResponse]]:
         """Lists the mesh's models and which runners have them.
-        Callers: clients, admins.
+        Callers: clients, admins, holders of API keys.
         Errors: none of its own.
         Retry: safe.
         """
@@ -490,6 +556,55 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         Callers: admins; clients too, who are told of their own requests alone, and of nodes, runners and breakers.
         Errors: INVALID_ARGUMENT (INVALID_REQUEST: a kind that isn't known here); UNAVAILABLE when the coordinator stops.
         Retry: watch again with the last message's cursor, and nothing is told twice.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateKey(
+        self,
+        request: _keys_pb2.CreateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.CreateKeyResponse, _abc.Awaitable[_keys_pb2.CreateKeyResponse]]:
+        """Makes an API key. Its scopes and limits can't be changed later.
+        Callers: admins.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_FEATURE) where callers.listen is not configured,
+        UNAVAILABLE (UNAVAILABLE) where keys can't be kept.
+        Retry: makes another key; revoke one whose text was lost.
+        """
+
+    @_abc_1.abstractmethod
+    def ListKeys(
+        self,
+        request: _keys_pb2.ListKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.ListKeysResponse, _abc.Awaitable[_keys_pb2.ListKeysResponse]]:
+        """Lists API keys, without their secrets.
+        Callers: admins.
+        Errors: as CreateKey.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeKey(
+        self,
+        request: _keys_pb2.RevokeKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.RevokeKeyResponse, _abc.Awaitable[_keys_pb2.RevokeKeyResponse]]:
+        """Makes an API key worthless, at every coordinator that shares the store within 5 seconds; calls under way end, too.
+        Callers: admins.
+        Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+        Retry: safe.
+        """
+
+    @_abc_1.abstractmethod
+    def GetKeyUsage(
+        self,
+        request: _keys_pb2.GetKeyUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.GetKeyUsageResponse, _abc.Awaitable[_keys_pb2.GetKeyUsageResponse]]:
+        """Tells what was used with an API key.
+        Callers: admins.
+        Errors: NOT_FOUND (NOT_FOUND); as CreateKey.
+        Retry: safe.
         """
 
     @_abc_1.abstractmethod

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#chorus/api/identity/v1/access.proto\x12\x16\x63horus.api.identity.v1\x1a google/protobuf/descriptor.proto\"F\n\x06\x41\x63\x63\x65ss\x12+\n\x05roles\x18\x01 \x03(\x0e\x32\x1c.chorus.api.identity.v1.Role\x12\x0f\n\x07\x61nybody\x18\x02 \x01(\x08*\x8a\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_REGISTRY\x10\x01\x12\x0f\n\x0bROLE_RUNNER\x10\x02\x12\x14\n\x10ROLE_COORDINATOR\x10\x03\x12\x0f\n\x0bROLE_CLIENT\x10\x04\x12\x0e\n\nROLE_ADMIN\x10\x05\x12\x11\n\rROLE_IDENTITY\x10\x06:P\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x81\x8d\x03 \x01(\x0b\x32\x1e.chorus.api.identity.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#chorus/api/identity/v1/access.proto\x12\x16\x63horus.api.identity.v1\x1a google/protobuf/descriptor.proto\"W\n\x06\x41\x63\x63\x65ss\x12+\n\x05roles\x18\x01 \x03(\x0e\x32\x1c.chorus.api.identity.v1.Role\x12\x0f\n\x07\x61nybody\x18\x02 \x01(\x08\x12\x0f\n\x07\x63\x61llers\x18\x03 \x01(\x08*\x8a\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_REGISTRY\x10\x01\x12\x0f\n\x0bROLE_RUNNER\x10\x02\x12\x14\n\x10ROLE_COORDINATOR\x10\x03\x12\x0f\n\x0bROLE_CLIENT\x10\x04\x12\x0e\n\nROLE_ADMIN\x10\x05\x12\x11\n\rROLE_IDENTITY\x10\x06:P\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x81\x8d\x03 \x01(\x0b\x32\x1e.chorus.api.identity.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.api.identity.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=170
-  _globals['_ROLE']._serialized_end=308
+  _globals['_ROLE']._serialized_start=187
+  _globals['_ROLE']._serialized_end=325
   _globals['_ACCESS']._serialized_start=97
-  _globals['_ACCESS']._serialized_end=167
+  _globals['_ACCESS']._serialized_end=184
 # @@protoc_insertion_point(module_scope)

@@ -71,8 +71,13 @@ class Access(_message.Message):
 
     ROLES_FIELD_NUMBER: _builtins.int
     ANYBODY_FIELD_NUMBER: _builtins.int
+    CALLERS_FIELD_NUMBER: _builtins.int
     anybody: _builtins.bool
     """Callers without a certificate too, on a listener of its own that asks for none."""
+    callers: _builtins.bool
+    """Callers with an API key or an identity provider's token, too, who have the role client there: on a listener of its own
+    that asks for no certificate.
+    """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
         """Every role that may call it. An RPC without any is refused to everybody."""
@@ -82,10 +87,11 @@ class Access(_message.Message):
         *,
         roles: _abc.Iterable[Global___Role.ValueType] | None = ...,
         anybody: _builtins.bool = ...,
+        callers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anybody", b"anybody", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anybody", b"anybody", "callers", b"callers", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
