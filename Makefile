@@ -45,7 +45,7 @@ protos: ## generate services/chorus/api from protos/
 	@$(BIN)/buf lint
 	@$(BIN)/python tools/protos.py
 
-BENCHMARKS := serving fairness engine speculation placement heartbeats hop failover fast_failing rolling rotation join revocation overload simulation ensemble
+BENCHMARKS := serving fairness engine speculation placement heartbeats hop failover fast_failing rolling rotation join revocation overload quotas simulation ensemble
 # An hour by itself, so only by name: ONLY=soak.
 bench: ## measure, beside llama-server too, and judge (over an hour); ONLY="serving engine" picks, ARGS=--quick is a first look
 	@$(SETUP)

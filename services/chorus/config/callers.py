@@ -14,7 +14,15 @@ from chorus.config.texts import list_of_text, map_of_text
 from chorus.core.callers import parse_grant
 from chorus.core.errors import InvalidRequestError
 
-Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""Signatures with a key that is the provider's alone; those by a shared secret, or none, are never believed."""
+
+
+def _algorithms(value: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [name for name in value if name not in ALGORITHMS]
+    if unknown or not value:
+        raise ValueError(f"should be some of {', '.join(ALGORITHMS)}")
+    return value
 
 
 def _grants(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -62,9 +70,9 @@ class CallersSettings(Section):
         default=None,
         description="The issuer's public keys (JWKS): a file, or an https:// URL, fetched every 10 minutes.",
     )
-    oidc_algorithms: Annotated[tuple[Algorithm, ...], BeforeValidator(list_of_text)] = Field(
-        default=("RS256", "ES256"), description="Algorithms of signatures that are believed."
-    )
+    oidc_algorithms: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_of_text), AfterValidator(_algorithms)
+    ] = Field(default=("RS256", "ES256"), description="Algorithms of signatures that are believed.")
     oidc_claim: str = Field(
         default="groups", description="Claim of a token, words or a list, that says what its holder may do."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,9 @@ _AWAY_RETRY_S = 1.0
 _REFUSED_FOR_S = 0.1
 # Requests that the mesh refused for want of room, or of runners, are not counted.
 _NOT_SERVED = (OverloadedError, DrainingError, RunnersUnavailableError, UnavailableError)
+# By how much of it an account's margin is less after each request that was guessed right.
+_FADING = 0.98
+_ACCOUNTS_MAX = 10_000
 _WORDS = {
     "requests_per_minute": "requests in a minute",
     "tokens_per_minute": "tokens in a minute",
@@ -54,6 +58,7 @@ class Quotas:
         self._unsettled: dict[Spending, bool] = {}
         self._refused: dict[str, tuple[float, QuotaExceededError]] = {}
         self._settling: set[asyncio.Task[None]] = set()
+        self._margins: dict[str, float] = {}
 
     @asynccontextmanager
     async def reserved(self, grant: Grant, tokens: int) -> AsyncIterator[Spending]:
@@ -80,7 +85,8 @@ class Quotas:
         self._check_refused(grant.account)
         if grant.limits.any:
             try:
-                refusal = await self._store.take(grant.account, spending.reservation, grant.limits, tokens)
+                held = self._with_margin(grant, tokens)
+                refusal = await self._store.take(grant.account, spending.reservation, grant.limits, held)
             except UnavailableError as error:
                 raise UnavailableError(
                     f"quotas can't be counted now, so this key has to wait: {error.message}",
@@ -94,6 +100,7 @@ class Quotas:
     def settle(self, spending: Spending, *, begun: bool) -> asyncio.Task[None]:
         """Tells the store what was used; `begun` False: it was no request. Need not be waited for."""
         self._open.discard(spending)
+        self._learn(spending)
         task = asyncio.get_running_loop().create_task(self._settle(spending, begun))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
@@ -130,6 +137,23 @@ class Quotas:
         """Waits for what is being settled."""
         if self._settling:
             await asyncio.wait(self._settling)
+
+    def _learn(self, spending: Spending) -> None:
+        """Notes how much more was used than was estimated: a template's tokens, a language that takes more of them."""
+        if spending.grant.limits.any and spending.prompt:
+            account = spending.grant.account
+            short = spending.prompt + spending.output - spending.tokens
+            self._margins[account] = max(float(short), _FADING * self._margins.get(account, 0.0), 0.0)
+            if len(self._margins) > _ACCOUNTS_MAX:
+                del self._margins[next(iter(self._margins))]
+
+    def _with_margin(self, grant: Grant, tokens: int) -> int:
+        """What is reserved, so that requests under way at once don't overdraw together by what each was guessed short;
+        what is not used is free at their end. Nobody is refused for good because of it."""
+        held = tokens + math.ceil(self._margins.get(grant.account, 0.0))
+        limits = grant.limits
+        bounds = [most for most in (limits.tokens_per_minute, limits.tokens_per_day, limits.total_tokens) if most]
+        return max(tokens, min(held, *bounds)) if bounds else tokens
 
     def _late(self, grant: Grant, prompt: int, output: int) -> None:
         spending = Spending(grant, 0, self._late, prompt=prompt, output=output, settled=True)
