@@ -167,9 +167,8 @@ async def exactness(bench: Bench) -> list[Bar]:
     for (what, limit, let), first in zip(kinds, within, strict=True):
         most = let.most_in_a_minute / limit
         other = dict(let.other) or "none"
-        print(
-            f"| {limit} {what} a minute | {first:.4f} | {most:.4f} | {let.count / limit:.2f} | {let.refused} | {other} |"
-        )
+        shares = f"{first:.4f} | {most:.4f} | {let.count / limit:.2f}"
+        print(f"| {limit} {what} a minute | {shares} | {let.refused} | {other} |")
         exact = abs(first - 1) <= _EXACT and most <= 1 + _EXACT
         bars.append(Bar(f"{what}: the limit in the first minute, and no more in any, within 1%", exact))
     return bars

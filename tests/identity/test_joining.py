@@ -38,7 +38,7 @@ from chorus.local import joining
 from chorus.local.home import MeshHome
 from chorus.local.joining import joined_already
 from chorus.testing.certificates import MeshCertificates
-from chorus.transport import TlsIdentity, build_server
+from chorus.transport import TlsIdentity, build_server, meeting
 from chorus.transport.keeping import CertificateKeeper, certificate_request
 from tests.identity.identity_mesh import DOMAIN, IdentityMesh, identity_mesh
 from tests.mesh.tiny_registry import tiny_registry
@@ -185,14 +185,14 @@ async def test_what_is_wrong_is_said(mesh: IdentityMesh, tmp_path: Path) -> None
 async def test_a_clock_that_is_wrong_is_named(mesh: IdentityMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     line = await mesh.token()
 
-    class Late(joining.datetime):  # type: ignore[misc,name-defined]
+    class Late(meeting.datetime):  # type: ignore[misc,name-defined]
         @classmethod
         def now(cls, tz: object = None) -> object:
             return super().now(tz) - timedelta(days=400)
 
-    monkeypatch.setattr(joining, "datetime", Late)
+    monkeypatch.setattr(meeting, "datetime", Late)
     with pytest.raises(CertificateError, match="set the clock"):
-        await asyncio.to_thread(joining.meet, mesh.where, line.authority_sha256)
+        await asyncio.to_thread(meeting.meet, mesh.where, line.authority_sha256)
 
 
 async def test_a_name_is_taken_from_nobody_unless_an_admin_says_so(mesh: IdentityMesh, tmp_path: Path) -> None:
