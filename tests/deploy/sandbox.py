@@ -127,7 +127,7 @@ class Cluster:
     ) -> asyncio.subprocess.Process:
         """Starts a container of a pod; its first process is the one that is returned."""
         words = [*container.get("command", ["chorus"]), *container.get("args", [])]
-        programs = Path("/opt/chorus/bin") if _from_image(container) else Path(sys.executable).parent
+        programs = Path("/opt/chorus/bin") if _has_image(container) else Path(sys.executable).parent
         variables = {"PATH": f"{programs}:/usr/bin:/bin", **self._variables(pod, container)}
         variables |= environment
         words = [self._expanded(word, variables) for word in words]
@@ -245,13 +245,13 @@ class Cluster:
         """The commands that make a container's root folder; the mounts are gone with its last process."""
         root = pod.folder / "root"
         lines = ["mount --make-rprivate /"]
-        lines += self._from_image(root) if _from_image(container) else self._from_system(root)
+        lines += self._from_image(root) if _has_image(container) else self._from_system(root)
         lines += [f"mount --rbind /{name} {root}/{name}" for name in ("proc", "dev")]
         for mount in container.get("volumeMounts", []):
             lines += self._bound(
                 root, pod.volumes[mount["name"]], mount["mountPath"], read_only=mount.get("readOnly", False)
             )
-        if not _from_image(container):
+        if not _has_image(container):
             # After the pod's own volumes: one at /tmp would hide a checkout there.
             for path in dict.fromkeys((Path(sys.base_prefix), ROOT, Path(sys.prefix))):
                 lines += self._bound(root, path, str(path), read_only=True)
@@ -294,6 +294,6 @@ class Cluster:
         return f"exec {shlex.join(command)}"
 
 
-def _from_image(container: Document) -> bool:
+def _has_image(container: Document) -> bool:
     """Whether that container has an image to run from: those of the tests themselves have none."""
     return IMAGE is not None and "image" in container

@@ -226,6 +226,18 @@ async def grpcurl(cluster: Cluster, pod: Pod, *words: str) -> str:
     return said.decode()
 
 
+async def type_what_is_documented(cluster: Cluster) -> None:
+    """Everything that docs/k3s.md has a person type, with the real programs but for a cluster's kubectl."""
+    assert KUBECTL is not None, "the documentation is typed with kubectl, for its templates"
+    typing = await cluster.execute(
+        cluster.pod(READER, "laptop"), {**READER.main, "command": ["bash", "-c", documented()]}
+    )
+    said, errors = (text.decode() for text in await typing.communicate())
+    assert typing.returncode == 0, errors
+    assert '"nodes"' in said
+    assert "runner/attic" in said + errors
+
+
 async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, rendered: Rendered, tmp_path: Path):
     mesh = [each for each in workloads(rendered("ha")) if each.service in SERVICES]
     kubelet = Kubelet(cluster, mesh, tmp_path)
@@ -245,15 +257,7 @@ async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, r
     said = await grpcurl(cluster, client, *pinned, "chorus.api.coordinator.v1.Coordinator/ListNodes")
     assert all(f'"{name}"' in said for name in NODES)
 
-    # Everything else that the documentation has a person type, with the real programs but for a cluster's kubectl.
-    if KUBECTL is not None:
-        reader = cluster.pod(READER, "laptop")
-        typing = await cluster.execute(reader, {**READER.main, "command": ["bash", "-c", documented()]})
-        said, errors = await typing.communicate()
-        assert typing.returncode == 0, errors.decode()
-        assert '"nodes"' in said.decode()
-        assert "runner-attic" in errors.decode() or "runner/attic" in said.decode() + errors.decode()
-
+    await type_what_is_documented(cluster)
     # What Prometheus finds on them is what alerts, dashboard and scaling ask for.
     told = (cluster.scrape(pod) for pod in cluster.pods if "metrics" in pod.of.ports())
     assert asked_for(rendered("ha")) <= {name for text in told for name in series(text_string_to_metric_families(text))}
