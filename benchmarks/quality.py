@@ -79,13 +79,13 @@ def main() -> None:
     prompts = {line["id"]: items_by_id[line["id"]].prompt for line in lines}
     composed = arguments.recording.with_stem(f"{arguments.recording.stem}_composed")
     if arguments.what == "compose":
-        models = {SMALL: quality_compose.Model(smollm2_path(), True), LARGE: quality_compose.Model(gemma_path(), False)}
         sample = quality_compose.sampled(test, arguments.sample, seed=quality_items.SEED)
-        asyncio.run(quality_compose.record(models, sample, prompts, composed))
+        asyncio.run(quality_compose.record(_drafting(), sample, prompts, composed))
     elif arguments.what == "fit":
         _write(Fitter(tune, prompts), len(tune))
     else:
         _report(tune, test, items_by_id)
+        _composed([line for line in test if line["id"] in (told := quality_compose.read(composed))], told, items_by_id)
 
 
 def vocabulary() -> list[str]:
@@ -233,6 +233,52 @@ def _calibration(test: Sequence[Line]) -> None:
         before = [float(np.exp(np.mean(answer.logprobs))) for answer in answers]
         after = [confidence_of(answer) for answer in answers]
         print(f"| {model} | {calibration_error(before, scores):.3f} | {calibration_error(after, scores):.3f} |")
+
+
+def _drafting() -> dict[str, quality_compose.Model]:
+    return {SMALL: quality_compose.Model(smollm2_path(), True), LARGE: quality_compose.Model(gemma_path(), False)}
+
+
+def _composed(sample: Sequence[Line], told: Mapping[str, Mapping[Strategy, Answer]], items: Mapping[str, Item]) -> None:
+    """Judge and refine beside others on the same items: only the sample has them."""
+    sample = [line for line in sample if set(told[line["id"]]) == set(quality_compose.COMPOSED)]
+    if not sample:
+        return
+    names = [line["family"] for line in sample]
+    texts = {
+        f"{SMALL}, greedy": [greedy(SMALL, line).text for line in sample],
+        f"{LARGE}, greedy": [greedy(LARGE, line).text for line in sample],
+        "auto": [auto(LEARNED, items, line).text for line in sample],
+    }
+    for strategy in quality_compose.COMPOSED:
+        texts[f"{strategy}, by {SMALL}"] = [told[line["id"]][strategy].text for line in sample]
+    right, named = (
+        {
+            name: [scored(text, line["answers"]) for text, line in zip(own, sample, strict=True)]
+            for name, own in texts.items()
+        }
+        for scored in (is_right, quality_compose.mentions)
+    )
+    print(f"\n{len(sample)} items of the test half, of the likeliest answer of each model:\n")
+    print(
+        f"| strategy | right | to {LARGE} | to auto | right anywhere in the text |\n| --- | ---: | ---: | ---: | ---: |"
+    )
+    for name, scores in right.items():
+        to = [str(paired_difference(scores, right[other], strata=names)) if name != other else ""
+              for other in (f"{LARGE}, greedy", "auto")]  # fmt: skip
+        anywhere = clopper_pearson(sum(named[name]), len(sample))
+        print(f"| {name} | {clopper_pearson(sum(scores), len(scores))} | {to[0]} | {to[1]} | {anywhere} |")
+    refined = f"{Strategy.REFINE}, by {SMALL}"
+    sure = [
+        quality_compose.confidence(
+            quality_compose.task_of("", Strategy.REFINE, SMALL, _drafting()),
+            told[line["id"]][Strategy.REFINE],
+            [quality_compose.draft(line, model) for model in (SMALL, LARGE)],
+        )
+        for line in sample
+    ]
+    errors = [f"{calibration_error(sure, scores[refined]):.3f}" for scores in (right, named)]
+    print(f"\nECE of a refined answer's confidence: {errors[0]}; where right anywhere in the text counts: {errors[1]}.")
 
 
 def _cascade(test: Sequence[Line]) -> None:

@@ -10,17 +10,19 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import quality_record
 
+from chorus.core.ensemble.answers import normalise
 from chorus.core.ensemble.machine import AskPart, Conclude, Ensemble, Fail, Give, PartAnswered
 from chorus.core.ensemble.records import Answer, Member, Strategy
 from chorus.core.ensemble.steps import Ask, Task
 from chorus.core.ensemble.strategies import STRATEGIES
+from chorus.core.ensemble.verdict import judged
 from chorus.core.fleet.records import Artifact, Tier
 from chorus.core.generation import GenerationRequest, Sampling, StopConditions, TextPrompt, TokenDelta
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource
@@ -69,6 +71,30 @@ def task_of(prompt: str, strategy: Strategy, aggregator: str, models: Mapping[st
         with_logprobs=frozenset(models),
         without_chat=frozenset(name for name, model in models.items() if not model.chats),
     )
+
+
+def read(place: Path) -> dict[str, dict[Strategy, Answer]]:
+    """What was answered, by item id and strategy."""
+    found: dict[str, dict[Strategy, Answer]] = {}
+    for line in quality_record.read(place):
+        item_id, strategy, aggregator = line["id"].split("/")
+        logprobs = tuple(line["logprobs"] or ()) or None
+        answer = Answer(line["from"], line["text"], logprobs=logprobs, model=aggregator)
+        found.setdefault(item_id, {})[Strategy(strategy)] = answer
+    return found
+
+
+def mentions(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers is somewhere in a text, which may say whatever else it likes."""
+    words = f" {normalise(text)} "
+    return any(f" {normalise(answer)} " in words for answer in answers)
+
+
+def confidence(task: Task, composed: Answer, drafts: Sequence[Answer]) -> float:
+    """What the verdict says of a composed answer."""
+    of = task.measures.confidence_of
+    own = {draft.part_id: replace(draft, confidence=of(draft)) for draft in drafts}
+    return judged(task, replace(composed, confidence=of(composed)), [], own, elapsed_s=0.0).confidence
 
 
 async def record(models: Mapping[str, Model], lines: Sequence[Line], prompts: Mapping[str, str], place: Path) -> None:
