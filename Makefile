@@ -46,7 +46,7 @@ protos: ## generate services/chorus/api from protos/
 	@$(BIN)/python tools/protos.py
 
 BENCHMARKS := serving fairness engine speculation placement heartbeats hop failover fast_failing rolling rotation join revocation overload quotas simulation ensemble
-# An hour by itself, so only by name: ONLY=soak.
+# Half an hour and more by themselves, so only by name: ONLY=soak, ONLY=adaptive.
 bench: ## measure, beside llama-server too, and judge (over an hour); ONLY="serving engine" picks, ARGS=--quick is a first look
 	@$(SETUP)
 	-@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.txt

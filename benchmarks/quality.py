@@ -32,7 +32,7 @@ from quality_fit import Fitter
 from chorus.core.ensemble.answers import same_answer
 from chorus.core.ensemble.confidence import confidence_of
 from chorus.core.ensemble.learned import LEARNED
-from chorus.core.ensemble.records import Answer, Member, Strategy
+from chorus.core.ensemble.records import Answer, Strategy
 from chorus.core.ensemble.steps import Task, best_agreed
 from chorus.core.ensemble.weighing import Learned, best_weighed
 from chorus.core.generation import GenerationRequest, TextPrompt
@@ -137,15 +137,16 @@ def greedy(model: str, line: Line) -> Answer:
     return answers_of(line, {model: 1})[0]
 
 
-def vote(counts: Mapping[str, int], line: Line) -> Answer:
-    members = tuple(Member(model, model) for model in counts)
-    task = Task(GenerationRequest("", TextPrompt("")), Strategy.VOTE, members, aggregator_model="")
-    samples = [
-        answer for answer in answers_of(line, {m: 1 + c for m, c in counts.items()}) if answer.part_id[-1] != "0"
-    ]
-    best = best_agreed(task, [_confident(answer) for answer in samples])
+def agreed(answers: Sequence[Answer]) -> Answer:
+    """The answer that most agree on."""
+    task = Task(GenerationRequest("", TextPrompt("")), Strategy.VOTE, (), aggregator_model="")
+    best = best_agreed(task, [_confident(answer) for answer in answers])
     assert best is not None
     return best
+
+
+def vote(counts: Mapping[str, int], line: Line) -> Answer:
+    return agreed([one for one in answers_of(line, {m: 1 + c for m, c in counts.items()}) if one.part_id[-1] != "0"])
 
 
 def auto(learned: Learned, items: Mapping[str, Item], line: Line) -> Answer:
