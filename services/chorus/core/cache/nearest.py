@@ -91,11 +91,11 @@ class Nearest:
         apart = np.zeros(count if whole else len(rows), np.uint16)
         for word, asked in zip(self._bits, bits, strict=True):
             apart += np.bitwise_count((word[:count] if whole else word[rows]) ^ asked)
-        if whole:
+        if whole and len(rows) < count:
             apart[~theirs] = _FARTHEST
-            rows = np.arange(count)
-        few = _smallest(apart, min(limit, int(theirs.sum())))
-        return [int(number) for number in self._numbers[rows[few]]]
+        few = _smallest(apart, min(limit, len(rows)))
+        numbers: list[int] = self._numbers[few if whole else rows[few]].tolist()
+        return numbers
 
 
 def _smallest(apart: npt.NDArray[np.uint16], limit: int) -> npt.NDArray[np.intp]:
@@ -103,8 +103,9 @@ def _smallest(apart: npt.NDArray[np.uint16], limit: int) -> npt.NDArray[np.intp]
 
     A partition of all of them takes as long as the scan did. So some are sampled, to guess what the smallest are below.
     """
-    few = np.arange(len(apart))
-    if len(apart) > _SAMPLED * limit:
+    if len(apart) <= _SAMPLED * limit:
+        few = np.arange(len(apart))
+    else:
         sample = np.sort(apart[::_SAMPLED])
         below = int(sample[min(len(sample) - 1, 2 * limit // _SAMPLED + 2)])
         few = np.flatnonzero(apart <= below)
