@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chorus.core.batching.scheduler import LEAST_SHARED, BatchLimits, Copy, Plan, Scheduler, Sequence, Sharing
+from chorus.core.batching.batch import LEAST_SHARED, Copy, Plan, Sequence
+from chorus.core.batching.scheduler import BatchLimits, Scheduler, Sharing
 from chorus.core.batching.waiting import ServiceRate, WaitingRoom
 from chorus.core.errors import OverloadedError
 from chorus.core.generation import Priority

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence as SequenceOf
 
 from chorus.core.batching import window
-from chorus.core.batching.scheduler import Sequence
+from chorus.core.batching.batch import Sequence
 from chorus.core.batching.speculation import PromptLookup, Source
 from chorus.core.fleet.records import Artifact
 from chorus.core.generation import (

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from chorus.core.batching.scheduler import BatchLimits, Chunk, Copy, Plan, Scheduler, Sequence, Sharing
+from chorus.core.batching.batch import Chunk, Copy, Plan, Sequence
+from chorus.core.batching.scheduler import BatchLimits, Scheduler, Sharing
 from chorus.core.batching.speculation import PromptLookup, Source, Speculation
 from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.fleet.records import ModelLoad
