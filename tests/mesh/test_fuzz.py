@@ -21,7 +21,11 @@ from tests.mesh.message_strategies import messages
 from tests.mesh.whole_mesh import SERVICES, WholeMesh, path, running
 from tests.wire import strategies as some
 
-METHODS = [(kind, method) for kind, service in SERVICES.items() for method in service.methods]
+# Whatever it is sent, it does what it is for: another authority takes over, which the callers here don't believe.
+LEFT_OUT = {"RotateAuthority"}
+METHODS = [
+    (kind, method) for kind, service in SERVICES.items() for method in service.methods if method.name not in LEFT_OUT
+]
 IDS = [f"{kind}-{method.name}" for kind, method in METHODS]
 CALLER = {
     "registry": Role.ADMIN,
