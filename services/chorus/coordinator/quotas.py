@@ -26,6 +26,9 @@ RENEW_S = 10.0
 _AWAY_RETRY_S = 1.0
 # A caller who goes on asking is refused without asking the store, for so long: what comes back does so in 0.25 s.
 _REFUSED_FOR_S = 0.1
+# So many refusals an account has at once in a second; the others come later by that.
+_PROMPT_REFUSALS = 10
+_HELD_BACK_S = 0.5
 # Requests that the mesh refused for want of room, or of runners, are not counted.
 _NOT_SERVED = (OverloadedError, DrainingError, RunnersUnavailableError, UnavailableError)
 # By how much of it an account's margin is less after each request that was guessed right.
@@ -57,6 +60,7 @@ class Quotas:
         self._open: set[Spending] = set()
         self._unsettled: dict[Spending, bool] = {}
         self._refused: dict[str, tuple[float, QuotaExceededError]] = {}
+        self._refusals: dict[str, tuple[int, int]] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._margins: dict[str, float] = {}
 
@@ -82,7 +86,9 @@ class Quotas:
         Raises QuotaExceededError, and UnavailableError where that can't be found out.
         """
         spending = Spending(grant, tokens, self._late)
-        self._check_refused(grant.account)
+        if (known := self._known_refusal(grant.account)) is not None:
+            await self._hold_back(grant.account)
+            raise known
         if grant.limits.any:
             try:
                 held = self._with_margin(grant, tokens)
@@ -93,6 +99,7 @@ class Quotas:
                     retry_after_s=_AWAY_RETRY_S,
                 ) from error
             if refusal is not None:
+                await self._hold_back(grant.account)
                 raise self._refusal(grant.account, refusal)
         self._open.add(spending)
         return spending
@@ -119,6 +126,7 @@ class Quotas:
         while True:
             await asyncio.sleep(RENEW_S)
             now = self._clock()
+            self._refusals = {account: kept for account, kept in self._refusals.items() if kept[0] >= now - RENEW_S}
             self._refused = {account: kept for account, kept in self._refused.items() if kept[0] > now}
             try:
                 for spending, begun in tuple(self._unsettled.items()):
@@ -174,11 +182,24 @@ class Quotas:
         prompt, output, spending.settled = spending.prompt, spending.output, True
         await self._store.settle(account, name, begun=begun, prompt=prompt, output=output)
 
-    def _check_refused(self, account: str) -> None:
+    def _known_refusal(self, account: str) -> QuotaExceededError | None:
         known = self._refused.get(account)
-        if known is not None and known[0] > self._clock():
-            said = known[1]
-            raise QuotaExceededError(said.message, metadata=said.metadata, retry_after_s=said.retry_after_s)
+        if known is None or known[0] <= self._clock():
+            return None
+        said = known[1]
+        return QuotaExceededError(said.message, metadata=said.metadata, retry_after_s=said.retry_after_s)
+
+    async def _hold_back(self, account: str) -> None:
+        """Lets an account that is refused again and again wait for its refusals, so that a flood of them is a trickle.
+
+        Nobody who is let through ever waits here.
+        """
+        second = int(self._clock())
+        since, count = self._refusals.get(account, (second, 0))
+        count = count + 1 if since == second else max(1, count - _PROMPT_REFUSALS)
+        self._refusals[account] = (second, count)
+        if count > _PROMPT_REFUSALS:
+            await asyncio.sleep(_HELD_BACK_S)
 
     def _refusal(self, account: str, refusal: Refusal) -> QuotaExceededError:
         wait_s = None if refusal.retry_ms is None else refusal.retry_ms / 1000
