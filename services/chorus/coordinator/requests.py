@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -329,18 +330,9 @@ class Requests:
             async with billed:
                 call = channel.generate(message, timeout=_time_left(context), metadata=outgoing_metadata())
                 guard = self._guard(channel, call, goes_elsewhere, patience)
-                try:
-                    with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, carrying.needs, delivered)):
-                        yield aiter(call), guard
-                except grpc.RpcError as error:
-                    raise guard.left or of_runner(error, candidate) from error
-                except asyncio.CancelledError:
-                    if is_being_cancelled():
-                        raise
-                    raise guard.left or broken_off(candidate) from None
-                finally:
-                    # Whatever ended this attempt: an abandoned call would go on decoding for nobody.
-                    call.cancel()
+                leave = partial(self._go_elsewhere, call, carrying.needs, delivered)
+                with _ended(call, guard, candidate), channel.told_when_retired(leave):
+                    yield aiter(call), guard
 
     async def _single(
         self,
@@ -358,17 +350,11 @@ class Requests:
                 guard = self._guard(
                     channel, call, lambda _alive: self._placing.has_place(needs, without={candidate.runner_id})
                 )
-                try:
-                    with guard, channel.told_when_retired(lambda: self._go_elsewhere(call, needs)):
-                        answer: bytes = await call
-                except grpc.RpcError as error:
-                    raise guard.left or of_runner(error, candidate) from error
-                except asyncio.CancelledError:
-                    if is_being_cancelled():
-                        raise
-                    raise guard.left or broken_off(candidate) from None
-                finally:
-                    call.cancel()
+                with (
+                    _ended(call, guard, candidate),
+                    channel.told_when_retired(partial(self._go_elsewhere, call, needs)),
+                ):
+                    answer: bytes = await call
                 return answer if bill is None else _priced(message, answer, bill, tab)
 
     def _go_elsewhere(self, call: Any, needs: Needs, delivered: Delivered | None = None) -> None:
@@ -418,6 +404,23 @@ class Requests:
             output_tokens=delivered.output_tokens,
             **more,
         )
+
+
+@contextmanager
+def _ended(call: Any, guard: StreamGuard, candidate: Candidate) -> Iterator[None]:
+    """Looks after a call to a runner, and ends it however the block is left. Raises ChorusErrors in place of gRPC's."""
+    try:
+        with guard:
+            yield
+    except grpc.RpcError as error:
+        raise guard.left or of_runner(error, candidate) from error
+    except asyncio.CancelledError:
+        if is_being_cancelled():
+            raise
+        raise guard.left or broken_off(candidate) from None
+    finally:
+        # Whatever ended this attempt: an abandoned call would go on decoding for nobody.
+        call.cancel()
 
 
 def _priced(asked: Any, answer: bytes, bill: Bill, tab: Tab) -> bytes:
