@@ -13,21 +13,30 @@ from typing import Any
 from chorus.core.errors import SlowReaderError
 from chorus.transport.options import SLOW_READER_S
 
+# How often a look is taken within the limit.
+_LOOKS = 8
+
 
 class SlowReaders:
-    """The writes of one listener that wait for their readers, `limit_s` at most. Used from one event loop."""
+    """The writes of one listener that wait for their readers, `limit_s` at most. Used from one event loop.
+
+    A write costs a message nothing but a mark: who waits is found by looking now and then.
+    """
 
     def __init__(self, limit_s: float = SLOW_READER_S) -> None:
         self._limit_s = limit_s
-        self._since: dict[asyncio.Task[object], float] = {}
+        self._calls: dict[asyncio.Task[object], _Watched] = {}
         self._cut_off: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def watched(self, context: Any) -> Any:
-        """The context of the current task's call, whose writes are looked after."""
+        """The context of the current task's call, whose writes are looked after until it has `ended`."""
         task = asyncio.current_task()
         assert task is not None
-        return _Watched(context, self, task)
+        self._calls[task] = call = _Watched(context)
+        if self._timer is None:
+            self._look_later()
+        return call
 
     def why_ended(self) -> SlowReaderError | None:
         """Why the call of the current task, which is being cancelled, was cut off; None where it was not.
@@ -48,6 +57,7 @@ class SlowReaders:
         """The call of the current task has ended."""
         task = asyncio.current_task()
         if task is not None:
+            self._calls.pop(task, None)
             self._cut_off.discard(task)
 
     def close(self) -> None:
@@ -55,46 +65,49 @@ class SlowReaders:
         if self._timer is not None:
             self._timer.cancel()
 
-    def begins(self, task: asyncio.Task[object]) -> None:
-        """The task's call waits for its reader from now on."""
-        loop = asyncio.get_running_loop()
-        self._since[task] = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(self._limit_s / 4, self._look)
-
-    def has_read(self, task: asyncio.Task[object]) -> None:
-        """It waits no more."""
-        self._since.pop(task, None)
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._limit_s / _LOOKS, self._look)
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         self._timer = None
-        before = loop.time() - self._limit_s
-        for task in [task for task, since in self._since.items() if since < before]:
-            del self._since[task]
-            self._cut_off.add(task)
-            task.cancel()
-        if self._since:
-            self._timer = loop.call_later(self._limit_s / 4, self._look)
+        now = asyncio.get_running_loop().time()
+        for task, call in self._calls.items():
+            if call.waits_s(now) >= self._limit_s and task not in self._cut_off:
+                self._cut_off.add(task)
+                task.cancel()
+        if self._calls:
+            self._look_later()
 
 
 class _Watched:
     """A call's context; all but writing is the context's own."""
 
-    __slots__ = ("_context", "_readers", "_task")
+    __slots__ = ("_context", "_number", "_seen", "_since", "_waits", "_write")
 
-    def __init__(self, context: Any, readers: SlowReaders, task: asyncio.Task[object]) -> None:
+    def __init__(self, context: Any) -> None:
         self._context = context
-        self._readers = readers
-        self._task = task
+        self._write = context.write
+        self._number = 0  # of writes
+        self._waits = False
+        self._seen = 0  # the write that waited at the last look
+        self._since = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
     async def write(self, message: Any) -> None:
         """Writes a message once the caller has room for it."""
-        self._readers.begins(self._task)
+        self._number += 1
+        self._waits = True
         try:
-            await self._context.write(message)
+            await self._write(message)
         finally:
-            self._readers.has_read(self._task)
+            self._waits = False
+
+    def waits_s(self, now: float) -> float:
+        """For how long looks have found the same write waiting; 0 where none does."""
+        if not self._waits:
+            return 0.0
+        if self._number != self._seen:
+            self._seen, self._since = self._number, now
+        return now - self._since
