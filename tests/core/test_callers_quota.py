@@ -176,8 +176,9 @@ def test_what_is_no_key(text: str) -> None:
 def test_scopes() -> None:
     scopes, limits = parse_grant("models=qwen3-*|smol priorities=batch; requests_per_minute=60")
     assert limits == Limits(requests_per_minute=60)
-    scopes.check_model("qwen3-8b")
-    for name in ("qwen2", "", "Smol", "smollm"):
+    for name in ("qwen3-8b", "Qwen3-8B", "Smol"):
+        scopes.check_model(name)
+    for name in ("qwen2", "", "smollm"):
         with pytest.raises(PermissionDeniedError):
             scopes.check_model(name)
     with pytest.raises(PermissionDeniedError, match="batch"):

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.serialization import Encoding
+from grpc_reflection.v1alpha import reflection_pb2
 
 from chorus.client import Completion, MeshClient
 from chorus.client.keys import KnownKey
@@ -232,6 +233,30 @@ async def test_without_any_key(mesh: InProcessMesh) -> None:
         two = (("authorization", "Bearer a"), ("authorization", "Bearer b"))
         with pytest.raises(grpc.aio.AioRpcError) as told:
             await call(b"", metadata=two)
+        assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("version", ["v1alpha", "v1"])
+async def test_services_describe_themselves_to_holders_of_keys_alone(
+    mesh: InProcessMesh, ca: str, tmp_path: Path, version: str
+) -> None:
+    """So that grpcurl needs no .proto files here either."""
+    _, key = await holder(mesh, ca, tmp_path)
+    shown = (("authorization", f"Bearer {(tmp_path / f'{key.key_id}.key').read_text().strip()}"),)
+    address = mesh.coordinators[0].side_addresses["callers"]
+    options = (("grpc.ssl_target_name_override", CERTIFICATES.id(Role.COORDINATOR, "coordinator-1").dns_name),)
+    async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(CA_PEM), options=options) as channel:
+        describe = channel.unary_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = [one async for one in describe(asked, metadata=shown)]
+        names = {service.name for service in answer.list_services_response.service}
+        assert "chorus.api.coordinator.v1.Coordinator" in names
+        with pytest.raises(grpc.aio.AioRpcError) as told:
+            [one async for one in describe(asked)]
         assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -193,9 +193,10 @@ class MeshServer:
             service.add(service.servicer, server)
 
     def _start_callers(self, address: str) -> None:
-        """Binds the listener for callers with keys: the mesh's services, of which they may call some, and health."""
+        """Binds the listener for callers with keys: the mesh's services, of which they may call some, and reflection."""
         descriptors = [service.descriptor for service in self._services]
-        table = {**callers_table(*descriptors), **fixed_table(EVERY_ROLE, HEALTH)}
+        beside = {**fixed_table(EVERY_ROLE, HEALTH, _REFLECTION), _REFLECTION_V1_PATH: EVERY_ROLE}
+        table = {**callers_table(*descriptors), **beside}
         interceptor = MeshInterceptor(
             table, open_calls=self._caller_calls, observer=self._observer, slow_readers=self._slow_readers
         )
@@ -204,6 +205,7 @@ class MeshServer:
         for service in self._services:
             service.add(service.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
+        _add_reflection(server, [*descriptors, HEALTH])
 
     def _server(self, interceptor: MeshInterceptor, *limits: tuple[str, str | int]) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=[interceptor], options=(*self._options, *limits))

@@ -17,7 +17,10 @@ _LIMIT_MAX = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Scopes:
-    """What may be asked for. `models` are patterns as of a shell (`qwen3-*`); an empty set of anything is all of it.
+    """What may be asked for; an empty set of anything is all of it.
+
+    `models` are patterns as of a shell (`qwen3-*`), for which upper and lower case are alike: models are named as their
+    files are, in either.
 
     Raises InvalidRequestError for patterns that can't be.
     """
@@ -39,7 +42,8 @@ class Scopes:
 
     def has_model(self, *names: str) -> bool:
         """Whether a model that is called any of these may be asked."""
-        return self.all_models or any(fnmatchcase(name, pattern) for name in names for pattern in self.models)
+        patterns = [pattern.casefold() for pattern in self.models]
+        return self.all_models or any(fnmatchcase(name.casefold(), pattern) for name in names for pattern in patterns)
 
     def check_model(self, name: str) -> None:
         """Raises PermissionDeniedError unless `name` may be asked; empty: whichever model there is."""

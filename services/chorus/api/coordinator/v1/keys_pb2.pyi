@@ -124,8 +124,8 @@ class KeyScopes(_message.Message):
     PRIORITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Models by name, as a shell writes patterns: `qwen3-*`. With any, a request must name its model, and none that is similar
-        answers in its place.
+        """Models by name, as a shell writes patterns: `qwen3-*`, upper and lower case alike. With any, a request must name its
+        model unless the default one is among them, and none that is similar answers in its place.
         """
 
     @_builtins.property
