@@ -193,7 +193,7 @@ class MeshServer:
             service.add(service.servicer, server)
 
     def _start_callers(self, address: str) -> None:
-        """Binds the listener for callers with keys: the mesh's services, of which they may call some, and reflection."""
+        """Binds the listener for callers with keys: the services of the mesh, some of whose RPCs they may call."""
         descriptors = [service.descriptor for service in self._services]
         beside = {**fixed_table(EVERY_ROLE, HEALTH, _REFLECTION), _REFLECTION_V1_PATH: EVERY_ROLE}
         table = {**callers_table(*descriptors), **beside}
