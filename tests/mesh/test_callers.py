@@ -315,8 +315,7 @@ async def test_while_the_store_is_away_limits_hold_and_the_rest_goes_on(tmp_path
         await limited.complete("hello", max_tokens=2)
         callers = mesh.coordinators[0]._callers
         assert callers is not None
-        db = callers._store._db  # type: ignore[attr-defined]
-        await asyncio.get_running_loop().run_in_executor(callers._store._thread, db.close)  # type: ignore[attr-defined]
+        await callers._store._thread.run(lambda db: db.close())  # type: ignore[attr-defined]
         with pytest.raises(UnavailableError, match="quotas can't be counted") as told:
             await limited.complete("hello", max_tokens=2)
         assert (told.value.retry_after_s or 0) > 0

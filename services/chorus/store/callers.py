@@ -5,12 +5,10 @@ Whatever keeps a store from answering is an UnavailableError; callers decide wha
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from chorus.core.callers import Account, ApiKey, KeyRing, Limits, Refusal, Usage
 from chorus.core.callers.grants import scopes_of
 from chorus.core.errors import UnavailableError
+from chorus.store.file_thread import FileThread
 from chorus.store.valkey import Valkey
 
 T = TypeVar("T")
@@ -67,8 +66,7 @@ class FileCallers:
     def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
         self._path = path
         self._wall = wall
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="callers")
-        self._db: sqlite3.Connection | None = None
+        self._thread = FileThread(self._open, name="callers")
 
     async def pepper_mark(self, mark: bytes) -> bytes:
         """The mark of the pepper with which keys are kept here."""
@@ -120,14 +118,7 @@ class FileCallers:
 
     async def close(self) -> None:
         """Closes the file, once what was begun has ended."""
-
-        def end() -> None:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
-
-        await asyncio.get_running_loop().run_in_executor(self._thread, end)
-        self._thread.shutdown(wait=False)
+        await self._thread.close(lambda _: None)
 
     async def _change(self, account: str, what: Callable[[Account, int], T]) -> T:
         def run(db: sqlite3.Connection) -> T:
@@ -141,8 +132,7 @@ class FileCallers:
         return await self._write(run)
 
     async def _write(self, what: Callable[[sqlite3.Connection], T], begin: str = "BEGIN IMMEDIATE") -> T:
-        def run() -> T:
-            db = self._opened()
+        def run(db: sqlite3.Connection) -> T:
             db.execute(begin)  # others wait here, so that what is read is not changed before it is written
             try:
                 answer = what(db)
@@ -153,19 +143,17 @@ class FileCallers:
             return answer
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+            return await self._thread.run(run)
         except (OSError, sqlite3.Error, ValueError, KeyError) as error:
             raise UnavailableError(f"the keys' file {self._path} can't be used: {error}") from error
 
-    def _opened(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._path.touch(mode=0o600)
-            db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.executescript(_CREATE)
-            self._db = db
-        return self._db
+    def _open(self) -> sqlite3.Connection:
+        self._path.touch(mode=0o600)
+        db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_CREATE)
+        return db
 
 
 class ValkeyCallers:

@@ -55,20 +55,19 @@ class FileThread(Generic[FileT]):
         if self._closed:
             return
         self._closed = True
-        file = self._file
-        if file is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _end(file, last))
-            self._file = None
+        # On the thread, so that a file whose opening is under way is closed, too.
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._end(last))
         self._thread.shutdown(wait=False)
+
+    def _end(self, last: Callable[[FileT], object]) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                last(file)
+            finally:
+                file.close()
 
     def _opened(self) -> FileT:
         if self._file is None:
             self._file = self._opens()
         return self._file
-
-
-def _end(file: FileT, last: Callable[[FileT], object]) -> None:
-    try:
-        last(file)
-    finally:
-        file.close()
