@@ -146,16 +146,27 @@ async def test_direct_mode_is_under_the_limits_of_its_certificate(mesh: InProces
     assert (await mesh.client(name="carol").complete("free", max_tokens=2)).text
 
 
-async def test_places_are_free_again(mesh: InProcessMesh, ca: str, tmp_path: Path) -> None:
-    client, key = await holder(mesh, ca, tmp_path, limits=Limits(concurrent=2))
-    let, errors = await outcomes(*(client.complete(f"q{n}", max_tokens=30) for n in range(6)))
-    assert (let, {type(error) for error in errors}) == (2, {QuotaExceededError})
-    generation = client.generate("one more", max_tokens=400)
-    await anext(aiter(generation))
-    await generation.aclose()  # who goes away in the middle frees its place, too
-    await settled(mesh, key)
-    for n in range(3):  # one after the other: each is settled by the time that its caller has the end
-        await client.complete(f"again {n}", max_tokens=2)
+async def test_places_are_free_again(ca: str, tmp_path: Path) -> None:
+    pace = ManualPace()
+    settings = {"dir": tmp_path / "callers"}
+    async with InProcessMesh(
+        runners=[FakeEngine(pace=pace)], coordinators=2, certificates=CERTIFICATES, callers=settings
+    ) as mesh:
+        client, key = await holder(mesh, ca, tmp_path, limits=Limits(concurrent=2))
+        asking = [asyncio.create_task(client.complete(f"q{n}", max_tokens=30)) for n in range(6)]
+        while sum(task.done() for task in asking) < 4:  # those that are let in have no token before all have come
+            await asyncio.wait([task for task in asking if not task.done()], return_when=asyncio.FIRST_COMPLETED)
+        pace.release(60)
+        let, errors = await outcomes(*asking)
+        assert (let, {type(error) for error in errors}) == (2, {QuotaExceededError})
+        pace.release(1)
+        generation = client.generate("one more", max_tokens=400)
+        await anext(aiter(generation))
+        await generation.aclose()  # who goes away in the middle frees its place, too
+        await settled(mesh, key)
+        pace.release_all()
+        for n in range(3):  # one after the other: each is settled by the time that its caller has the end
+            await client.complete(f"again {n}", max_tokens=2)
 
 
 async def test_scopes(mesh: InProcessMesh, ca: str, tmp_path: Path) -> None:
