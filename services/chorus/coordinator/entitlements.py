@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
@@ -79,8 +79,11 @@ class Entitlements:
             self._callers.quotas.leave(spending)
 
     @asynccontextmanager
-    async def reading(self, model: str, priority: Priority.ValueType, texts: Sequence[str]) -> AsyncIterator[None]:
-        """Counts an embedding, a ranking or a count of tokens while the block runs. Raises as `generating`."""
+    async def reading(self, model: str, priority: Priority.ValueType, texts: Iterable[str]) -> AsyncIterator[None]:
+        """Counts an embedding, a ranking or a count of tokens while the block runs. Raises as `generating`.
+
+        Without a grant nobody looks at `texts`.
+        """
         grant = self._grant()
         if grant is None or self._callers is None:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from itertools import chain
 from typing import Any
 
 from chorus.api.coordinator.v1 import cache_pb2, coordinator_pb2_grpc, costs_pb2, keys_pb2, learning_pb2, stats_pb2
@@ -87,14 +88,14 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> bytes:  # type: ignore[override]
         """Turns texts into vectors."""
-        texts = [one.text for one in request.spec.inputs]
+        texts = (one.text for one in request.spec.inputs)
         async with self._entitlements.reading(request.spec.model, request.spec.priority, texts):
             self._auditing.received("embed", request)
             return await self._requests.embed(request, context)
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> bytes:  # type: ignore[override]
         """Orders documents."""
-        texts = [request.spec.query, *request.spec.documents]
+        texts = chain((request.spec.query,), request.spec.documents)
         async with self._entitlements.reading(request.spec.model, request.spec.priority, texts):
             self._auditing.received("rerank", request)
             return await self._requests.rerank(request, context)
