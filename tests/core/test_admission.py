@@ -424,6 +424,7 @@ def test_a_class_that_is_held_up_waits_longer_than_its_lane_would_say() -> None:
     flow = Flow()
     flow.queued(0.0)
     assert flow.wait_s(3, 0.0) == 0.0  # nothing is known yet
+    assert flow.wait_s(3, 9.0) == pytest.approx(9.0)  # but that nobody has had a turn for so long
     for turn in range(1, 11):
         flow.went(2.0 * turn, last=False)
     assert flow.wait_s(3, 20.0) == pytest.approx(8.0)

@@ -93,10 +93,11 @@ class Flow:
         self._last = None if last else now
 
     def wait_s(self, before: int, now: float) -> float:
-        """How long somebody waits who comes after so many; 0 before enough had their turn.
+        """How long somebody waits who comes after so many.
 
-        Where nobody has had it for longer than usual, that is how it goes now.
+        Where nobody has had a turn for longer than usual, or ever, it goes on like that.
         """
-        if not before or self._last is None or self.count < _ENOUGH:
+        if not before or self._last is None:
             return 0.0
-        return (before + 1) * max(self.interval_s, (now - self._last) / (before + 1))
+        usual_s = (before + 1) * self.interval_s if self.count >= _ENOUGH else 0.0
+        return max(usual_s, now - self._last)
