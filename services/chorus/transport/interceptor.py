@@ -6,7 +6,8 @@ Handlers are replaced by ones that take and give raw bytes, so that decoding and
 servicer that answers with `bytes` has them sent as they are.
 
 Servicers are asynchronous: coroutine functions, and async generator functions for streams of responses (or coroutine
-functions that call `context.write`). Requests of a stream come as an async iterator; `context.read` is not for them.
+functions that give bytes to `context.write`). Requests of a stream come as an async iterator; `context.read` is not for
+them.
 """
 
 from __future__ import annotations
@@ -109,9 +110,8 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         async def replaced(request: Any, context: Context) -> Any:
             return await self._run(method, body, request, context)
 
-        # Only `context.write` looks at this serialiser: bodies give bytes already.
         return _FACTORIES[handler.request_streaming, handler.response_streaming](
-            replaced, request_deserializer=None, response_serializer=_encoding_unless_bytes(encode)
+            replaced, request_deserializer=None, response_serializer=None
         )
 
     def _unknown(self, method: str) -> Body:
@@ -274,13 +274,6 @@ def _decode(decode: Callable[[bytes], Any], request: bytes, method: str) -> Any:
             f"the {len(request)} bytes sent to {method} are not a message of its request's type",
             metadata={"method": method},
         ) from error
-
-
-def _encoding_unless_bytes(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    def encoded(message: Any) -> bytes:
-        return message if type(message) is bytes else encode(message)
-
-    return encoded
 
 
 def _as_is(message: Any) -> Any:

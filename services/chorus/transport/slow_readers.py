@@ -8,6 +8,7 @@ ends its call. Who reads again finds what was sent before, then the error.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from chorus.core.errors import SlowReaderError
@@ -82,32 +83,30 @@ class SlowReaders:
 class _Watched:
     """A call's context; all but writing is the context's own."""
 
-    __slots__ = ("_context", "_number", "_seen", "_since", "_waits", "_write")
+    __slots__ = ("_context", "_last", "_seen", "_since", "_write")
 
     def __init__(self, context: Any) -> None:
         self._context = context
         self._write = context.write
-        self._number = 0  # of writes
-        self._waits = False
-        self._seen = 0  # the write that waited at the last look
+        self._last: Any = None  # write
+        self._seen: Any = None  # the write that waited at the last look
         self._since = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    async def write(self, message: Any) -> None:
+    def write(self, message: Any) -> Awaitable[None]:
         """Writes a message once the caller has room for it."""
-        self._number += 1
-        self._waits = True
-        try:
-            await self._write(message)
-        finally:
-            self._waits = False
+        # No coroutine of its own: each that a call waits in is passed through with every message of its stream.
+        self._last = written = self._write(message)
+        return written  # type: ignore[no-any-return]
 
     def waits_s(self, now: float) -> float:
         """For how long looks have found the same write waiting; 0 where none does."""
-        if not self._waits:
+        last = self._last
+        if last is None or last.cr_await is None:  # as of a coroutine that has ended
+            self._seen = None
             return 0.0
-        if self._number != self._seen:
-            self._seen, self._since = self._number, now
+        if last is not self._seen:
+            self._seen, self._since = last, now
         return now - self._since
