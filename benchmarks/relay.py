@@ -1,7 +1,8 @@
 """A bare grpc.aio relay: passes the bytes of every call on to one upstream, over the same TLS as the services use.
 
 It decides nothing, parses nothing and logs nothing, so it is the least that a hop through Python's gRPC can cost; what
-a coordinator costs beyond it is Chorus' own.
+a coordinator costs beyond it is Chorus' own. With `uvloop` as its last argument it runs on that event loop, as
+coordinators do, else on asyncio's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import uvloop
 
 from chorus.core.identity import SpiffeId
 from chorus.transport import TlsIdentity, open_channel
@@ -69,4 +71,5 @@ async def serve(upstream: str, upstream_name: str, certificates: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[4:] == ["uvloop"] else None) as runner:
+        runner.run(serve(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
