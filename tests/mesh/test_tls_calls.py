@@ -107,7 +107,8 @@ class Odd:
             yield await self.answer(request.value, context)
 
     async def writing(self, request: StringValue, context: Any) -> None:
-        await context.write(await self.answer(request.value, context))
+        answer = await self.answer(request.value, context)
+        await context.write(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
     def handlers(self) -> grpc.GenericRpcHandler:
         coding = {
