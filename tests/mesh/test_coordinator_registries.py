@@ -165,6 +165,19 @@ class Noting(LiveDirectory):
         self.lost.set()
 
 
+class LookedUp(Registries):
+    """Says when a name has led nowhere."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unresolved = asyncio.Event()
+
+    async def _look_up(self, endpoint: Endpoint) -> None:
+        await super()._look_up(endpoint)
+        if self._unresolved:
+            self.unresolved.set()
+
+
 async def test_names_are_looked_up_and_those_that_lead_nowhere_listed(certificates: MeshCertificates) -> None:
     async def script(_number: int) -> AsyncIterator[DirectoryEvent]:
         yield SNAPSHOT
@@ -173,7 +186,7 @@ async def test_names_are_looked_up_and_those_that_lead_nowhere_listed(certificat
     registry = ScriptedRegistry(script)
     async with serving(certificates, registry) as endpoint:
         live = LiveDirectory(asyncio.get_running_loop().time)
-        registries = Registries(
+        registries = LookedUp(
             [Endpoint("localhost", endpoint.port, "registry"), Endpoint("nobody.invalid", 7101, "registry")],
             directory=live,
             identity=certificates.identity(Role.COORDINATOR, "c"),
@@ -181,9 +194,7 @@ async def test_names_are_looked_up_and_those_that_lead_nowhere_listed(certificat
         )
         task = asyncio.create_task(registries.run())
         await live.wait_until(lambda directory: "r" in directory.entries)
-        async with asyncio.timeout(20.0):
-            while len(registries.health()) < 2:  # a resolver takes its time to find nothing
-                await asyncio.sleep(0.01)
+        await registries.unresolved.wait()  # a resolver takes its time to find nothing
         found = {health.address: health for health in registries.health()}
         assert found[f"registry@127.0.0.1:{endpoint.port}"].connected
         assert "cannot be resolved" in found["registry@nobody.invalid:7101"].problem
