@@ -14,15 +14,16 @@ class Lexicon:
 
     def __init__(self, lines: Iterable[str]) -> None:
         """Raises ValueError for a line of another kind."""
-        self._groups: dict[str, set[int]] = defaultdict(set)
-        self._irregular: dict[str, set[str]] = defaultdict(set)
+        # Tuples, since the garbage collector would come by each of so many sets every time.
+        self._groups: dict[str, tuple[int, ...]] = defaultdict(tuple)
+        self._irregular: dict[str, tuple[str, ...]] = defaultdict(tuple)
         for number, line in enumerate(lines):
             kind, *words = line.split() or ["#"]
             if kind == "=":
                 for word in words:
-                    self._groups[word].add(number)
+                    self._groups[word] += (number,)
             elif kind == "~":
-                self._irregular[words[0]].add(words[1])
+                self._irregular[words[0]] += (words[1],)
             elif not kind.startswith("#"):
                 raise ValueError(f"line {number + 1} of the lexicon is neither synonyms (=) nor a form (~)")
 

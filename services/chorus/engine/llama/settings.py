@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -160,7 +161,13 @@ class LlamaSettings:
         if self.threads is not None:
             return self.threads
         allowed = usable_threads()
-        return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+        return max(1, min(allowed, _physical_cores() or allowed))
+
+
+@cache
+def _physical_cores() -> int | None:
+    """Those of the machine. psutil reads some twenty files for it, which each request would have to wait for."""
+    return psutil.cpu_count(logical=False)
 
 
 def usable_threads() -> int:
