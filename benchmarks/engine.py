@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import uvloop
 from figures import Bar, geometric_mean, verdict
 from processes import BenchmarkError, machine, say
 from servers import cores, default_model, gemma_model
@@ -257,7 +258,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round: does it run at all?")
     chosen = parser.parse_args()
     chosen.rounds = 1 if chosen.quick else max(1, chosen.rounds)
-    return asyncio.run(run(chosen))
+    return uvloop.run(run(chosen))
 
 
 if __name__ == "__main__":
