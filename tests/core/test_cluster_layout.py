@@ -27,9 +27,10 @@ def test_layout_follows_from_the_set_of_nodes(nodes, gpu_nodes, certificates, ex
     assert ("gpu-nvidia" in layout.components) == bool(gpu_nodes)
     assert ("node-drain" in layout.components) == (len(every) > 1)
     assert len(set(layout.components)) == len(layout.components)
-    # cert-manager's component changes what the others bring, and so is last.
-    assert (layout.components[-1] == "mtls-cert-manager") == (certificates is Certificates.CERT_MANAGER)
-    assert sum(name.startswith("mtls-") for name in layout.components) == 1
+    # It changes the runners of gpu-nvidia, and extras change the Job that it brings.
+    (mtls,) = (at for at, name in enumerate(layout.components) if name.startswith("mtls-"))
+    assert set(layout.components[:mtls]) <= {"gpu-nvidia"}
+    assert layout.components[mtls] == f"mtls-{certificates}"
     shuffled = [*nodes, *gpu_nodes]
     rng.shuffle(shuffled)
     assert lay_out(shuffled, gpu_nodes, ["m"], certificates=certificates, extras=extras) == layout

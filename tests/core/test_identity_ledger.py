@@ -18,6 +18,7 @@ from chorus.core.errors import (
     RevokedError,
     TokenExpiredError,
     TokenInvalidError,
+    TokenNodeError,
     TokenRevokedError,
     TokenUsedError,
 )
@@ -231,6 +232,45 @@ def test_a_node_is_one_members_until_it_is_gone_unless_the_token_names_it() -> N
     with pytest.raises(NodeTakenError, match="beside"):
         join("t1", "second", 0.0)
     join("t1", "second", LIFE_S + GRACE_S)
+
+
+def _joins(ledger: Ledger, token_id: str, *, key: str, node: str) -> SpiffeId:
+    """Joins as `office.py` does, for a life of LIFE_S from 0."""
+    secret = token_id.encode() * 8
+    identity = ledger.redeem(token_id, secret, key=key, name="attic", trust_domain=DOMAIN, now=0.0, node=node)
+    ledger.issued(identity, key=key, serial=len(ledger.members), not_after=LIFE_S, addresses=(), now=0.0, node=node)
+    return identity
+
+
+def test_a_token_for_a_node_is_good_nowhere_else() -> None:
+    ledger = Ledger()
+    ledger.add(JoinToken("t1", b"t1" * 8, Role.RUNNER, "attic", 0.0, 1e9, "admin", node="n1"), 0.0)
+    for elsewhere in ("n2", ""):
+        with pytest.raises(TokenNodeError, match="node is n1"):
+            _joins(ledger, "t1", key="thief", node=elsewhere)
+    _joins(ledger, "t1", key="k", node="n1")
+
+
+def test_asking_again_after_joining_gives_the_same_and_no_other_node() -> None:
+    ledger = Ledger()
+    ledger.add(JoinToken("t1", b"t1" * 8, Role.RUNNER, "attic", 0.0, 1e9, "admin"), 0.0)
+    assert _joins(ledger, "t1", key="k", node="n1") == _joins(ledger, "t1", key="k", node="n1")
+    with pytest.raises(TokenUsedError):
+        _joins(ledger, "t1", key="k", node="n2")
+
+
+@pytest.mark.parametrize("lost", ["revoked", "replaced"])
+def test_asking_again_brings_nobody_back_who_lost_the_name(lost: str) -> None:
+    ledger = Ledger()
+    for token_id in ("t1", "t2"):
+        ledger.add(JoinToken(token_id, token_id.encode() * 8, Role.RUNNER, "attic", 0.0, 1e9, "admin"), 0.0)
+    attic = _joins(ledger, "t1", key="old", node="n1")
+    if lost == "revoked":
+        ledger.revoke(attic, why="stolen", now=0.0, longest_s=0)
+    else:
+        _joins(ledger, "t2", key="new", node="n1")
+    with pytest.raises(TokenUsedError):
+        _joins(ledger, "t1", key="old", node="n1")
 
 
 def test_a_guessed_secret_is_no_token() -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from tests.deploy.manifests import OVERLAYS, Document, overlay, variant
 
-# What no overlay has: certificates by cert-manager, runners that join, and runners as a StatefulSet.
+# What no overlay has: certificates by cert-manager or by the Job alone, and runners as a StatefulSet.
 VARIANTS = {
     "cert-manager": ("gpu-nvidia", "mtls-cert-manager"),
     "identity": ("gpu-nvidia", "mtls-identity", "valkey"),
-    "statefulset": ("mtls-selfsigned", "runner-statefulset", "observability"),
+    "selfsigned": ("gpu-nvidia", "mtls-selfsigned", "node-drain"),
+    "statefulset": ("mtls-identity", "runner-statefulset", "observability"),
 }
 SETS = (*OVERLAYS, *VARIANTS)
 

@@ -259,8 +259,10 @@ def _handed_over(pods: Pods, names: Mapping[str, tuple[str, ...]]) -> tuple[str,
     words = ["k8s", "leaf", "$(CHORUS_RUNNER__NAME)", "--from", "/etc/chorus/leaves", "--to", "/etc/chorus/certs"]
     if first["name"] == "join":
         words = ["k8s", "join", "--tokens", "/etc/chorus/tokens"]
-        joins, runs = load_config(environ=pods.environment(first)).mesh, pods.config.mesh
-        assert (joins.certs_dir, joins.renewal) == (runs.certs_dir, runs.renewal), "the runner looks elsewhere"
+        joins, runs = load_config(environ=pods.environment(first)), pods.config
+        assert joins.mesh.certs_dir == runs.mesh.certs_dir, "the runner looks elsewhere"
+        assert joins.mesh.renewal == runs.mesh.renewal, "the runner renews elsewhere"
+        assert joins.runner.node_id == runs.runner.node_id is not None, "its certificate names another node"
     assert first["args"] == words
     secrets = [volume["secret"]["secretName"] for volume in pods.template["spec"]["volumes"] if "secret" in volume]
     return tuple(itertools.chain.from_iterable(names.get(f"{secret}/{runner}", ()) for secret in secrets))

@@ -68,6 +68,7 @@ class Cluster:
     """The bridge, the pods, and what they find under Services' names."""
 
     def __init__(self, documents: Sequence[Document], folder: Path, secrets: Mapping[str, Mapping[str, str]]) -> None:
+        self.documents = tuple(documents)
         self._services = [document for document in documents if document["kind"] == "Service"]
         self._folder = folder
         self._secrets = secrets
@@ -92,12 +93,12 @@ class Cluster:
 
     # --- pods -------------------------------------------------------------------------------------------------------
 
-    def pod(self, of: Pods, node: str) -> Pod:
-        """Makes a pod, in which nothing runs yet."""
+    def pod(self, of: Pods, node: str, *, ordinal: int | None = None) -> Pod:
+        """Makes a pod, in which nothing runs yet; one of a StatefulSet with its `ordinal`."""
         number = next(_numbers)
-        name = f"{of.name}-{number}"
+        name = f"{of.name}-{number if ordinal is None else ordinal}"
         namespace = f"{self._switch}-{number}"
-        pod = Pod(name, of, node, namespace, next(self._addresses), self._folder / name)
+        pod = Pod(name, of, node, namespace, next(self._addresses), self._folder / f"pod-{number}")
         pod.folder.mkdir(mode=0o755)
         (pod.folder / "root").mkdir()
         (pod.folder / "hosts").touch()
@@ -215,6 +216,8 @@ class Cluster:
             path = pod.folder / volume["name"]
             if "hostPath" in volume:
                 path = self._folder / f"node-{pod.node}" / volume["name"]
+            if "persistentVolumeClaim" in volume:
+                path = self._folder / f"claims-{pod.name}" / volume["name"]
             path.mkdir(parents=True, exist_ok=True)
             os.chown(path, USER, USER)
             if "secret" in volume:

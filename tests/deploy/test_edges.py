@@ -38,10 +38,11 @@ def issued(tmp_path_factory: pytest.TempPathFactory) -> Names:
     with serving(tmp_path_factory.mktemp("account")) as (api, cluster):
         api.put("/api/v1/nodes/desktop", node("desktop"))
         issuer = Issuer(cluster, load_policy(), trust_domain="chorus.local", now=now_utc())
-        for runner in issuer.run(leaves=False).runners:  # they join, by a token for their name
+        # They join, by a token for their name.
+        for runner in (*issuer.run(leaves=False).runners, "chorus-runner-0"):
             identity = SpiffeId("chorus.local", Role.RUNNER, runner)
             names[f"{TOKENS_SECRET}/{runner}"] = (str(identity), identity.dns_name)
-        issuer.run(["chorus-runner-0"])
+        issuer.run()
         secrets = {path.rpartition("/")[2]: doc["data"] for path, doc in api.objects.items() if "/secrets/" in path}
     for name, data in secrets.items():
         for key, text in data.items():
@@ -140,6 +141,9 @@ JOINING: dict[str, Break] = {
     "where it joins": lambda d: _workload(d, "chorus-runner")["initContainers"][0]["env"][2].update(
         value="identity@chorus-registry:7312"
     ),
+    "from which node it joins": lambda d: _workload(d, "chorus-runner")["initContainers"][0]["env"][3].update(
+        valueFrom={"fieldRef": {"fieldPath": "metadata.name"}}
+    ),
     "as whom it joins": lambda d: _workload(d, "chorus-runner")["initContainers"][0]["env"][0].update(
         valueFrom={"fieldRef": {"fieldPath": "metadata.name"}}
     ),
@@ -172,9 +176,30 @@ def test_what_is_broken_on_purpose_is_noticed(rendered: Rendered, issued: Names,
 
 
 def test_a_name_that_a_certificate_lacks_is_noticed(rendered: Rendered, issued: Names):
-    for secret in ("chorus-registry-tls", "chorus-coordinator-tls", "chorus-runner-leaves/desktop"):
+    for secret in ("chorus-registry-tls", "chorus-coordinator-tls", f"{TOKENS_SECRET}/desktop"):
         poorer = {**issued, secret: issued[secret][:1]}
         assert disagreements(rendered("home"), poorer) != []
+    poorer = {**issued, "chorus-runner-leaves/desktop": ()}
+    assert disagreements(rendered("selfsigned"), poorer) != []
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_registries_believe_certificates_alone_where_every_runner_has_one_that_names_its_node(
+    rendered: Rendered, name: str
+):
+    """cert-manager's csi-driver knows no node's name."""
+    (registry,) = [each for each in workloads(rendered(name)) if each.service == "registry"]
+    entries = [entry["value"] for entry in registry.main["env"] if entry["name"] == "CHORUS_REGISTRY__NODE_CLAIMS"]
+    assert entries == [str(registry.config.registry.node_claims)]
+    assert entries == ["first" if name == "cert-manager" else "certificate"]
+
+
+def test_each_runner_of_a_statefulset_gets_a_token_and_nobody_else(rendered: Rendered):
+    documents = rendered("statefulset")
+    replicas = one(documents, "StatefulSet", "chorus-runner")["spec"]["replicas"]
+    wanted = [f"--runner=chorus-runner-{number}" for number in range(replicas)]
+    jobs = [each for each in workloads(documents) if each.service == "issuer"]
+    assert [each.main["args"] for each in jobs] == [["k8s", "issue", "--tokens", *wanted]] * 2
 
 
 def test_traefik_routes_by_the_name_that_clients_pin(rendered: Rendered):

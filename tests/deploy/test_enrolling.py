@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from chorus.config import Endpoint
-from chorus.core.errors import CertificateError, ConfigError, RevokedError
+from chorus.core.errors import CertificateError, ConfigError, RevokedError, TokenNodeError
 from chorus.core.identity import Role, SpiffeId
 from chorus.k8s.enrolling import TOKENS_SECRET, invite_with, join_once
 from chorus.k8s.secrets import Secrets
@@ -36,11 +36,15 @@ class Scene:
 
     async def invite(self, *nodes: str) -> tuple[tuple[str, ...], ...]:
         """A run of the Job: who was invited, whose token stays, whose was taken away."""
-        done = await invite_with(self.secrets.cluster, self.mesh.endpoint, nodes, self.mesh.service.office.now)
+        return await self.invite_named({node: node for node in nodes})
+
+    async def invite_named(self, runners: dict[str, str]) -> tuple[tuple[str, ...], ...]:
+        """The same, of runners each with its node."""
+        done = await invite_with(self.secrets.cluster, self.mesh.endpoint, runners, self.mesh.service.office.now)
         return done.invited, done.kept, done.withdrawn
 
-    async def join(self, node: str) -> bool:
-        """What the pod on that node does before its runner starts."""
+    async def join(self, node: str, runner: str = "") -> bool:
+        """What the pod on that node does before its runner starts, which is called so too unless `runner` is said."""
         tokens = self._folder / "tokens"
         tokens.mkdir(exist_ok=True)
         for old in tokens.iterdir():
@@ -48,10 +52,10 @@ class Scene:
         for name, text in self.api.objects[PATH]["data"].items():
             (tokens / name).write_bytes(base64.b64decode(text))
         where = Endpoint.parse(self.mesh.service.join_address)
-        return await asyncio.to_thread(join_once, node, tokens, where, self.certs(node))
+        return await asyncio.to_thread(join_once, runner or node, node, tokens, where, self.certs(node))
 
-    def leaf(self, node: str) -> TlsIdentity:
-        return TlsIdentity.load(self.certs(node) / f"runner-{node}")
+    def leaf(self, node: str, runner: str = "") -> TlsIdentity:
+        return TlsIdentity.load(self.certs(node) / f"runner-{runner or node}")
 
 
 @pytest_asyncio.fixture
@@ -84,7 +88,7 @@ async def test_a_node_that_lost_its_key_needs_a_token_by_hand(scene: Scene):
     for path in (scene.certs("attic") / "runner-attic").iterdir():
         path.unlink()
     (scene.certs("attic") / "runner-attic").rmdir()
-    with pytest.raises(CertificateError, match=r"chorus token create --name attic"):
+    with pytest.raises(CertificateError, match=r"chorus token create --name attic --node attic"):
         await scene.join("attic")
     assert await scene.invite("attic") == ((), (), ())
     line = await scene.mesh.token(name="attic")
@@ -115,6 +119,23 @@ async def test_what_is_no_token_is_replaced(scene: Scene):
     assert await scene.join("attic")
 
 
+async def test_a_token_that_lies_ready_for_a_node_is_good_on_no_other_one(scene: Scene):
+    """All nodes with a runner can read all tokens."""
+    await scene.invite("desktop", "attic")
+    with pytest.raises(TokenNodeError, match="node is attic"):
+        await scene.join("desktop", "attic")
+    assert await scene.join("attic")
+
+
+async def test_a_runner_of_a_statefulset_is_of_the_node_from_which_it_joins(scene: Scene):
+    name = "chorus-runner-0"
+    assert await scene.invite_named({name: ""}) == ((name,), (), ())
+    assert await scene.join("attic", name)
+    leaf = scene.leaf("attic", name)
+    assert (leaf.spiffe_id, leaf.node) == (SpiffeId(DOMAIN, Role.RUNNER, name), "attic")
+    assert await scene.invite_named({name: ""}) == ((), (), (name,))
+
+
 async def test_without_an_identity_service_nobody_is_invited(scene: Scene):
     with pytest.raises(ConfigError, match=r"mesh\.identity_service"):
-        await invite_with(scene.secrets.cluster, None, ("attic",), 0.0)
+        await invite_with(scene.secrets.cluster, None, {"attic": "attic"}, 0.0)

@@ -35,8 +35,8 @@ class Scene:
     def adds(self, name: str) -> None:
         self.api.put(f"/api/v1/nodes/{name}", node(name))
 
-    def issue(self, *, now: datetime = NOW, runners: tuple[str, ...] = (), domain: str = "chorus.local") -> Issued:
-        return Issuer(self._cluster, load_policy(), trust_domain=domain, now=now).run(runners)
+    def issue(self, *, now: datetime = NOW, domain: str = "chorus.local") -> Issued:
+        return Issuer(self._cluster, load_policy(), trust_domain=domain, now=now).run()
 
     def secret(self, name: str) -> dict[str, bytes]:
         data = self.api.objects[f"{SECRETS}/{name}"]["data"]
@@ -105,12 +105,9 @@ def test_nodes_come_and_go(scene: Scene):
     old = scene.secret("chorus-runner-leaves")
     scene.adds("attic")
     del scene.api.objects["/api/v1/nodes/laptop"]
-    issued = scene.issue(runners=("chorus-runner-0",))
-    assert issued.made == ("spiffe://chorus.local/runner/attic", "spiffe://chorus.local/runner/chorus-runner-0")
+    assert scene.issue().made == ("spiffe://chorus.local/runner/attic",)
     new = scene.secret("chorus-runner-leaves")
-    assert new.keys() == {"ca.crt"} | {
-        f"{name}.{end}" for name in ("desktop", "attic", "chorus-runner-0") for end in ("crt", "key")
-    }
+    assert new.keys() == {"ca.crt"} | {f"{name}.{end}" for name in ("desktop", "attic") for end in ("crt", "key")}
     assert new["desktop.key"] == old["desktop.key"]
 
 

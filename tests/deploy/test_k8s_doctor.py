@@ -69,7 +69,7 @@ def machine(name: str) -> Item:
 @pytest.fixture(scope="module")
 def healthy(rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     """Every object of a mesh that serves on a machine with a GPU and one without."""
-    documents = rendered("home")
+    documents = rendered("selfsigned")
     with serving(tmp_path_factory.mktemp("account")) as (api, access):
         for name in NODES:
             api.put(f"/api/v1/nodes/{name}", machine(name))
@@ -431,5 +431,5 @@ def test_it_asks_kubectl_and_says_what_that_was_not_told(healthy: list[Item], tm
 
 def test_names_in_the_table_are_those_of_the_manifests(rendered: Rendered):
     """What the diagnosis knows by name is there in what it diagnoses."""
-    pods = workloads(rendered("home"))
-    assert {"leaf", "pull", "runner"} <= {c["name"] for each in pods for c in containers(each.template)}
+    pods = [*workloads(rendered("home")), *workloads(rendered("selfsigned"))]
+    assert {"join", "leaf", "pull", "runner"} <= {c["name"] for each in pods for c in containers(each.template)}

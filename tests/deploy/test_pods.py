@@ -22,6 +22,7 @@ from chorus.identity.ca import now_utc
 from chorus.identity.policy import load_policy
 from chorus.k8s.enrolling import TOKENS_SECRET
 from chorus.k8s.issuing import Issuer
+from chorus.transport import TlsIdentity
 from tests.deploy import stand_in_kubectl
 from tests.deploy.api_server import node, serving
 from tests.deploy.conftest import Rendered
@@ -152,9 +153,9 @@ class Kubelet:
         self._protos = folder / "health.protoset"
         self._protos.write_bytes(files.SerializeToString())
 
-    async def bring_up(self, service: str, where: str = "desktop") -> Pod:
+    async def bring_up(self, service: str, where: str = "desktop", *, ordinal: int | None = None) -> Pod:
         """A new pod, which is ready."""
-        pod = self._cluster.pod(self._pods[service], where)
+        pod = self._cluster.pod(self._pods[service], where, ordinal=ordinal)
         await self._cluster.start(pod, **self._environment)
         await self._becomes_ready(pod)
         self._cluster.becomes_ready(pod)
@@ -216,6 +217,33 @@ class Load:
         assert await self._process.wait() == 0, errors.decode()
 
 
+async def lay_tokens_ready(cluster: Cluster, secrets: dict[str, dict[str, str]], *runners: str) -> dict[str, str]:
+    """What the Job does (test_enrolling.py), as an admin does it by hand; returns the Secret's data."""
+    tokens = secrets[TOKENS_SECRET] = dict[str, str]()
+    asking = cluster.pod(ADMIN, "laptop")
+    for runner in runners:
+        command = await cluster.execute(asking, {**ADMIN.main, "args": [runner]})
+        said, errors = await command.communicate()
+        assert command.returncode == 0, errors.decode()
+        tokens[runner] = b64encode(json.loads(said)["token"].encode()).decode()
+    return tokens
+
+
+async def steal(cluster: Cluster, runner: Pod, folder: str, tries: list[tuple[str, str, int]]) -> list[list[str]]:
+    """What a registry says to whoever has taken the leaf out of a runner's pod (thief_pod.py)."""
+    words = ["python", "-m", "tests.deploy.thief_pod", f"/etc/chorus/certs/{folder}", json.dumps(tries)]
+    container = {
+        "name": "thief",
+        "command": words,
+        "env": [{"name": "PYTHONPATH", "value": str(ROOT)}, {"name": "HOME", "value": "/tmp"}],
+        "volumeMounts": [{"name": "certs", "mountPath": "/etc/chorus/certs"}],
+    }
+    thief = await cluster.execute(runner, container)
+    said, errors = await thief.communicate()
+    assert thief.returncode == 0, errors.decode()
+    return [json.loads(line) for line in said.splitlines()]
+
+
 async def grpcurl(cluster: Cluster, pod: Pod, *words: str) -> str:
     """What grpcurl says in a client's pod, as the README calls it."""
     folder = "/etc/chorus/certs/client-cli"
@@ -238,14 +266,23 @@ async def type_what_is_documented(cluster: Cluster) -> None:
     assert "runner/attic" in said + errors
 
 
-async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, rendered: Rendered, tmp_path: Path):
+async def test_a_mesh_of_pods_serves_survives_and_is_updated(
+    cluster: Cluster, rendered: Rendered, tmp_path: Path, secrets: dict[str, dict[str, str]]
+):
     mesh = [each for each in workloads(rendered("ha")) if each.service in SERVICES]
     kubelet = Kubelet(cluster, mesh, tmp_path)
     _, registry = await asyncio.gather(kubelet.bring_up("identity"), kubelet.bring_up("registry"))
+    await lay_tokens_ready(cluster, secrets, *NODES)
     runners = dict(zip(NODES, await asyncio.gather(*(kubelet.bring_up("runner", n) for n in NODES)), strict=True))
     coordinator = await kubelet.bring_up("coordinator")
     for pod in cluster.pods:
         assert cluster.listening(pod) == set(pod.of.ports().values())
+
+    # A stolen leaf is good for its own runner on its own node, and (being of an older incarnation) not even there.
+    newest, refused = 1 << 62, "PERMISSION_DENIED"
+    tries = [("desktop", "laptop", newest), ("desktop", "attic", newest), ("laptop", "laptop", newest)]
+    said = await steal(cluster, runners["desktop"], "runner-desktop", [*tries, ("desktop", "desktop", 1)])
+    assert said == [*([who, where, refused] for who, where, _ in tries), ["desktop", "desktop", "STALE_INCARNATION"]]
 
     client = cluster.pod(CLIENT, "laptop")
     load = Load(await cluster.execute(client, CLIENT.main, stdin=asyncio.subprocess.PIPE))
@@ -288,32 +325,36 @@ async def test_a_mesh_of_pods_serves_survives_and_is_updated(cluster: Cluster, r
         assert await cluster.end(pod) == 0
 
 
-@pytest.mark.parametrize("cluster", ["identity"], indirect=True)
+@pytest.mark.parametrize(
+    ("cluster", "name", "kept"),
+    [
+        ("home", "desktop", "node-desktop/certs"),
+        ("statefulset", "chorus-runner-0", "claims-chorus-runner-0/certs"),
+    ],
+    indirect=["cluster"],
+)
 async def test_a_runner_joins_keeps_its_key_on_its_node_and_renews(
-    cluster: Cluster, rendered: Rendered, tmp_path: Path, secrets: dict[str, dict[str, str]]
+    cluster: Cluster, tmp_path: Path, secrets: dict[str, dict[str, str]], name: str, kept: str
 ):
-    mesh = [each for each in workloads(rendered("identity")) if each.name != "chorus-runner-nvidia"]
+    mesh = [each for each in workloads(cluster.documents) if each.name != "chorus-runner-nvidia"]
+    ordinal = None if name in NODES else 0
     kubelet = Kubelet(cluster, mesh, tmp_path, CHORUS_IDENTITY__LEAF_LIFETIME_S="8")
     await asyncio.gather(kubelet.bring_up("identity"), kubelet.bring_up("registry"))
+    tokens = await lay_tokens_ready(cluster, secrets, name)
 
-    # What the Job does (test_enrolling.py), as an admin does it by hand.
-    asking = cluster.pod(ADMIN, "laptop")
-    command = await cluster.execute(asking, {**ADMIN.main, "args": ["desktop"]})
-    said, errors = await command.communicate()
-    assert command.returncode == 0, errors.decode()
-    tokens = secrets[TOKENS_SECRET] = {"desktop": b64encode(json.loads(said)["token"].encode()).decode()}
-
-    runner = await kubelet.bring_up("runner", "desktop")
-    own = tmp_path / "node-desktop" / "certs" / "runner-desktop"
+    runner = await kubelet.bring_up("runner", "desktop", ordinal=ordinal)
+    own = tmp_path / kept / f"runner-{name}"
     key, first = (own / "tls.key").read_bytes(), (own / "tls.crt").read_bytes()
     assert runner.process is not None
     await runner.process.event("certificate.renewed")
     assert ((own / "tls.key").read_bytes(), (own / "tls.crt").read_bytes() == first) == (key, False)
     assert cluster.connections(7101) == {("runner", "registry")}
+    assert TlsIdentity.load(own).node == "desktop"
 
     # Its next pod needs no token, however long the last one has been gone.
     tokens.clear()
-    await kubelet.replace(runner, surge=False)
+    assert await cluster.end(runner) == 0
+    await kubelet.bring_up("runner", "desktop", ordinal=ordinal)
     assert (own / "tls.key").read_bytes() == key
     for pod in [pod for pod in cluster.pods if pod.process is not None]:
         assert await cluster.end(pod) == 0

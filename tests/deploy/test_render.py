@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chorus.cli.k8s import app
+from chorus.core.cluster.layout import Certificates, Extra
 from tests.deploy.edges import workloads
 from tests.deploy.manifests import K3S, Document, containers, one, overlay, render
 from tests.deploy.test_policy import exceptions, violations
@@ -69,6 +70,21 @@ def test_for_three_servers_it_is_the_overlay_for_three(tmp_path: Path):
     assert _by_name(render(target)) == _by_name(overlay("ha"))
 
 
+@pytest.mark.parametrize("certificates", Certificates)
+def test_whoever_makes_certificates_extras_have_what_they_need_of_it(tmp_path: Path, certificates: Certificates):
+    """kustomize says nothing of a change to what isn't there (yet)."""
+    target = tmp_path / "mesh"
+    invoke("--to", str(target), "--gpu-node", "a", "--certificates", certificates, "--with", "valkey")
+    pods = {each.name: each for each in workloads(render(target))}
+    ways = {"leaf": Certificates.SELFSIGNED, "join": Certificates.IDENTITY, "": Certificates.CERT_MANAGER}
+    for runner in ("chorus-runner", "chorus-runner-nvidia"):
+        first = [container["name"] for container in containers(pods[runner].template)][:-1]
+        assert ways["".join(first)] is certificates
+    jobs = [each for each in pods.values() if each.service == "issuer"]
+    assert all("--valkey" in each.main["args"] for each in jobs)
+    assert bool(jobs) == (certificates is not Certificates.CERT_MANAGER)
+
+
 def test_nothing_of_others_is_overwritten(tmp_path: Path):
     target = tmp_path / "mesh"
     target.mkdir()
@@ -96,8 +112,6 @@ def test_an_image_without_a_tag_is_refused(tmp_path: Path, image: str):
 
 
 def test_every_component_can_be_asked_for_or_is_said_to_be_by_hand():
-    from chorus.core.cluster.layout import Certificates, Extra
-
     known = {f"mtls-{each}" for each in Certificates} | set(Extra) | {"gpu-nvidia", "node-drain"}
     assert {path.name for path in (K3S / "components").iterdir()} == known | {"runner-statefulset"}
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from chorus.api.runner.v1 import runner_pb2, runner_pb2_grpc
 from chorus.cli.main import app
 from chorus.core.audit import DeedKind
-from chorus.core.errors import ChorusError
+from chorus.core.callers import Limits, Scopes
+from chorus.core.errors import ChorusError, PermissionDeniedError, QuotaExceededError
 from chorus.core.identity import Role
 from chorus.store.audit_log import audit_files, entries, find_logs, verify_log
 from chorus.testing.certificates import MeshCertificates
@@ -56,6 +57,33 @@ async def used(directory: Path, *, prompts: bool) -> None:
             await stub.UnloadModel(runner_pb2.UnloadModelRequest(model=model))
             async for _ in stub.LoadModel(runner_pb2.LoadModelRequest(model=model)):
                 pass
+
+
+async def test_what_a_key_may_not_have_is_noted_and_many_of_a_kind_are_one_entry(tmp_path: Path) -> None:
+    ca, file = tmp_path / "ca.crt", tmp_path / "ann.key"
+    ca.write_bytes(MESH.authority.certificate_pem)
+    audit, callers = {"dir": tmp_path / "audit"}, {"dir": tmp_path / "callers"}
+    async with asyncio.timeout(60), InProcessMesh(certificates=MESH, audit=audit, callers=callers) as mesh:
+        root = mesh.client(role=Role.ADMIN, name="root")
+        model = (await root.list_models()).models[0].artifact.family
+        key, text = await root.keys.create("ann", scopes=Scopes((model,)), limits=Limits(requests_per_minute=1))
+        file.touch(mode=0o600)
+        file.write_text(text)
+        ann = mesh.key_client(file, ca=str(ca))
+        await ann.complete("hello", model=model, max_tokens=2)
+        for asked, refused in (("another", PermissionDeniedError), (model, QuotaExceededError)):
+            for _ in range(3):
+                with pytest.raises(refused):
+                    await ann.complete("hello", model=asked, max_tokens=2)
+    told = [
+        deed[1:] for deed in deeds(tmp_path / "audit" / "coordinator-coordinator-1") if deed[0] == "request.refused"
+    ]
+    assert [(target, facts["reason"], facts["unnoted"]) for _, target, facts in told] == [
+        ("another", "PERMISSION_DENIED", 0),
+        (model, "QUOTA_EXCEEDED", 0),
+    ]
+    assert (told[0][2]["scope"], told[1][2]["quota"]) == ("models", "requests_per_minute")
+    assert all(who.endswith(f"/client/key-{key.key_id}") for who, _, _ in told)
 
 
 async def test_who_did_what_is_there_whole_and_shown_and_prompts_are_not(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from chorus.cli.lazy import group
 from chorus.cli.options import ConfigFile
 from chorus.cli.output import handles_errors, note
 from chorus.core.cluster.layout import Certificates, Extra, lay_out
-from chorus.core.errors import ConfigError
+from chorus.core.errors import ConfigError, InvalidRequestError
 
 app = group(
     help="The mesh in Kubernetes: an overlay for one's own nodes, what is wrong in a cluster, and what runs in it.",
@@ -47,10 +47,10 @@ def render(
         Certificates,
         typer.Option(
             "--certificates",
-            help="Who makes them: a Job of Chorus; identity: the same, but runners make keys themselves, and join; "
-            "cert-manager.",
+            help="Who makes them. identity: runners make their keys themselves, and join. selfsigned: a Job makes all "
+            "keys, those of runners in one Secret. cert-manager.",
         ),
-    ] = Certificates.SELFSIGNED,
+    ] = Certificates.IDENTITY,
     extras: Annotated[
         list[Extra] | None,
         typer.Option(
@@ -121,7 +121,7 @@ def issue(
         typer.Option(
             "--runner",
             metavar="NAME",
-            help="A runner's name besides those of the nodes; again for more.",
+            help="A runner that joins, in place of those named as the nodes are; again for more. With --tokens.",
             show_default=False,
         ),
     ] = None,
@@ -144,10 +144,12 @@ def issue(
     from chorus.k8s.cluster import Cluster
     from chorus.k8s.issuing import Issuer
 
+    if runners and not tokens:
+        raise InvalidRequestError("--runner", "takes --tokens: no key can be made for a runner whose node isn't known")
     mesh = load_config(file=config).mesh
     cluster = Cluster.in_pod()
     issuer = Issuer(cluster, load_policy(), trust_domain=mesh.trust_domain, now=now_utc())
-    issued = issuer.run(runners or (), leaves=not tokens)
+    issued = issuer.run(leaves=not tokens)
     for identity in issued.made:
         note(f"issued {identity}")
     for name in issued.refused:
@@ -164,7 +166,9 @@ def issue(
     if tokens:
         from chorus.k8s.enrolling import invite_with
 
-        done = asyncio.run(invite_with(cluster, mesh.identity_service, issued.runners, time.time()))
+        # A StatefulSet's runner says where it is when it joins; a DaemonSet's is called as its node.
+        wanted = dict.fromkeys(runners, "") if runners else {name: name for name in issued.runners}
+        done = asyncio.run(invite_with(cluster, mesh.identity_service, wanted, time.time()))
         note(f"tokens: {len(done.invited)} made, {len(done.kept)} lie ready, {len(done.withdrawn)} taken away")
 
 
@@ -176,16 +180,19 @@ def join(
 ) -> None:
     """Get this runner its certificate, by the token laid ready for it, unless its node has one already.
 
-    runner.name, mesh.renewal and mesh.certs_dir are those of the runner itself.
+    runner.name, runner.node_id, mesh.renewal and mesh.certs_dir are those of the runner itself.
     """
     from chorus.config import load_config
     from chorus.k8s.enrolling import join_once
 
     settings = load_config(file=config)
     name, certs = settings.runner.name, settings.mesh.certs_dir
-    if name is None or settings.mesh.renewal is None:
-        raise ConfigError("runner.name says who joins, and mesh.renewal where; one of them is not set")
-    joined = join_once(name, source, settings.mesh.renewal, certs)
+    node = settings.runner.node_id
+    if name is None or node is None or settings.mesh.renewal is None:
+        raise ConfigError(
+            "runner.name says who joins, runner.node_id from which node, mesh.renewal where; set all three"
+        )
+    joined = join_once(name, node, source, settings.mesh.renewal, certs)
     note(f"{name} has joined" if joined else f"{name} has joined before")
     sys.stdout.write(f"{certs}\n")
 

@@ -53,7 +53,7 @@ def create(
         typer.Option(
             "--node",
             metavar="NODE",
-            help="A node that has a runner already, as `chorus status` names it, for another runner there.",
+            help="The node, as `chorus status` names it, where alone it is good, though a runner may be there already.",
             show_default=False,
         ),
     ] = "",

@@ -70,6 +70,12 @@ class CallersSettings(Section):
         default=None,
         description="The issuer's public keys (JWKS): a file, or an https:// URL, fetched every 10 minutes.",
     )
+    oidc_ca: AbsolutePath | None = Field(
+        default=None,
+        description="Authorities (PEM) by which that URL's certificate is checked, in place of those that are known to "
+        "all: for a provider of one's own, which may be at a private address.",
+        json_schema_extra={"shown_default": "the public ones"},
+    )
     oidc_algorithms: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_of_text), AfterValidator(_algorithms)
     ] = Field(default=("RS256", "ES256"), description="Algorithms of signatures that are believed.")

@@ -239,7 +239,7 @@ class RegistrySettings(_Listening):
     node_claims: Literal["certificate", "first", "any"] = Field(
         default="first",
         description="Which node a runner may be on whose certificate names none: certificate (none), first (one that "
-        "no other machine is on) or any.",
+        "no other machine is on, and always the same) or any.",
     )
 
     @field_validator("heartbeat_interval_s")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1 import content_pb2, generation_pb2
 from chorus.core.audit import DeedKind, Fact, Trail
+from chorus.core.audit.refusals import Refusals
+from chorus.core.errors import ChorusError
 from chorus.core.events import Event, RequestFinished, RequestRefused
 from chorus.telemetry import context
 from chorus.transport.peer import current_caller
@@ -19,11 +21,13 @@ Asked: TypeAlias = pb.GenerateRequest | pb.PlaceRequest | pb.EmbedRequest | pb.R
 
 
 class Auditing:
-    """Notes deeds in a trail; prompts only where `prompts`."""
+    """Notes deeds in a trail; prompts only where `prompts`. `clock` is monotonic, in seconds."""
 
-    def __init__(self, trail: Trail, *, prompts: bool) -> None:
+    def __init__(self, trail: Trail, *, prompts: bool, clock: Callable[[], float]) -> None:
         self._trail = trail
         self._prompts = prompts
+        self._clock = clock
+        self._refusals = Refusals()
 
     def received(self, what: str, request: Asked) -> None:
         """Somebody asks for a model. Noted before anything else is done, cached answers included."""
@@ -33,6 +37,14 @@ class Auditing:
         if self._prompts:
             facts["prompt"] = "\n".join(_texts(request.spec))[:_PROMPT_MAX]
         self._note(DeedKind.REQUEST_RECEIVED, request.spec.model, **facts)
+
+    def denied(self, model: str, error: ChorusError) -> None:
+        """Somebody asks for what his scopes or quotas leave out; one entry stands for many of a kind."""
+        before = self._refusals.unnoted(str(current_caller() or ""), error.reason, self._clock())
+        if before is None:
+            return
+        left_out = {key: error.metadata[key] for key in ("scope", "quota") if key in error.metadata}
+        self._note(DeedKind.REQUEST_REFUSED, model, reason=error.reason, unnoted=before, **left_out)
 
     def cache_cleared(self, *, everybody: bool, forgotten: int) -> None:
         """Somebody had cached answers forgotten."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1.generation_pb2 import Priority
@@ -11,7 +11,7 @@ from chorus.coordinator.callers import Callers
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.spending import Spending, current_spending
 from chorus.core.callers import Grant
-from chorus.core.errors import PermissionDeniedError, UnsupportedFeatureError
+from chorus.core.errors import ChorusError, PermissionDeniedError, QuotaExceededError, UnsupportedFeatureError
 from chorus.core.placement import Needs
 from chorus.core.placement.needs import LIKELY_CHARACTERS_PER_TOKEN
 from chorus.telemetry.logs import get_logger
@@ -27,11 +27,15 @@ _log = get_logger()
 
 
 class Entitlements:
-    """What callers may ask, by their grants; without Callers everybody may ask everything."""
+    """What callers may ask, by their grants; without Callers everybody may ask everything.
 
-    def __init__(self, callers: Callers | None, placing: Placing) -> None:
+    `denied` is told of each request that goes beyond scopes or quotas: its model, and why.
+    """
+
+    def __init__(self, callers: Callers | None, placing: Placing, denied: Callable[[str, ChorusError], object]) -> None:
         self._callers = callers
         self._placing = placing
+        self._denied = denied
 
     @property
     def callers(self) -> Callers:
@@ -53,8 +57,10 @@ class Entitlements:
         if grant is None or self._callers is None:
             yield
             return
-        tokens = self._estimate(grant, request)
-        async with self._callers.quotas.reserved(grant, tokens):
+        async with AsyncExitStack() as held:
+            with self._telling(request.spec.model):
+                tokens = self._estimate(grant, request)
+                await held.enter_async_context(self._callers.quotas.reserved(grant, tokens))
             yield
 
     async def placing(self, request: pb.PlaceRequest) -> Spending | None:
@@ -62,10 +68,11 @@ class Entitlements:
         grant = self._grant()
         if grant is None or self._callers is None:
             return None
-        tokens = self._estimate(grant, pb.GenerateRequest(spec=request.spec, fallback=request.fallback))
         if not grant.scopes.all_models:
             request.fallback.similar_model = False
-        return await self._callers.quotas.reserve(grant, tokens)
+        with self._telling(request.spec.model):
+            tokens = self._estimate(grant, pb.GenerateRequest(spec=request.spec, fallback=request.fallback))
+            return await self._callers.quotas.reserve(grant, tokens)
 
     def ticket_ended(self, spending: Spending | None, *, prompt: int = 0, output: int = 0, begun: bool) -> None:
         """A ticket was used to that extent, or not at all."""
@@ -88,11 +95,21 @@ class Entitlements:
         if grant is None or self._callers is None:
             yield
             return
-        grant.scopes.check_model(model)
-        grant.scopes.check_priority(decode_priority("priority", priority))
-        tokens = sum(len(text) // LIKELY_CHARACTERS_PER_TOKEN + 1 for text in texts)
-        async with self._callers.quotas.reserved(grant, tokens):
+        async with AsyncExitStack() as held:
+            with self._telling(model):
+                grant.scopes.check_model(model)
+                grant.scopes.check_priority(decode_priority("priority", priority))
+                tokens = sum(len(text) // LIKELY_CHARACTERS_PER_TOKEN + 1 for text in texts)
+                await held.enter_async_context(self._callers.quotas.reserved(grant, tokens))
             yield
+
+    @contextmanager
+    def _telling(self, model: str) -> Iterator[None]:
+        try:
+            yield
+        except (PermissionDeniedError, QuotaExceededError) as error:
+            self._denied(model, error)
+            raise
 
     def _grant(self) -> Grant | None:
         return self._callers.grant() if self._callers is not None else None

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import math
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class TokenVerifier:
                 metadata={"keys": "callers.oidc_issuer"},
             )
         self._issuer, self._audience, self._where = settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks
+        self._trusted = _authorities(settings.oidc_ca)
         self._algorithms = list(settings.oidc_algorithms)
         self._claim = settings.oidc_claim
         self._grants = {value: parse_grant(text) for value, text in settings.oidc_grants.items()}
@@ -128,7 +130,7 @@ class TokenVerifier:
             return await asyncio.to_thread(self._read)
         content = b""
         async with (
-            httpx.AsyncClient(timeout=_FETCH_S, follow_redirects=False) as client,
+            httpx.AsyncClient(timeout=_FETCH_S, follow_redirects=False, verify=self._trusted) as client,
             client.stream("GET", self._where) as answer,
         ):
             answer.raise_for_status()
@@ -139,10 +141,26 @@ class TokenVerifier:
         return content
 
 
+def _authorities(file: Path | None) -> ssl.SSLContext | bool:
+    """Those in the file and no other ones, or without one the public ones. Raises ConfigError."""
+    if file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # ssl's own are, too
+        raise ConfigError(
+            f"callers.oidc_ca: {file} has no authorities: {error}", metadata={"keys": "callers.oidc_ca"}
+        ) from error
+
+
 def _public_keys(content: bytes) -> Mapping[str, jwt.PyJWK]:
-    """The keys for signatures in a JWKS, by their ids; secrets that both sides share are none."""
+    """The keys for signatures in a JWKS, by their ids; secrets that both sides share are none. Raises ValueError."""
+    whole = json.loads(content)
+    listed = whole.get("keys") if isinstance(whole, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise ValueError("it is no list of keys (JWKS)")
     found: dict[str, jwt.PyJWK] = {}
-    for one in json.loads(content)["keys"]:
+    for one in listed:
         if one.get("kty") in _PUBLIC and one.get("use", "sig") == "sig":
             try:
                 found[str(one.get("kid", ""))] = jwt.PyJWK.from_dict(one)

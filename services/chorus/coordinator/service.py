@@ -85,7 +85,7 @@ class CoordinatorService(HostedService):
         self.events.on_event(lambda event: stats.take(event, clock()))
         self.events.on_event(EventMetrics(metrics).take)
         self._trail = open_trail(config.audit, f"{Role.COORDINATOR}-{settings.name}")
-        auditing = Auditing(self._trail, prompts=config.audit.prompts)
+        auditing = Auditing(self._trail, prompts=config.audit.prompts, clock=clock)
         self.events.on_event(auditing.take)
         self._costs = Costs(config.costs, self.live, name=settings.name)
         self.events.on_event(self._costs.take)
@@ -144,7 +144,7 @@ class CoordinatorService(HostedService):
             on_hit=self._costs.hit,
         )
         self._callers = _callers(config, self._trail, identity, clock)
-        entitlements = Entitlements(self._callers, self._placing)
+        entitlements = Entitlements(self._callers, self._placing, auditing.denied)
         self._granting = Granting(
             self.live,
             self._placing,

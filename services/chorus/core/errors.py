@@ -254,6 +254,12 @@ class TokenRevokedError(TokenInvalidError):
     reason = "JOIN_TOKEN_REVOKED"
 
 
+class TokenNodeError(TokenInvalidError):
+    """The token is good on another machine alone."""
+
+    reason = "JOIN_TOKEN_NODE"
+
+
 class NameTakenError(ChorusError):
     """Another machine has joined under that name."""
 

@@ -56,7 +56,8 @@ SINGLES = (
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What one run did: identities, the names of all runners, and those of nodes that can be no runner's name."""
+    """What one run did: identities, the runners of all labelled nodes, called as those are, and the names of nodes that
+    can be no runner's."""
 
     made: tuple[str, ...]
     kept: tuple[str, ...]
@@ -76,9 +77,8 @@ class Issuer:
         self._made: list[str] = []
         self._kept: list[str] = []
 
-    def run(self, runners: Iterable[str] = (), *, leaves: bool = True) -> Issued:
-        """Makes what is missing, for the labelled nodes and for `runners` besides; without `leaves` runners get theirs
-        elsewhere.
+    def run(self, *, leaves: bool = True) -> Issued:
+        """Makes what is missing; without `leaves` runners get theirs elsewhere.
 
         Raises UnavailableError where the API server can't be asked, CertificateError where the authority's Secret is
         damaged, ConfigError where it is of another mesh.
@@ -86,7 +86,7 @@ class Issuer:
         authority = self._authority()
         for single in SINGLES:
             self._single(authority, single)
-        names, refused = self._runner_names(runners)
+        names, refused = self._runner_names()
         if leaves:
             self._leaves(authority, names)
         return Issued(tuple(self._made), tuple(self._kept), tuple(names), tuple(refused))
@@ -138,18 +138,18 @@ class Issuer:
         fresh = {CERTIFICATE_FILE: leaf.cert_pem, KEY_FILE: leaf.key_pem, CA_FILE: leaf.ca_pem}
         self._secrets.write(single.secret, fresh, exists=stored is not None)
 
-    def _leaves(self, authority: CertificateAuthority, runners: Mapping[str, str | None]) -> None:
-        """`runners` are names, each with the node that it is on, where that is known."""
+    def _leaves(self, authority: CertificateAuthority, runners: Iterable[str]) -> None:
+        """Those of a DaemonSet, each called as the node that it is on."""
         stored = self._secrets.read(LEAVES_SECRET)
         wanted: dict[str, bytes] = {CA_FILE: authority.believed_pem}
-        for runner, node in runners.items():
+        for runner in runners:
             identity = SpiffeId(self._trust_domain, Role.RUNNER, runner)
             pair = [(stored or {}).get(key) for key in (certificate_key(runner), private_key(runner))]
-            if self._lasts(authority, identity, pair[0], pair[1], node):
+            if self._lasts(authority, identity, pair[0], pair[1], runner):
                 self._kept.append(str(identity))
                 cert_pem, key_pem = pair
             else:
-                leaf = self._issue(authority, identity, (), node=node)
+                leaf = self._issue(authority, identity, (), node=runner)
                 cert_pem, key_pem = leaf.cert_pem, leaf.key_pem
             assert cert_pem is not None, "what lasts is there"
             assert key_pem is not None, "what lasts is there"
@@ -159,19 +159,16 @@ class Issuer:
             gone = dict.fromkeys((stored or {}).keys() - wanted.keys())
             self._secrets.write(LEAVES_SECRET, {**gone, **wanted}, exists=stored is not None)
 
-    def _runner_names(self, more: Iterable[str]) -> tuple[dict[str, str | None], list[str]]:
+    def _runner_names(self) -> tuple[list[str], list[str]]:
         nodes = self._cluster.get("/api/v1/nodes", labelSelector=f"{RUNNER_LABEL}=true")
-        labelled = [node["metadata"]["name"] for node in nodes["items"]]
-        names: dict[str, str | None] = {}
-        refused = []
-        for name in dict.fromkeys([*labelled, *more]):
+        names, refused = [], []
+        for name in (node["metadata"]["name"] for node in nodes["items"]):
             try:
                 SpiffeId(self._trust_domain, Role.RUNNER, name)
             except InvalidRequestError:
                 refused.append(name)
             else:
-                # A DaemonSet's runner is called as its node is; where those of a StatefulSet will be nobody knows yet.
-                names[name] = name if name in labelled else None
+                names.append(name)
         return names, refused
 
     def _issue(

@@ -69,7 +69,7 @@ def kustomization(layout: Layout, image: str) -> str:
 
 
 def write_overlay(layout: Layout, image: str, target: Path, *, replace: bool) -> None:
-    """Writes the overlay and the manifests that it uses to the folder `target`, which appears whole or not at all.
+    """Writes the overlay and all manifests to the folder `target`, which appears whole or not at all.
 
     Raises ConfigError where something is there already (unless it is an overlay and `replace`) or can't be written.
     """
@@ -81,7 +81,7 @@ def write_overlay(layout: Layout, image: str, target: Path, *, replace: bool) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
             made = Path(scratch) / "made"
-            _copy_manifests(made / _MANIFESTS, layout)
+            _copy_manifests(made / _MANIFESTS)
             (made / "kustomization.yaml").write_text(text, "utf-8")
             if target.exists():
                 target.rename(Path(scratch) / "before")
@@ -98,8 +98,8 @@ def label_commands(layout: Layout) -> list[str]:
     return found
 
 
-def _copy_manifests(target: Path, layout: Layout) -> None:
+def _copy_manifests(target: Path) -> None:
+    # Every component, since some are made of others, and one may be listed by hand later.
     with as_file(files("chorus.k8s") / _MANIFESTS) as source:
-        shutil.copytree(source / "base", target / "base")
-        for each in layout.components:
-            shutil.copytree(source / "components" / each, target / "components" / each)
+        for each in ("base", "components"):
+            shutil.copytree(source / each, target / each)

@@ -46,7 +46,7 @@ class RegistryService(HostedService):
             flush_interval_s=settings.watch_flush_interval_s,
             clock=clock,
             metrics=LeaseMetrics(registry, clock=clock),
-            claims=NodeClaims(settings.node_claims),
+            claims=NodeClaims.ANY if identity is None else NodeClaims(settings.node_claims),
         )
         servicer = RegistryServicer(self.board, heartbeat_interval_s=settings.heartbeat_interval_s)
         self._server = build_server(

@@ -16,8 +16,8 @@ _COPIES_MAX = 3
 class Certificates(StrEnum):
     """Who makes them; the name of a component is `mtls-` and the value."""
 
-    SELFSIGNED = "selfsigned"
     IDENTITY = "identity"
+    SELFSIGNED = "selfsigned"
     CERT_MANAGER = "cert-manager"
 
 
@@ -51,7 +51,7 @@ def lay_out(
     gpu_nodes: Sequence[str],
     models: Sequence[str],
     *,
-    certificates: Certificates = Certificates.SELFSIGNED,
+    certificates: Certificates = Certificates.IDENTITY,
     extras: Sequence[Extra] = (),
 ) -> Layout:
     """Decides it. Nodes with GPUs need not be named twice; the order of names, and one said twice, change nothing.
@@ -68,13 +68,11 @@ def lay_out(
     for model in models:
         if not model or any(sign.isspace() or not sign.isprintable() for sign in model) or model.startswith("-"):
             raise InvalidRequestError("--model", f"{model[:80]!r} names no model; `chorus models suggest` lists some")
-    mtls = f"mtls-{certificates}"
-    components = [mtls] if certificates is Certificates.SELFSIGNED else []
-    components += ["gpu-nvidia"] if gpu_nodes else []
+    components = ["gpu-nvidia"] if gpu_nodes else []
+    # It changes runners, those of gpu-nvidia included, and brings the Job that extras change.
+    components += [f"mtls-{certificates}"]
     components += ["node-drain"] if len(every) > 1 else []
     components += sorted(set(extras))
-    # The others change runners, those of gpu-nvidia included, and so come after them.
-    components += [mtls] if certificates is not Certificates.SELFSIGNED else []
     copies = min(len(every), _COPIES_MAX)
     return Layout(
         nodes=every,

@@ -2,7 +2,8 @@
 
 A certificate that names its holder's node decides it: that node, and no other. One that names none (issued by hand, by
 cert-manager, or by a version before) is believed for a node that nobody else is on, or that others are on who speak
-from the same host; a certificate that names the node is believed before it, whoever came first.
+from the same host; a certificate that names the node is believed before it, whoever came first, and remembered when its
+holder is away. Where a runner with no such certificate was first believed to be, there it stays.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ class Claim:
         return self.proves(node_id) and not other.proves(node_id) and self.host != other.host
 
 
-def check_claim(runner_id: str, node_id: str, claim: Claim, others: Iterable[Claim], rule: NodeClaims) -> None:
-    """Returns if the runner may state that node; `others` are the claims of the other runners that are on it.
+def check_claim(
+    runner_id: str, node_id: str, claim: Claim, others: Iterable[Claim], rule: NodeClaims, *, home: str = ""
+) -> None:
+    """Returns if the runner may state that node. `others` are the claims of the other runners that are on it, or whose
+    certificates name it; `home` is where the runner was before, empty where that isn't known.
 
     Raises PermissionDeniedError, saying what to do.
     """
@@ -56,6 +60,12 @@ def check_claim(runner_id: str, node_id: str, claim: Claim, others: Iterable[Cla
         raise PermissionDeniedError(
             f"the certificate of {runner_id} names no node, and this registry asks for one that does "
             "(registry.node_claims); let it join, or issue the certificate with --node",
+            metadata=facts,
+        )
+    if rule is NodeClaims.FIRST and home not in ("", node_id):
+        raise PermissionDeniedError(
+            f"{runner_id} was on {home[:80]}, and its certificate names no node, so that it can't move to "
+            f"{node_id[:80]!r}; let it join, issue the certificate with --node, or start the registries anew",
             metadata=facts,
         )
     for other in others:

@@ -13,7 +13,8 @@ Rules:
 - `synced` once the table has watched for one whole TTL without such a standstill: by then every living runner had the
   time to come back, and who isn't here is gone.
 - A runner is on the node that it states as far as `claims` believes it. A lease for a node that somebody else turns out
-  to have a certificate for is worth nothing any more, and gone with the next sweep.
+  to have a certificate for is worth nothing any more, and gone with the next sweep. Who proved to be where, and where
+  the others were, is remembered beyond their leases, for as long as the table lives.
 - Every change, of load too, raises the revision by one.
 """
 
@@ -32,6 +33,9 @@ from chorus.core.fleet.events import (
     SnapshotEvent,
 )
 from chorus.core.fleet.records import Load, RunnerRecord, RunnerState
+
+_REMEMBERED_MAX = 10_000
+"""So many runners and nodes; those that came longest ago are forgotten first."""
 
 
 @dataclass(slots=True)
@@ -117,6 +121,8 @@ class LeaseTable:
         self._syncing_since = now
         self._swept_at = now
         self._leases: dict[str, _Lease] = {}
+        self._homes: dict[str, str] = {}  # of each runner, the node where it was last believed to be
+        self._proven: dict[str, tuple[str, Claim]] = {}  # of each node, the runner whose certificate last named it
         self._watchers: set[Watcher] = set()
 
     @property
@@ -141,13 +147,14 @@ class LeaseTable:
         PermissionDeniedError where `claim` is not good for its node.
         """
         _check_ids(record)
-        node_id = record.node.node_id
-        others = self._others_on(node_id, record.runner.runner_id)
-        check_claim(record.runner.runner_id, node_id, claim, (other.claim for other in others), self._claims)
-        runner_id = record.runner.runner_id
+        runner_id, node_id = record.runner.runner_id, record.node.node_id
+        others = self._others_on(node_id, runner_id)
+        claims = [*(other.claim for other in others), *self._proven_by_others(node_id, runner_id)]
+        check_claim(runner_id, node_id, claim, claims, self._claims, home=self._homes.get(runner_id, ""))
         lease = self._leases.get(runner_id)
         if lease is not None:
             self._refuse_stale(lease, record.runner.incarnation)
+        self._remember(runner_id, node_id, claim)
         changed = lease is None or record.version > lease.record.version
         self._renew(runner_id, record if changed or lease is None else lease.record, now, claim)
         for other in others:
@@ -253,6 +260,7 @@ class LeaseTable:
             for other in self._others_on(node_id, runner_id):
                 assert lease.disproved or not other.claim.disproves(claim, node_id), f"{runner_id} is not on {node_id}"
         assert self._revision >= len(self._leases), "a runner came without a revision"
+        assert max(len(self._homes), len(self._proven)) <= _REMEMBERED_MAX, "more is remembered than should be"
         for watcher in self._watchers:
             watcher.validate_state()
 
@@ -275,6 +283,20 @@ class LeaseTable:
             and lease.record.runner.runner_id != runner_id
             and not lease.disproved
         ]
+
+    def _proven_by_others(self, node_id: str, runner_id: str) -> list[Claim]:
+        holder, claim = self._proven.get(node_id, (runner_id, Claim()))
+        return [] if holder == runner_id else [claim]
+
+    def _remember(self, runner_id: str, node_id: str, claim: Claim) -> None:
+        self._homes.pop(runner_id, None)  # the latest are last
+        self._homes[runner_id] = node_id
+        if claim.proves(node_id):
+            self._proven.pop(node_id, None)
+            self._proven[node_id] = (runner_id, claim)
+        for memory in (self._homes, self._proven):
+            if len(memory) > _REMEMBERED_MAX:
+                del memory[next(iter(memory))]
 
     def _renew(self, runner_id: str, record: RunnerRecord, now: float, claim: Claim) -> None:
         self._leases[runner_id] = _Lease(record, heard_at=now, lapses_at=now + self.ttl_s, claim=claim)

@@ -19,6 +19,7 @@ from chorus.core.errors import (
     RevokedError,
     TokenExpiredError,
     TokenInvalidError,
+    TokenNodeError,
     TokenRevokedError,
     TokenUsedError,
 )
@@ -34,7 +35,7 @@ KEPT_S = 7 * 86_400.0
 @dataclass(frozen=True, slots=True)
 class JoinToken:
     """The right to join once. `name` empty: the machine says its name; else it joins as that, whoever was it before.
-    `node`: it joins from that node, though others are there."""
+    `node`: it joins from that node alone, though others are there."""
 
     token_id: str
     secret_sha256: bytes
@@ -146,22 +147,27 @@ class Ledger:
     ) -> SpiffeId:
         """Who the holder of `key` joins as; the token is used up. Asked again with the same key, it says the same.
 
-        `node` is where it says that it is. Raises TokenErrors, NameTakenError where somebody else has the name that it
-        says, NodeTakenError where somebody else is on the node, RevokedError where that name is shut out. Nothing is
-        changed then.
+        `node` is where it says that it is. Raises TokenErrors, of one for another node too, NameTakenError where
+        somebody else has the name that it says, NodeTakenError where somebody else is on the node, RevokedError where
+        that name is shut out. Nothing is changed then.
         """
         token = self._tokens.get(token_id)
         if token is None or not hmac.compare_digest(token.secret_sha256, secret_sha256):
             raise TokenInvalidError("this mesh gave out no such token; copy the whole line, or get another one")
         state = token.state(now)
-        if state == "used" and token.used_key == key:
+        if state == "used" and self._is_retry(token, key, node):
             return SpiffeId.parse(token.used_by)
         if state != "open":
             raise _NO_LONGER_GOOD[state]()
         identity = SpiffeId(trust_domain, token.role, token.name or name)
         self._check_not_revoked(identity, None)
+        if token.node and node != token.node:
+            raise TokenNodeError(
+                f"this token is for a machine whose node is {token.node}, and this one is {node or 'not known'}; get "
+                "another one, or set runner.node_id (CHORUS_RUNNER__NODE_ID) here if it is that machine"
+            )
         member = self._members.get(identity)
-        there = self.who_is_on(node, now, besides=identity) if node and node != token.node else None
+        there = self.who_is_on(node, now, besides=identity) if node and not token.node else None
         if there is not None:
             raise NodeTakenError(
                 f"{there.identity.name} has joined from {node} already; if it is the same machine, create the token "
@@ -177,6 +183,13 @@ class Ledger:
             self._supersede(member, now)
         self._tokens[token_id] = replace(token, used_by=str(identity), used_key=key, used_at=now)
         return identity
+
+    def _is_retry(self, token: JoinToken, key: str, node: str) -> bool:
+        """Whether it is the one that has joined with the token asking for the same again, as after a lost answer: not
+        once it was shut out or somebody took its place, and from no other node."""
+        member = self._members.get(SpiffeId.parse(token.used_by))
+        stated = node if token.role is Role.RUNNER else ""
+        return token.used_key == key and member is not None and (member.key, member.node) == (key, stated)
 
     # --- certificates -----------------------------------------------------------------------------------------------
 

@@ -297,7 +297,7 @@ class CreateTokenRequest(_message.Message):
     name: _builtins.str
     """Who joins with it, in place of whoever has that name; empty: the machine says its name, which nobody may have yet."""
     node_id: _builtins.str
-    """A node from which a runner has joined already, for another one there."""
+    """The node from which alone it can be used, though a runner may have joined from there already; empty: any other one."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long it is good, at most 30 days; an hour if it isn't set."""
@@ -382,7 +382,7 @@ class Token(_message.Message):
     used_by: _builtins.str
     """Who has joined with it: a SPIFFE id, if anybody has."""
     node_id: _builtins.str
-    """The node that may have a runner already, if that was said."""
+    """The node from which alone it can be used, if that was said."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""

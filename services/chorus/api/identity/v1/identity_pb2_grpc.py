@@ -56,8 +56,8 @@ class EnrolmentServicer:
     def Join(self, request, context):
         """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
         Callers: anybody who has a token.
-        Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED; REVOKED: that
-        identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
+        Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
+        JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
         has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
         many tries).
         Retry: safe with the same key, which gets the same identity; another key finds the token used.

@@ -38,8 +38,8 @@ class EnrolmentStub:
     Join: _grpc.UnaryUnaryMultiCallable[_identity_pb2.JoinRequest, _identity_pb2.JoinResponse]
     """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
     Callers: anybody who has a token.
-    Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED; REVOKED: that
-    identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
+    Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
+    JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
     has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
     many tries).
     Retry: safe with the same key, which gets the same identity; another key finds the token used.
@@ -64,8 +64,8 @@ class EnrolmentAsyncStub(EnrolmentStub):
     Join: _aio.UnaryUnaryMultiCallable[_identity_pb2.JoinRequest, _identity_pb2.JoinResponse]  # type: ignore[assignment]
     """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
     Callers: anybody who has a token.
-    Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED; REVOKED: that
-    identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
+    Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
+    JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
     has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
     many tries).
     Retry: safe with the same key, which gets the same identity; another key finds the token used.
@@ -93,8 +93,8 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.JoinResponse, _abc.Awaitable[_identity_pb2.JoinResponse]]:
         """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
         Callers: anybody who has a token.
-        Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED; REVOKED: that
-        identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
+        Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
+        JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
         has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
         many tries).
         Retry: safe with the same key, which gets the same identity; another key finds the token used.
