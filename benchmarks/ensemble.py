@@ -34,7 +34,7 @@ async def one(client: MeshClient, number: int) -> tuple[float, float]:
     """Seconds until the slowest member had finished, and until the end of the stream."""
     request = GenerationRequest("", TextPrompt(f"question {number}"), stop=StopConditions(max_tokens=_TOKENS))
     began, finishes, whole = time.monotonic(), dict[str, float](), False
-    async with client.ensemble(request, ensemble_spec("vote", ("fake-1b*3",))) as events:
+    async with client.ensemble(request, ensemble_spec("vote", ("fake-1b*3",), quorum=3)) as events:
         async for event in events:
             if isinstance(event, MemberEvent) and isinstance(event.event, Finished):
                 finishes[event.member_id] = time.monotonic() - began

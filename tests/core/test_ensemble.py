@@ -34,6 +34,12 @@ rooms = st.builds(
 )
 
 
+def is_settled(said: list[str], open_count: int) -> bool:
+    """Whether the rest can't equal the leader, all of them saying what the second says, or what nobody has."""
+    counts = sorted(Counter(said).values(), reverse=True)
+    return bool(counts) and counts[0] > (*counts[1:], 0)[0] + open_count
+
+
 @settings(max_examples=150)
 @given(st.data(), members, rooms, st.integers(0, 4), st.sampled_from([Strategy.RACE, Strategy.VOTE]))
 def test_the_verdict_tells_what_happened(
@@ -53,15 +59,17 @@ def test_the_verdict_tells_what_happened(
         return
     verdict = world.final.verdict
     fared = {outcome.member_id: outcome.state for outcome in verdict.members}
-    assert fared == {
-        member.member_id: MemberState.ANSWERED
-        if member.member_id in world.answered
-        else MemberState.FAILED
-        if member.member_id in world.failed
-        else MemberState.LATE
-        for member in asked
-    }
     said = {name: normalise(answer.text) for name, answer in world.answered.items()}
+    open_count = len(asked) - len(said) - len(world.failed)
+    settled = strategy is Strategy.RACE or (not quorum and is_settled(list(said.values()), open_count))
+    for member in asked:
+        name = member.member_id
+        if name in said or name in world.failed:
+            assert fared[name] == (MemberState.ANSWERED if name in said else MemberState.FAILED)
+        else:
+            left = MemberState.UNNEEDED if name in world.asked else MemberState.SKIPPED
+            assert fared[name] == (left if settled else MemberState.LATE)
+    assert verdict.asked == (len(world.asked) if settled else len(asked))
     assert verdict.agreement == pytest.approx(Counter(said.values())[normalise(world.given)] / len(said))
     for outcome in verdict.members:
         own = said.get(outcome.member_id)
@@ -72,6 +80,26 @@ def test_the_verdict_tells_what_happened(
         assert Counter(said.values())[normalise(world.given)] == max(Counter(said.values()).values())
         if quorum and len(said) + len(world.failed) < len(asked) and world.now < 130.0:
             assert len(said) == quorum
+
+
+@settings(max_examples=60)
+@given(members, st.randoms(use_true_random=False), rooms)
+def test_a_vote_ends_as_soon_as_it_is_settled_and_says_what_it_would_have(
+    asked: list[Member], random: Random, room: Room
+) -> None:
+    says = {member.member_id: random.choice(SAYINGS[:3]) for member in asked}
+    quick = World(task_of(Strategy.VOTE, asked), vote, lambda ask: says[ask.part_id], room)
+    while quick.final is None:
+        told = [normalise(answer.text) for answer in quick.answered.values()]
+        assert not is_settled(told, len(asked) - len(told)), "nobody is waited for in vain"
+        quick.ends(random.choice(sorted(quick.running)))
+    patient = World(task_of(Strategy.VOTE, asked, quorum=len(asked)), vote, lambda ask: says[ask.part_id])
+    for name in quick.answered:
+        patient.ends(name)
+    if patient.final is None:
+        patient.run()
+    assert len(patient.answered) == len(asked)
+    assert normalise(patient.given) == normalise(quick.given)
 
 
 def test_a_race_ends_with_the_first_good_answer_and_cancels_the_others() -> None:

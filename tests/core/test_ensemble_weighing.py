@@ -20,6 +20,7 @@ from chorus.core.ensemble.weighing import (
     Weights,
     best_weighed,
     features,
+    is_weighed,
     kind_of,
     probability,
 )
@@ -88,6 +89,40 @@ def test_whatever_comes_the_best_is_one_of_them(answers: list[Answer], prompt: s
     assert told is not None
     assert told.text == "same"
     assert best_weighed([], prompt, same_answer, KNOWN) is None
+
+
+@given(_ANSWERS, st.integers(0, 6), st.sampled_from(["What is 1 + 1?", "Who?"]), st.sampled_from([0.0, 0.3, 1.2]))
+@settings(max_examples=200)
+def test_what_is_settled_stays_whatever_comes(answers: list[Answer], told: int, prompt: str, margin: float) -> None:
+    learned = replace(KNOWN, best={"sums": "counts"}, margin=margin, again=0.4)
+    early, late = answers[:told], answers[told:]
+    if not is_weighed(early, [one.model for one in late], prompt, same_answer, learned):
+        return
+    before, after = (best_weighed(some, prompt, same_answer, learned) for some in (early, answers))
+    assert before is not None
+    assert after is not None
+    assert after.text == before.text
+
+
+@pytest.mark.parametrize(
+    ("told", "coming", "settled"),
+    [
+        ([("12", -0.1, "counts")], ["talks"], True),  # the best model is sure: nobody gets ahead of it by the margin
+        ([("12", -5.0, "counts")], ["talks"], False),
+        ([("12", -0.1, "counts")], ["counts"], False),
+        ([("12", -0.1, "counts")], ["a file of somebody's"], False),
+        ([("12", -0.1, "talks")], ["counts"], False),
+        ([("12", -0.1, "talks"), ("12", -0.1, "new")], ["new"], True),  # even if it is the best model: far ahead
+        ([("12", -0.1, "talks"), ("13", -0.1, "new")], ["new"], False),
+        ([], ["counts"], False),
+    ],
+)
+def test_a_weighed_vote_is_settled_by_belief(
+    told: list[tuple[str, float, str]], coming: list[str], *, settled: bool
+) -> None:
+    learned = replace(KNOWN, best={"sums": "counts"}, margin=0.3)
+    answers = [answer(*one) for one in told]
+    assert is_weighed(answers, coming, "What is 5 + 7?", same_answer, learned) is settled
 
 
 @given(_LOGPROBS)

@@ -107,7 +107,7 @@ async def test_every_way_in_which_a_provider_is_asked_is_billed(certificates: Me
             # Several models: the verdict tells what all of them cost.
             words = Conversation((Message(MessageRole.USER, (TextPart("which?"),)),))
             asked = GenerationRequest("", words, stop=StopConditions(max_tokens=WORDS))
-            async with bob.ensemble(asked, ensemble_spec("vote", ("tiny*2", LOCAL))) as events:
+            async with bob.ensemble(asked, ensemble_spec("vote", ("tiny*2", LOCAL), quorum=3)) as events:
                 verdicts = [event async for event in events if isinstance(event, Verdict)]
             await settled(mesh)
             # `which?` is 2 tokens for the provider.

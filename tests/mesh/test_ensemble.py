@@ -64,9 +64,8 @@ def text_of(events: list[EnsembleEvent], member_id: str = "") -> str:
 
 async def test_a_vote_is_streamed_and_judged(certificates: MeshCertificates) -> None:
     async with InProcessMesh(runners=[engine("one", "two"), engine("one", "three")], certificates=certificates) as mesh:
-        spec = ensemble_spec(
-            "vote", ("one*2", "two", MemberSpec("three", member_id="other", instructions="Say something else."))
-        )
+        members = ("one*2", "two", MemberSpec("three", member_id="other", instructions="Say something else."))
+        spec = ensemble_spec("vote", members, quorum=4)
         events = await told(mesh, spec)
         names = ["one-1", "one-2", "two", "other"]
         for name in names:
@@ -130,6 +129,20 @@ async def test_members_stream_beside_each_other(certificates: MeshCertificates) 
         assert verdict_of(rest).count(MemberState.ANSWERED) == 2
 
 
+async def test_a_settled_vote_ends_and_frees_the_slots_of_who_cannot_change_it(certificates: MeshCertificates) -> None:
+    stuck = engine("stuck", pace=ManualPace())
+    async with InProcessMesh(runners=[engine("one", "two"), stuck], certificates=certificates) as mesh:
+        events = await told(mesh, ensemble_spec("vote", ("stuck", "one", "two")))
+        verdict = verdict_of(events)
+        assert {outcome.member_id: outcome.state for outcome in verdict.members} == {
+            "stuck": MemberState.UNNEEDED,
+            "one": MemberState.ANSWERED,
+            "two": MemberState.ANSWERED,
+        }
+        assert (verdict.asked, verdict.agreement, text_of(events)) == (3, 1.0, "Paris")
+        await mesh.until(lambda directory: slots_used(directory, "runner-2") == 0)
+
+
 async def test_a_race_frees_the_slots_of_who_is_slower(certificates: MeshCertificates) -> None:
     pace = ManualPace()
     engines = [engine("quick", pace=pace), engine("slow", pace=ManualPace())]
@@ -140,7 +153,7 @@ async def test_a_race_frees_the_slots_of_who_is_slower(certificates: MeshCertifi
         events = await racing
         verdict = verdict_of(events)
         assert verdict.answered_by == "quick"
-        assert verdict.count(MemberState.LATE) == 1
+        assert verdict.count(MemberState.UNNEEDED) == 1
         assert text_of(events) == "Paris"
         await mesh.until(lambda directory: slots_used(directory, "runner-2") == 0)
 

@@ -51,7 +51,7 @@ async def test_a_member_whose_node_is_killed(
             await processes.runner(name)
         monkeypatch.setenv(FAMILY_ENV, "lonely")
         await processes.runner("gamma")
-        spec = ensemble_spec("vote", ("fake-1b*2", "lonely"))
+        spec = ensemble_spec("vote", ("fake-1b*2", "lonely"), quorum=3)  # two who agree would settle it
         async with mesh.client().ensemble(ASKED, spec) as events:
             seen = await until_all_speak(events, "fake-1b-1", "fake-1b-2", "lonely")
             processes.runners["gamma"].signal(signal.SIGKILL)

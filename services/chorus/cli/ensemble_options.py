@@ -56,7 +56,7 @@ Quorum = Annotated[
         "--quorum",
         min=0,
         max=32,
-        help="Go on once so many have answered. Default: all, until the deadline.",
+        help="Go on once so many have answered. Default: all, until the deadline, or until a vote is settled.",
         rich_help_panel=_PANEL,
         show_default=False,
     ),

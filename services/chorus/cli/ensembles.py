@@ -27,6 +27,7 @@ _STYLES = {
     MemberState.LATE: "yellow",
     MemberState.FAILED: "red",
     MemberState.SKIPPED: "dim",
+    MemberState.UNNEEDED: "dim",
 }
 
 
@@ -150,11 +151,7 @@ def show_verdict(verdict: Verdict) -> None:
 
 def summary(verdict: Verdict) -> str:
     """One line on how it fared."""
-    counts = [
-        f"{verdict.count(state)} {state}"
-        for state in (MemberState.ANSWERED, MemberState.LATE, MemberState.FAILED, MemberState.SKIPPED)
-        if verdict.count(state)
-    ]
+    counts = [f"{verdict.count(state)} {state}" for state in MemberState if verdict.count(state)]
     parts = [
         f"{verdict.strategy}, {verdict.complexity}" if verdict.complexity is not None else str(verdict.strategy),
         f"{verdict.asked} asked: {', '.join(counts)}",

@@ -110,6 +110,18 @@ class _Part:
     model: str = ""
     answer: Answer | None = None
     error: ChorusError | None = None
+    left: MemberState = MemberState.LATE
+
+    def leave(self, state: MemberState, now: float) -> None:
+        """It isn't waited for any more."""
+        self.left, self.ended_at = state, now
+
+    @property
+    def state(self) -> MemberState:
+        """How it has fared."""
+        if self.answer is not None:
+            return MemberState.ANSWERED
+        return MemberState.FAILED if self.error is not None else self.left
 
 
 @dataclass(slots=True)
@@ -179,10 +191,12 @@ class Ensemble:
         if not self._has_ended(step, now):
             return self._ask_next(step, now)
         cancels: list[Action] = [CancelPart(part_id) for part_id in sorted(step.running)]
+        has_enough = self._has_enough(step)
         for part_id in step.running:
-            self._parts[part_id].ended_at = now
-        for ask in step.waves.waiting:  # it is late, too: it would have been asked, had others been quicker
-            self._parts[ask.part_id] = _Part(ask, now, now)
+            self._parts[part_id].leave(MemberState.UNNEEDED if has_enough else MemberState.LATE, now)
+        for ask in step.waves.waiting:  # late, too, is who would have been asked, had others been quicker
+            self._parts[ask.part_id] = part = _Part(ask, now)
+            part.leave(MemberState.SKIPPED if has_enough else MemberState.LATE, now)
         return cancels + self._go_on(tuple(step.answers), now)
 
     def _has_ended(self, step: _Running, now: float) -> bool:
@@ -196,8 +210,15 @@ class Ensemble:
             return True
         if step.quorum and len(step.answers) >= step.quorum:
             return True
+        return self._has_enough(step)
+
+    def _has_enough(self, step: _Running) -> bool:
+        """Whether the strategy needs no more answers than there are."""
         enough = step.step.enough if isinstance(step.step, Round) else None
-        return enough is not None and enough(step.answers)
+        if enough is None or not step.answers:
+            return False
+        coming = [self._parts[part_id].ask for part_id in sorted(step.running)]
+        return enough(step.answers, (*coming, *step.waves.waiting))
 
     def _ask_next(self, step: _Running, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -281,14 +302,9 @@ class Ensemble:
 
     def _outcome(self, part: _Part, now: float) -> MemberOutcome:
         assert part.ask.member is not None, "of members alone"
-        state = MemberState.LATE
-        if part.answer is not None:
-            state = MemberState.ANSWERED
-        elif part.error is not None:
-            state = MemberState.FAILED
         return MemberOutcome(
             part.ask.member.member_id,
-            state,
+            part.state,
             part.model or part.ask.member.model,
             node_id=part.node_id,
             runner_id=part.runner_id,

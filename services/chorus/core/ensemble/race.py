@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chorus.core.ensemble.records import Answer
-from chorus.core.ensemble.steps import Steps, Task, drafts
+from chorus.core.ensemble.steps import Ask, Steps, Task, drafts
 from chorus.core.generation import FinishReason
 
 
@@ -20,5 +20,6 @@ def is_good(answer: Answer) -> bool:
     return bool(answer.text.strip()) and answer.reason is not FinishReason.CONTEXT_FULL
 
 
-def _has_good(answers: Sequence[Answer]) -> bool:
+def _has_good(answers: Sequence[Answer], coming: Sequence[Ask]) -> bool:
+    del coming  # however good
     return any(map(is_good, answers))

@@ -101,6 +101,7 @@ class MemberState(StrEnum):
     LATE = "late"  # not done when the quorum or the deadline came
     FAILED = "failed"
     SKIPPED = "skipped"  # never asked: the answer was good enough without
+    UNNEEDED = "unneeded"  # asked, and cancelled: the answer was good enough, or nothing could change it any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,15 +72,18 @@ class Ask:
     member: Member | None = None
 
 
+Enough: TypeAlias = Callable[[Sequence[Answer], Sequence[Ask]], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """Generations beside each other. It ends when all have ended, `quorum` (0: all) have answered, `enough` says so of
-    the answers so far, or the deadline comes; at that, somebody who has not answered yet is waited for where nobody
-    has."""
+    the answers so far and of what may still come, or the deadline comes; at that, somebody who has not answered yet is
+    waited for where nobody has."""
 
     asks: tuple[Ask, ...]
     quorum: int = 0
-    enough: Callable[[Sequence[Answer]], bool] | None = None
+    enough: Enough | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def ask_member(task: Task, member: Member, part_id: str = "") -> Ask:
 
 
 def drafts(
-    task: Task, *, quorum: int | None = None, enough: Callable[[Sequence[Answer]], bool] | None = None
+    task: Task, *, quorum: int | None = None, enough: Enough | None = None
 ) -> Generator[Round | Final, Gathered, Gathered]:
     """The members' answers; where none of them could answer, those of the next simpler set."""
     wanted = task.quorum if quorum is None else quorum
@@ -133,6 +136,13 @@ def distinct(task: Task, answers: Sequence[Answer]) -> list[Answer]:
     ]
     parties.sort(key=lambda party: (-len(party), -sum(answer.confidence for answer in party)))
     return [max(party, key=lambda answer: answer.confidence) for party in parties]
+
+
+def is_agreed(task: Task, answers: Sequence[Answer], coming: int) -> bool:
+    """Whether what most agree on is settled, whatever `coming` more answers say. How it is put may still change: the
+    most confident one's words are taken."""
+    sizes = [len(party) for party in clusters([answer.text for answer in answers], task.measures.same_answer)]
+    return bool(sizes) and sizes[0] > max(sizes[1:], default=0) + coming
 
 
 def best_agreed(task: Task, answers: Sequence[Answer]) -> Answer | None:

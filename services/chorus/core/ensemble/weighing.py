@@ -106,18 +106,60 @@ def best_weighed(answers: Sequence[Answer], prompt: str, same: SameAnswer, learn
     """
     if not answers:
         return None
-    kind = kind_of(prompt, learned.kinds)
-    # What is known of a model is of the kinds that it was learnt from: of others it would be a prejudice.
-    known = [learned.of(answer.model if kind else ANY_MODEL) for answer in answers]
-    beliefs = [probability(evidence(answer, own, kind)) for answer, own in zip(answers, known, strict=True)]
-    parties = clusters([answer.text for answer in answers], same)
-    believed = [_belief(party, answers, beliefs, learned.again) for party in parties]
-    chosen = max(range(len(parties)), key=believed.__getitem__)
-    best = learned.best.get(kind)
-    of_best = [place for place, party in enumerate(parties) if any(answers[index].model == best for index in party)]
-    if of_best and believed[chosen] - believed[own := max(of_best, key=believed.__getitem__)] <= learned.margin:
-        chosen = own
-    return answers[max(parties[chosen], key=beliefs.__getitem__)]
+    scale = _Scale.of(answers, prompt, same, learned)
+    return answers[max(scale.parties[scale.chosen], key=scale.beliefs.__getitem__)]
+
+
+def is_weighed(
+    answers: Sequence[Answer], coming: Sequence[str], prompt: str, same: SameAnswer, learned: Learned
+) -> bool:
+    """Whether what `best_weighed` answers is settled, whatever one more answer of each of the models `coming` says.
+
+    Each adds one at most to the belief in a party, that of those who said so already or one of its own.
+    """
+    if not answers:
+        return False
+    scale, most = _Scale.of(answers, prompt, same, learned), len(coming)
+    lead = scale.believed[scale.chosen]
+    others = [believed for place, believed in enumerate(scale.believed) if place != scale.chosen]
+    ahead = lead - max((*others, 0.0)) - most
+    if not scale.best or ahead > learned.margin:
+        return ahead > 0.0
+    # The word of the best model stays unless another answer gets ahead of it; and no other word is that model's.
+    has_the_word = scale.of_best == [scale.chosen] and not any(_may_be(scale.best, model, learned) for model in coming)
+    return has_the_word and ahead >= -learned.margin
+
+
+def _may_be(best: str, model: str, learned: Learned) -> bool:
+    return model == best or model not in learned.weights  # of a name that nobody knows: perhaps a file of that model
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Answers on the scale: the parties of those that say the same, as indexes, what each answer and each party is
+    believed, the party that is chosen, the model that is best at the question, and the parties that it speaks for."""
+
+    parties: Sequence[Sequence[int]]
+    beliefs: Sequence[float]
+    believed: Sequence[float]
+    chosen: int
+    best: str
+    of_best: Sequence[int]
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], prompt: str, same: SameAnswer, learned: Learned) -> _Scale:
+        kind = kind_of(prompt, learned.kinds)
+        # What is known of a model is of the kinds that it was learnt from: of others it would be a prejudice.
+        known = [learned.of(answer.model if kind else ANY_MODEL) for answer in answers]
+        beliefs = [probability(evidence(answer, own, kind)) for answer, own in zip(answers, known, strict=True)]
+        parties = clusters([answer.text for answer in answers], same)
+        believed = [_belief(party, answers, beliefs, learned.again) for party in parties]
+        chosen = max(range(len(parties)), key=believed.__getitem__)
+        best = learned.best.get(kind, "")
+        of_best = [place for place, party in enumerate(parties) if any(answers[index].model == best for index in party)]
+        if of_best and believed[chosen] - believed[own := max(of_best, key=believed.__getitem__)] <= learned.margin:
+            chosen = own
+        return cls(parties, beliefs, believed, chosen, best, of_best)
 
 
 def _belief(party: Sequence[int], answers: Sequence[Answer], beliefs: Sequence[float], again: float) -> float:

@@ -33,7 +33,7 @@ class _StrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strategy.Val
     STRATEGY_RACE: _Strategy.ValueType  # 2
     """The first good answer wins."""
     STRATEGY_VOTE: _Strategy.ValueType  # 3
-    """The answer that most agree on wins."""
+    """The answer that most agree on wins, as soon as that is settled."""
     STRATEGY_JUDGE: _Strategy.ValueType  # 4
     """A model picks the best answer."""
     STRATEGY_REFINE: _Strategy.ValueType  # 5
@@ -57,7 +57,7 @@ STRATEGY_ROUTE: Strategy.ValueType  # 1
 STRATEGY_RACE: Strategy.ValueType  # 2
 """The first good answer wins."""
 STRATEGY_VOTE: Strategy.ValueType  # 3
-"""The answer that most agree on wins."""
+"""The answer that most agree on wins, as soon as that is settled."""
 STRATEGY_JUDGE: Strategy.ValueType  # 4
 """A model picks the best answer."""
 STRATEGY_REFINE: Strategy.ValueType  # 5
@@ -120,6 +120,8 @@ class _MemberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberSta
     """It failed."""
     MEMBER_STATE_SKIPPED: _MemberState.ValueType  # 4
     """It was never asked, as the answer was good enough without."""
+    MEMBER_STATE_UNNEEDED: _MemberState.ValueType  # 5
+    """It was asked and cancelled before its end: a race had its answer, or a vote was settled."""
 
 class MemberState(_MemberState, metaclass=_MemberStateEnumTypeWrapper):
     """How a member fared."""
@@ -134,6 +136,8 @@ MEMBER_STATE_FAILED: MemberState.ValueType  # 3
 """It failed."""
 MEMBER_STATE_SKIPPED: MemberState.ValueType  # 4
 """It was never asked, as the answer was good enough without."""
+MEMBER_STATE_UNNEEDED: MemberState.ValueType  # 5
+"""It was asked and cancelled before its end: a race had its answer, or a vote was settled."""
 Global___MemberState: _TypeAlias = MemberState  # noqa: Y015
 
 @_typing.final
@@ -165,7 +169,9 @@ class EnsembleSpec(_message.Message):
     aggregator_model: _builtins.str
     """The model that judges, aggregates or chairs. Empty: chosen by the coordinator."""
     quorum: _builtins.int
-    """Go on once this many members have answered. 0: all, until the deadline."""
+    """Go on once this many members have answered. 0: all, until the deadline; a vote ends before, once no further answer can
+    change what it says.
+    """
     confidence_threshold: _builtins.float
     """A cascade goes up a tier while confidence is under this, 0 to 1. Absent: 0.75."""
     final_only: _builtins.bool
