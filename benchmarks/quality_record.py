@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,28 @@ class Output:
 
 def record(models: Mapping[str, Path], items: Sequence[Item], place: Path, *, threads: int) -> None:
     """Records every item that `place` lacks, families in turns, and says how far it is."""
-    known = {line["id"] for line in read(place)}
     readers = {name: Reader(path, threads=threads) for name, path in models.items()}
+    append(items, place, lambda chunk: _record(readers, chunk))
+
+
+def append(
+    items: Sequence[Item],
+    place: Path,
+    lines_for: Callable[[Sequence[Item]], Iterable[Mapping[str, Any]]],
+    *,
+    size: int = CHUNK,
+) -> None:
+    """Appends the lines that `lines_for` makes of every item that `place` lacks, `size` items of a family at a time."""
+    known = {line["id"] for line in read(place)}
     began, done = time.monotonic(), 0
     with place.open("a", encoding="utf-8") as file:
-        for chunk in _chunks([item for item in items if item.id not in known]):
-            for line in _record(readers, chunk):
+        for chunk in _chunks(items, size):  # as ever, so that what goes on takes families in turns, too
+            if not (todo := [item for item in chunk if item.id not in known]):
+                continue
+            for line in lines_for(todo):
                 file.write(json.dumps(line) + "\n")
             file.flush()
-            done += len(chunk)
+            done += len(todo)
             pace, cpu = (time.monotonic() - began) / done, time.process_time() / done
             print(f"{len(known) + done} of {len(items)} items, {pace:.2f} s each, {cpu:.2f} s of CPU", flush=True)
 
@@ -73,7 +86,7 @@ def lines_of(written: str) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """A few items of one family at a time, families in turns: a recording that was broken off has some of all."""
     waiting: dict[str, list[Item]] = {}
     for item in items:
@@ -81,8 +94,8 @@ def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
     while any(waiting.values()):
         for family, left in waiting.items():
             if left:
-                yield left[:CHUNK]
-                waiting[family] = left[CHUNK:]
+                yield left[:size]
+                waiting[family] = left[size:]
 
 
 def _record(readers: Mapping[str, Reader], chunk: Sequence[Item]) -> list[dict[str, Any]]:
@@ -108,12 +121,13 @@ class _Walk:
 
 
 class Reader:
-    """One model that answers a chunk of prompts."""
+    """One model that answers a chunk of at most `size` prompts: to each the likeliest answer, and `samples` others."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, samples: int = SAMPLES, size: int = CHUNK) -> None:
         self._model = Model(path)
         self._ends = self._model.end_tokens()
-        sequences = 1 + CHUNK * (1 + 1 + SAMPLES)  # what is shared, the prompts, and as many answers as may differ
+        self._samples = samples
+        sequences = 1 + size * (1 + 1 + samples)  # what is shared, the prompts, and as many answers as may differ
         self._context = Context(
             self._model, ContextParams(6144, 512, 512, sequences, sequences, threads, threads)
         )  # fmt: skip
@@ -131,7 +145,7 @@ class Reader:
                 else Sampler(DRAWN, seed=zlib.crc32(prompts[item].encode()), choice=choice, history=()),
             )
             for item in range(len(prompts))
-            for choice in range(-1, SAMPLES)
+            for choice in range(-1, self._samples)
         ]
         rows = {(item, ()): row for item, row in enumerate(self._roots)}
         places: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -161,7 +175,7 @@ class Reader:
                 ]), strict=True))  # fmt: skip
         for sequence in places.values():
             self._context.remove(sequence)
-        count = 1 + SAMPLES
+        count = 1 + self._samples
         return [[walk.output for walk in walks[at : at + count]] for at in range(0, len(walks), count)]
 
     def _read(self, prompts: Sequence[str]) -> None:
