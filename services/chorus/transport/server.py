@@ -58,7 +58,7 @@ class Service:
     """One service to serve: its descriptor, the generated `add_..._to_server`, and what implements it."""
 
     descriptor: ServiceDescriptor
-    add: Callable[[Any, Any], None]
+    add: Callable[[Any, grpc.aio.Server], None]
     servicer: Any
 
 
@@ -141,7 +141,7 @@ class MeshServer:
             mesh = self._server(self._interceptor)
             self.addresses = tuple(_bind(mesh, address, self._identity) for address in self._listen)
             for service in self._services:
-                service.add(service.servicer, _ByName(mesh))
+                service.add(service.servicer, mesh)
             health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), mesh)
             _add_reflection(mesh, [*(service.descriptor for service in self._services), HEALTH])
             if self._open_listen is not None:
@@ -190,7 +190,7 @@ class MeshServer:
         server = self._server(MeshInterceptor(table, open_calls=None, observer=self._observer), *OPEN_LIMITS)
         self.open_address = _bind(server, address, self._identity, asks_for_certificates=False)
         for service in self._open_services:
-            service.add(service.servicer, _ByName(server))
+            service.add(service.servicer, server)
 
     def _start_callers(self, address: str) -> None:
         """Binds the listener for callers with keys: the services of the mesh, some of whose RPCs they may call."""
@@ -203,7 +203,7 @@ class MeshServer:
         server = self._server(interceptor, *CALLER_LIMITS)
         self.callers_address = _bind(server, address, self._identity, asks_for_certificates=False)
         for service in self._services:
-            service.add(service.servicer, _ByName(server))
+            service.add(service.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
         _add_reflection(server, [*descriptors, HEALTH])
 
@@ -346,20 +346,6 @@ class _Symbols:
                     if member in getattr(found, members):
                         return found.file
         raise KeyError(symbol)
-
-
-class _ByName:
-    """Where generated code adds its handlers, so that a method is found by its name when it is called.
-
-    Of methods that are registered as well, grpc.aio keeps a task for each, and looks at every one of them with every
-    call: of 23 methods, a sixth of what a small call costs a server (1.85.1).
-    """
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
-
-    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Registers none."""
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:
