@@ -4,10 +4,15 @@
 #
 #   deploy/image/base.sh [SUITE]          makes localhost/debian:SUITE-slim (trixie)
 #
-# MIRROR, BUILDAH (`buildah --storage-driver vfs`, say) may be set.
+# MIRROR may be set to another one than this machine's own apt has, and BUILDAH (to `buildah --storage-driver vfs`, say).
 set -eu
 suite=${1:-trixie}
-mirror=${MIRROR:-http://deb.debian.org/debian}
+own=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -m1 '/debian/$') || own=
+mirror=${MIRROR:-${own%/}}
+if [ -z "$mirror" ]; then
+    echo "base.sh: apt here knows no mirror of Debian. Say which: MIRROR=http://HOST/debian $0 $suite" >&2
+    exit 2
+fi
 buildah=${BUILDAH:-buildah}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
