@@ -11,7 +11,7 @@ from tests.deploy.manifests import OVERLAYS, Document, overlay, variant
 # What no overlay has: certificates by cert-manager or by the Job alone, and runners as a StatefulSet.
 VARIANTS = {
     "cert-manager": ("gpu-nvidia", "mtls-cert-manager"),
-    "identity": ("gpu-nvidia", "mtls-identity", "valkey"),
+    "identity": ("gpu-nvidia", "mtls-identity", "callers"),
     "selfsigned": ("gpu-nvidia", "mtls-selfsigned", "node-drain"),
     "statefulset": ("mtls-identity", "runner-statefulset", "observability"),
 }

@@ -61,6 +61,8 @@ class Pods:
         found = {"grpc": settings.listen, "health": settings.health_listen, "metrics": settings.metrics_listen}
         if self.service == "identity":
             found["join"] = settings.join_listen
+        if self.service == "coordinator":
+            found["callers"] = self.config.callers.listen
         for address in found.values():
             assert address is None or address.is_wildcard, "nobody but itself could reach it"
         return {name: address.port for name, address in found.items() if address is not None}
@@ -116,7 +118,10 @@ def dials(pods: Iterable[Pods]) -> Iterator[Dial]:
             for who in ("coordinator", "client"):
                 yield Dial(who, Role.RUNNER, runner.name, "", runner.advertise.port)
         if each.service == "coordinator":
-            yield Dial("client", Role.COORDINATOR, each.config.coordinator.name, "chorus-coordinator", 7301)
+            name = each.config.coordinator.name
+            yield Dial("client", Role.COORDINATOR, name, "chorus-coordinator", 7301)
+            if each.config.callers.listen is not None:  # whoever has a key, from wherever
+                yield Dial(STRANGER.service, Role.COORDINATOR, name, "chorus-callers", 7303, "callers")
 
 
 def _dial(who: str, role: Role, endpoint: Endpoint, purpose: str = "grpc") -> Dial:

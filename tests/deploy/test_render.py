@@ -74,14 +74,14 @@ def test_for_three_servers_it_is_the_overlay_for_three(tmp_path: Path):
 def test_whoever_makes_certificates_extras_have_what_they_need_of_it(tmp_path: Path, certificates: Certificates):
     """kustomize says nothing of a change to what isn't there (yet)."""
     target = tmp_path / "mesh"
-    invoke("--to", str(target), "--gpu-node", "a", "--certificates", certificates, "--with", "valkey")
+    invoke("--to", str(target), "--gpu-node", "a", "--certificates", certificates, "--with", "callers")
     pods = {each.name: each for each in workloads(render(target))}
     ways = {"leaf": Certificates.SELFSIGNED, "join": Certificates.IDENTITY, "": Certificates.CERT_MANAGER}
     for runner in ("chorus-runner", "chorus-runner-nvidia"):
         first = [container["name"] for container in containers(pods[runner].template)][:-1]
         assert ways["".join(first)] is certificates
     jobs = [each for each in pods.values() if each.service == "issuer"]
-    assert all("--valkey" in each.main["args"] for each in jobs)
+    assert all({"--callers", "--valkey"} <= {*each.main["args"]} for each in jobs)
     assert bool(jobs) == (certificates is not Certificates.CERT_MANAGER)
 
 

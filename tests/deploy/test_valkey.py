@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from chorus.k8s.made_once import CALLERS_SECRET, VALKEY_SECRET, make_valkey_secret
 from chorus.k8s.secrets import Secrets
-from chorus.k8s.valkey import VALKEY_SECRET, make_valkey_secret
 from tests.deploy.api_server import serving
 from tests.deploy.conftest import Rendered
 from tests.deploy.edges import CLIENT, STRANGER, Pods, Policies, workloads
@@ -57,9 +57,9 @@ def disagreements(documents: list[Document], secret: dict[str, str]) -> list[str
         wrong.append("the URL")
     if not service["spec"]["selector"].items() <= server.labels.items():
         wrong.append("the Service's pods")
-    if _mounted(coordinator, coordinator.config.valkey.url_file) != "url":
+    if mounted(coordinator, coordinator.config.valkey.url_file) != (VALKEY_SECRET, "url"):
         wrong.append("what the coordinator reads")
-    if _mounted(server, Path(server.main["command"][1])) != "valkey.conf":
+    if mounted(server, Path(server.main["command"][1])) != (VALKEY_SECRET, "valkey.conf"):
         wrong.append("what the server reads")
     policies = Policies(documents)
     every = (*pods, CLIENT, STRANGER)
@@ -67,13 +67,14 @@ def disagreements(documents: list[Document], secret: dict[str, str]) -> list[str
     return [*wrong, *(let ^ {each.name for each in pods if each.service == "coordinator"})]
 
 
-def _mounted(pods: Pods, path: Path | None) -> str | None:
-    """The key of the Secret that a container finds at that path."""
+def mounted(pods: Pods, path: Path | None) -> tuple[str, str] | None:
+    """The Secret, and the key of it, that a container finds at that path."""
     assert path is not None
     mounts = {mount["name"] for mount in pods.main["volumeMounts"] if mount["mountPath"] == str(path.parent)}
     for volume in pods.template["spec"]["volumes"]:
-        if volume["name"] in mounts and volume.get("secret", {}).get("secretName") == VALKEY_SECRET:
-            return next((item["key"] for item in volume["secret"]["items"] if item["path"] == path.name), None)
+        if volume["name"] in mounts and "secret" in volume:
+            keys = [item["key"] for item in volume["secret"]["items"] if item["path"] == path.name]
+            return (volume["secret"]["secretName"], *keys) if keys else None
     return None
 
 
@@ -87,11 +88,18 @@ def _pod(documents: list[Document], kind: str, name: str) -> Document:
     return pod
 
 
+def _volume(documents: list[Document], name: str) -> Document:
+    volumes = _pod(documents, "Deployment", "chorus-coordinator")["volumes"]
+    volume: Document
+    (volume,) = [each for each in volumes if each["name"] == name]
+    return volume
+
+
 BROKEN: dict[str, Break] = {
     "its port": lambda d: _pod(d, "StatefulSet", "chorus-valkey")["containers"][0].update(args=["--port", "6380"]),
     "the Service's port": lambda d: _spec(d, "Service", "chorus-valkey")["ports"][0].update(port=6380),
     "the Service's pods": lambda d: _spec(d, "Service", "chorus-valkey")["selector"].update(tier="x"),
-    "what the coordinator reads": lambda d: _pod(d, "Deployment", "chorus-coordinator")["volumes"][0].update(
+    "what the coordinator reads": lambda d: _volume(d, "valkey").update(
         secret={"secretName": VALKEY_SECRET, "items": [{"key": "password", "path": "url"}]}
     ),
     "who is let in": lambda d: _spec(d, "NetworkPolicy", "chorus-valkey")["ingress"][0]["from"].append(
@@ -136,27 +144,36 @@ async def test_a_coordinators_pod_reaches_it_and_its_probe_succeeds(
     leaf = {name: base64.b64encode(b"-").decode() for name in ("ca.crt", "tls.crt", "tls.key")}
     pods = {each.service: each for each in workloads(documents)}
     program = binary()
-    cluster = Cluster(documents, folder, {VALKEY_SECRET: secret, "chorus-coordinator-tls": leaf})
+    cluster = Cluster(
+        documents,
+        folder,
+        {VALKEY_SECRET: secret, "chorus-coordinator-tls": leaf, CALLERS_SECRET: {"pepper": leaf["tls.key"]}},
+    )
     with cluster.on():
-        pod = cluster.pod(pods["valkey"], "desktop")
+        pod, server = await serve_valkey(cluster, pods["valkey"])
         main = pod.of.main
-        server = await cluster.execute(pod, {**main, "command": [program, *main["command"][1:]]})
-        assert server.stdout is not None
-        async for line in server.stdout:
-            if b"eady to accept connections" in line:
-                break
-        cluster.becomes_ready(pod)
-
         probe = [word.replace("valkey-cli", program.replace("-server", "-cli")) for word in _probe(main)]
-        assert await _says(cluster, pod, {**main, "command": probe, "args": []}) == ""
+        assert await says(cluster, pod, {**main, "command": probe, "args": []}) == ""
         nobody = [program.replace("-server", "-cli"), "get", "chorus:asked"]
-        assert "NOAUTH" in await _says(cluster, pod, {**main, "command": nobody, "args": []})
+        assert "NOAUTH" in await says(cluster, pod, {**main, "command": nobody, "args": []})
 
         asking = cluster.pod(pods["coordinator"], "laptop")
         words = {**asking.of.main, "command": ["python", "-c", ASKING], "args": []}
-        assert await _says(cluster, asking, words) == "by a coordinator\n"
+        assert await says(cluster, asking, words) == "by a coordinator\n"
         server.terminate()
         await server.communicate()
+
+
+async def serve_valkey(cluster: Cluster, of: Pods) -> tuple[Pod, asyncio.subprocess.Process]:
+    """The server's pod, which is ready: a real server, run as the pod says."""
+    pod = cluster.pod(of, "desktop")
+    server = await cluster.execute(pod, {**of.main, "command": [binary(), *of.main["command"][1:]]})
+    assert server.stdout is not None
+    async for line in server.stdout:
+        if b"eady to accept connections" in line:
+            break
+    cluster.becomes_ready(pod)
+    return pod, server
 
 
 def _probe(container: Document) -> list[str]:
@@ -165,7 +182,7 @@ def _probe(container: Document) -> list[str]:
     return command
 
 
-async def _says(cluster: Cluster, pod: Pod, container: Document) -> str:
+async def says(cluster: Cluster, pod: Pod, container: Document) -> str:
     """What a command in a pod prints; it has to succeed."""
     process = await cluster.execute(pod, container)
     said, errors = await asyncio.wait_for(process.communicate(), 300)

@@ -55,8 +55,8 @@ def render(
         list[Extra] | None,
         typer.Option(
             "--with",
-            help="observability: the Prometheus operator is there. ingress: through K3s' Traefik. valkey: one server "
-            "for what coordinators share.",
+            help="observability: the Prometheus operator is there. ingress: through K3s' Traefik. callers: people and "
+            "programs with API keys, on port 7303 of every node. valkey: one server for what coordinators share.",
         ),
     ] = None,
     image: Annotated[
@@ -132,6 +132,9 @@ def issue(
     valkey: Annotated[
         bool, typer.Option("--valkey", help="Make the password of the Valkey server that coordinators share, once.")
     ] = False,
+    callers: Annotated[
+        bool, typer.Option("--callers", help="Make the pepper of the coordinators' API keys, once.")
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Make the mesh's authority and the certificates that are missing, as Secrets of this pod's namespace.
@@ -158,11 +161,15 @@ def issue(
             "Give the node another name (k3s --node-name)[/yellow]"
         )
     note(f"{len(issued.made)} issued, {len(issued.kept)} good for longer")
-    if valkey:
+    if valkey or callers:
+        from chorus.k8s.made_once import make_callers_secret, make_valkey_secret
         from chorus.k8s.secrets import Secrets
-        from chorus.k8s.valkey import make_valkey_secret
 
-        note("a password for Valkey made" if make_valkey_secret(Secrets(cluster)) else "Valkey has its password")
+        secrets = Secrets(cluster)
+        if valkey:
+            note("a password for Valkey made" if make_valkey_secret(secrets) else "Valkey has its password")
+        if callers:
+            note("a pepper for API keys made" if make_callers_secret(secrets) else "API keys have their pepper")
     if tokens:
         from chorus.k8s.enrolling import invite_with
 

@@ -14,7 +14,7 @@ from typing import Any
 from chorus.coordinator.oidc import TokenVerifier
 from chorus.coordinator.quotas import Quotas
 from chorus.core.audit import DeedKind, Trail
-from chorus.core.callers import ApiKey, Grant, KeyRing, KeyText, Limits, Scopes, Usage
+from chorus.core.callers import PEPPER_BYTES, ApiKey, Grant, KeyRing, KeyText, Limits, Scopes, Usage
 from chorus.core.errors import (
     ApiKeyError,
     ApiKeyRevokedError,
@@ -38,7 +38,6 @@ _POLL_S = 1.0
 """How long another coordinator's new or revoked key may go unnoticed."""
 _AGAIN_S = 0.2
 """A key that is not known makes keys be looked at again, at most this often."""
-_PEPPER_BYTES = 32
 _TTL_MAX_S = 3660 * 86_400.0
 _TOKEN_ACCOUNT = "oidc-"  # noqa: S105
 _KEY_ACCOUNT = "key-"
@@ -53,7 +52,7 @@ def read_pepper(directory: Path) -> bytes:
     make_directory(directory)
     if not path.exists():
         try:
-            write_new(path, secrets.token_bytes(_PEPPER_BYTES), KEY_MODE, replace=False)
+            write_new(path, secrets.token_bytes(PEPPER_BYTES), KEY_MODE, replace=False)
         except CertificateError:
             if not path.exists():
                 raise  # unlike where another coordinator made it meanwhile
@@ -62,8 +61,8 @@ def read_pepper(directory: Path) -> bytes:
         pepper = path.read_bytes()
     except OSError as error:
         pepper, problem = b"", f"cannot be read: {error.strerror}"
-    if len(pepper) != _PEPPER_BYTES and not problem:
-        problem = f"should hold {_PEPPER_BYTES} bytes; copy it from another coordinator, or restore it from a backup"
+    if len(pepper) != PEPPER_BYTES and not problem:
+        problem = f"should hold {PEPPER_BYTES} bytes; copy it from another coordinator, or restore it from a backup"
     if problem:
         raise ConfigError(f"callers.dir: {path} {problem}", metadata={"keys": "callers.dir"})
     return pepper

@@ -20,6 +20,7 @@ from chorus.core.errors import ApiKeyError, ApiKeyExpiredError, ApiKeyRevokedErr
 from chorus.core.identity.spiffe import check_label
 
 SECRET_BYTES = 32
+PEPPER_BYTES = 32
 _TEXT = re.compile(r"chorus_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _NAME_MAX = 100
 

@@ -24,6 +24,7 @@ class Certificates(StrEnum):
 class Extra(StrEnum):
     """Components that need something beside Chorus in the cluster, or run it."""
 
+    CALLERS = "callers"
     OBSERVABILITY = "observability"
     INGRESS = "ingress"
     VALKEY = "valkey"
@@ -72,7 +73,7 @@ def lay_out(
     # It changes runners, those of gpu-nvidia included, and brings the Job that extras change.
     components += [f"mtls-{certificates}"]
     components += ["node-drain"] if len(every) > 1 else []
-    components += sorted(set(extras))
+    components += sorted({*extras} - ({Extra.VALKEY} if Extra.CALLERS in extras else set()))  # which is in it
     copies = min(len(every), _COPIES_MAX)
     return Layout(
         nodes=every,
