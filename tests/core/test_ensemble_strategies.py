@@ -24,12 +24,12 @@ from chorus.core.ensemble.records import (
     MemberState,
     Strategy,
 )
-from chorus.core.ensemble.steps import Ask
+from chorus.core.ensemble.steps import Ask, ask_member
 from chorus.core.ensemble.strategies import STRATEGIES
 from chorus.core.errors import InvalidRequestError
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import EngineInfo, EngineKind, Tier
-from chorus.core.generation import Conversation, TextPrompt
+from chorus.core.generation import Conversation, Sampling, TextPrompt
 from tests.core.ensemble_world import Says, World, request, task_of, text_asked
 from tests.core.fleet_records import model, record
 
@@ -249,6 +249,17 @@ def test_who_has_no_chat_template_is_told_in_plain_text() -> None:
     assert asked["tiny"].request.prompt == TextPrompt("Question: Which?\nAnswer:")
     assert asked["tiny"].request.stop.strings == ("\nQuestion:", "\n\n")
     assert choose_members(request(), mesh, PROFILE[Complexity.SIMPLE])[0].model == "big"
+
+
+def test_those_that_are_told_the_same_draw_samples_and_others_answer_as_the_caller_asked() -> None:
+    specs = (MemberSpec("tiny", 2), MemberSpec("tiny", instructions="Be brief."), MemberSpec("tiny"))
+    greedy = replace(request(), sampling=Sampling(temperature=0.0))
+    task = plan(EnsembleSpec(Strategy.VOTE, specs), greedy, MESH, Policy())
+    assert [member.draw for member in task.members] == [0, 1, 0, 2]
+    plain, again, brief, third = (ask_member(task, member).request.sampling for member in task.members)
+    assert plain.temperature == brief.temperature == 0.0
+    assert again.temperature > 0.0
+    assert third.temperature > 0.0
 
 
 def test_what_is_left_open_is_chosen() -> None:

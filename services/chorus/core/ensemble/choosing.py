@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -113,18 +114,22 @@ def choose_members(request: GenerationRequest, available: Sequence[Offer], level
 
 
 def expanded(specs: Sequence[MemberSpec], available: Sequence[Offer]) -> tuple[Member, ...]:
-    """One member for each sample, with ids of their own and the tiers that the mesh knows."""
+    """One member for each sample, with ids of their own and the tiers that the mesh knows.
+
+    Who is told something else than others of his model says something else by himself, and draws no sample.
+    """
     tiers = {name: offer.tier for offer in available for name in offer.names}
     members: list[Member] = []
     taken = {spec.member_id for spec in specs if spec.member_id}
-    draws: dict[str, int] = {}
+    draws: Counter[tuple[str, str]] = Counter()
     for spec in specs:
         name = spec.member_id or _free(spec.model or "default", taken)
         taken.add(name)
         for number in range(1, spec.sample_count + 1):
             member_id = name if spec.sample_count == 1 else f"{name}-{number}"
-            draw = draws.get(spec.model, 0)
-            draws[spec.model] = draw + 1
+            asked = spec.model, spec.instructions
+            draw = draws[asked]
+            draws[asked] += 1
             members.append(Member(member_id, spec.model, spec.instructions, draw=draw, tier=tiers.get(spec.model)))
     return tuple(members)
 

@@ -37,9 +37,9 @@ class Complexity(StrEnum):
 class Member:
     """One model's part in an ensemble: one generation.
 
-    `instructions` come before the conversation. `temperature` None: as the caller asked. `draw` tells samples of one
-    model apart: the seed of the n-th is n more than the caller's. `depth` says of which of the simpler sets it is, to
-    which an ensemble has fallen back; 0 is the first choice.
+    `instructions` come before the conversation. `temperature` None: as the caller asked. `draw` tells samples apart,
+    of one model that is told the same: the seed of the n-th is n more than the caller's. `depth` says of which of the
+    simpler sets it is, to which an ensemble has fallen back; 0 is the first choice.
     """
 
     member_id: str
