@@ -112,7 +112,7 @@ class TokenVerifier:
 
     async def _refresh(self) -> None:
         """Fetches the keys, where that was not tried a moment ago; those that are known stay good if it fails."""
-        if self._clock() < self._tried_at + min(_AGAIN_S, _REFRESH_S):
+        if self._clock() < self._tried_at + _AGAIN_S:
             return
         self._tried_at = self._clock()
         try:

@@ -39,9 +39,9 @@ class EnrolmentStub:
     """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
     Callers: anybody who has a token.
     Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
-    JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
-    has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
-    many tries).
+    JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another
+    key has joined under that name; NODE_TAKEN: another runner has joined from that node), INVALID_ARGUMENT
+    (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too many tries).
     Retry: safe with the same key, which gets the same identity; another key finds the token used.
     """
     Renew: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RenewRequest, _identity_pb2.RenewResponse]
@@ -65,9 +65,9 @@ class EnrolmentAsyncStub(EnrolmentStub):
     """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
     Callers: anybody who has a token.
     Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
-    JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
-    has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
-    many tries).
+    JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another
+    key has joined under that name; NODE_TAKEN: another runner has joined from that node), INVALID_ARGUMENT
+    (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too many tries).
     Retry: safe with the same key, which gets the same identity; another key finds the token used.
     """
     Renew: _aio.UnaryUnaryMultiCallable[_identity_pb2.RenewRequest, _identity_pb2.RenewResponse]  # type: ignore[assignment]
@@ -94,9 +94,9 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
         """Takes a machine into the mesh: a token that an admin made, used up by this, for a certificate.
         Callers: anybody who has a token.
         Errors: UNAUTHENTICATED (JOIN_TOKEN_INVALID, JOIN_TOKEN_USED, JOIN_TOKEN_EXPIRED, JOIN_TOKEN_REVOKED;
-        JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another key has joined under that name; NODE_TAKEN: another runner
-        has joined from that node), INVALID_ARGUMENT (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too
-        many tries).
+        JOIN_TOKEN_NODE: it is for another machine; REVOKED: that identity is shut out), ALREADY_EXISTS (NAME_TAKEN: another
+        key has joined under that name; NODE_TAKEN: another runner has joined from that node), INVALID_ARGUMENT
+        (INVALID_REQUEST), RESOURCE_EXHAUSTED (OVERLOADED, with RetryInfo: too many tries).
         Retry: safe with the same key, which gets the same identity; another key finds the token used.
         """
 
