@@ -181,7 +181,7 @@ class Requests:
                 timed = self._hedging.timed(running, carrying.delivered, needs)
                 calling = called(running, message) if race is None else race.run(message, context.write)
                 async with timed, calling as (messages, guard):
-                    await relay(
+                    relaying = relay(
                         messages,
                         context.write,
                         delivered,
@@ -191,6 +191,8 @@ class Requests:
                         clock=self._live.clock,
                         watch=guard.watch,
                     )
+                    # A task of its own: in this one each message would wake all who wait here for those below them.
+                    await asyncio.create_task(relaying)
                     await _await_end(messages)
 
             asking = Asking(
