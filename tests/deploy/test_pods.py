@@ -346,8 +346,9 @@ async def test_a_runner_joins_keeps_its_key_on_its_node_and_renews(
     own = tmp_path / kept / f"runner-{name}"
     key, first = (own / "tls.key").read_bytes(), (own / "tls.crt").read_bytes()
     assert runner.process is not None
-    await runner.process.event("certificate.renewed")
-    assert ((own / "tls.key").read_bytes(), (own / "tls.crt").read_bytes() == first) == (key, False)
+    while (own / "tls.crt").read_bytes() == first:  # it may have been renewed already when it was first looked at
+        await runner.process.event("certificate.renewed")
+    assert (own / "tls.key").read_bytes() == key
     assert cluster.connections(7101) == {("runner", "registry")}
     assert TlsIdentity.load(own).node == "desktop"
 

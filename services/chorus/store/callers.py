@@ -17,6 +17,7 @@ from chorus.core.callers import Account, ApiKey, KeyRing, Limits, Refusal, Usage
 from chorus.core.callers.grants import scopes_of
 from chorus.core.errors import UnavailableError
 from chorus.store.file_thread import FileThread
+from chorus.store.sqlite import open_shared
 from chorus.store.valkey import Valkey
 
 T = TypeVar("T")
@@ -148,10 +149,7 @@ class FileCallers:
             raise UnavailableError(f"the keys' file {self._path} can't be used: {error}") from error
 
     def _open(self) -> sqlite3.Connection:
-        self._path.touch(mode=0o600)
-        db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
+        db = open_shared(self._path, synchronous="NORMAL", busy_s=_BUSY_S)
         db.executescript(_CREATE)
         return db
 

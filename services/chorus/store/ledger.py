@@ -18,6 +18,7 @@ from pathlib import Path
 
 from chorus.core.costs.budget import Books, Limits, Shortage, day_of, month_of, name_of, shortage
 from chorus.core.costs.records import Entry, Grouping, Line, Where
+from chorus.store.sqlite import open_shared
 
 _SCHEMA = 1
 _CREATE = """
@@ -267,12 +268,8 @@ def _opened(path: Path | None) -> sqlite3.Connection:
         return _made(sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_BUSY_S)
-        db.execute("PRAGMA journal_mode = WAL")
         # Every commit is waited for: a crash must not make money that was spent free again.
-        db.execute("PRAGMA synchronous = FULL")
-        return _made(db)
+        return _made(open_shared(path, synchronous="FULL", busy_s=_BUSY_S))
     except sqlite3.Error as error:
         raise OSError(f"{path}: {error}") from error
 

@@ -61,6 +61,7 @@ CODES: Mapping[type[ChorusError], grpc.StatusCode] = {
     errors.TokenUsedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.TokenExpiredError: grpc.StatusCode.UNAUTHENTICATED,
     errors.TokenRevokedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.TokenNodeError: grpc.StatusCode.UNAUTHENTICATED,
     errors.RenewalError: grpc.StatusCode.UNAUTHENTICATED,
     errors.NameTakenError: grpc.StatusCode.ALREADY_EXISTS,
     errors.NodeTakenError: grpc.StatusCode.ALREADY_EXISTS,
