@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -146,12 +147,19 @@ async def test_direct_mode_is_under_the_limits_of_its_certificate(mesh: InProces
     assert (await mesh.client(name="carol").complete("free", max_tokens=2)).text
 
 
-async def test_places_are_free_again(ca: str, tmp_path: Path) -> None:
+@asynccontextmanager
+async def paced_mesh(folder: Path) -> AsyncIterator[tuple[InProcessMesh, ManualPace]]:
+    """Two coordinators with keys, and a runner whose tokens come as they are released."""
     pace = ManualPace()
-    settings = {"dir": tmp_path / "callers"}
+    settings = {"dir": folder / "callers"}
     async with InProcessMesh(
         runners=[FakeEngine(pace=pace)], coordinators=2, certificates=CERTIFICATES, callers=settings
     ) as mesh:
+        yield mesh, pace
+
+
+async def test_places_are_free_again(ca: str, tmp_path: Path) -> None:
+    async with paced_mesh(tmp_path) as (mesh, pace):
         client, key = await holder(mesh, ca, tmp_path, limits=Limits(concurrent=2))
         asking = [asyncio.create_task(client.complete(f"q{n}", max_tokens=30)) for n in range(6)]
         while sum(task.done() for task in asking) < 4:  # those that are let in have no token before all have come
@@ -196,11 +204,7 @@ async def test_what_callers_may_not_do_at_all(mesh: InProcessMesh, ca: str, tmp_
 
 
 async def test_a_revoked_key_is_cut_off_everywhere_with_its_open_streams(ca: str, tmp_path: Path) -> None:
-    pace = ManualPace()
-    settings = {"dir": tmp_path / "callers"}
-    async with InProcessMesh(
-        runners=[FakeEngine(pace=pace)], coordinators=2, certificates=CERTIFICATES, callers=settings
-    ) as mesh:
+    async with paced_mesh(tmp_path) as (mesh, pace):
         client, key = await holder(mesh, ca, tmp_path, coordinators=[1])
         events = aiter(client.generate("a long one", max_tokens=100))
         pace.release(1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 from prometheus_client import CollectorRegistry
 
 import chorus
@@ -12,7 +10,7 @@ from chorus.coordinator.service import CoordinatorService
 from chorus.core.identity import Role
 from chorus.telemetry.metrics import new_registry
 from chorus.transport.keeping import keep_identity
-from chorus.transport.process import run_service
+from chorus.transport.process import keep_what_there_is, run_service
 
 _NEW_OBJECTS = 10_000
 """After so many more objects the garbage collector looks at the new ones. What requests leave has no cycles, and at
@@ -24,10 +22,7 @@ def run(config: ChorusConfig) -> int:
 
     async def build(metrics: CollectorRegistry) -> CoordinatorService:
         identity = await keep_identity(config.mesh, Role.COORDINATOR, config.coordinator.name)
-        # Modules and classes stay for ever: without them a full collection, which stops every stream, takes a tenth.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
+        keep_what_there_is(new_objects=_NEW_OBJECTS)
         return CoordinatorService(config, identity=identity, metrics=metrics)
 
     return run_service(

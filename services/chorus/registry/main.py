@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 from prometheus_client import CollectorRegistry
 
 import chorus
@@ -12,7 +10,7 @@ from chorus.core.identity import Role
 from chorus.registry.service import RegistryService
 from chorus.telemetry.metrics import new_registry
 from chorus.transport.keeping import keep_identity
-from chorus.transport.process import run_service
+from chorus.transport.process import keep_what_there_is, run_service
 
 _NEW_OBJECTS = 10_000
 """After so many more objects the garbage collector looks at the new ones: with 1,000 runners a few times a second."""
@@ -25,9 +23,7 @@ def run(config: ChorusConfig) -> int:
         identity = await keep_identity(config.mesh, Role.REGISTRY, config.registry.name)
         # A thousand records a second come and go, without cycles: looking for those at Python's own rate, and through
         # all modules and classes each time, takes a tenth of what our own code does with a heartbeat.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
+        keep_what_there_is(new_objects=_NEW_OBJECTS)
         return RegistryService(config, identity=identity, metrics=metrics)
 
     return run_service(

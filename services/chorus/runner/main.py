@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
 import socket
 import sys
@@ -19,7 +18,7 @@ from chorus.runner.engines import EngineFactory, configured_engine
 from chorus.runner.service import RunnerService
 from chorus.telemetry.metrics import new_registry
 from chorus.transport.keeping import keep_identity
-from chorus.transport.process import run_service
+from chorus.transport.process import keep_what_there_is, run_service
 
 _SWITCH_INTERVAL_S = 0.0005
 """How long an engine's thread, back from a step, may wait for the event loop's; Python's own default is 5 ms."""
@@ -47,9 +46,7 @@ def run(config: ChorusConfig, *, make_engine: EngineFactory = configured_engine)
         if identity is not None and identity.node is not None and settings.node_id is None:
             node = identity.node  # it can state no other one, though the machine's own id may have changed
         hosted = await asyncio.to_thread(make_engine, settings)
-        # Modules and classes stay for ever: without them a full collection, which stops every stream, takes a tenth.
-        gc.collect()
-        gc.freeze()
+        keep_what_there_is()
         return RunnerService(
             config,
             identity=identity,
