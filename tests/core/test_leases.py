@@ -95,9 +95,9 @@ def test_a_heartbeat_brings_what_the_machine_is_like_now() -> None:
     leases = table()
     leases.register(record(machine=node(memory_available_bytes=9)), 0.0)
     leases.heartbeat("r", 1, 2, READY, Load(memory_available_bytes=3), 0.0)
-    assert leases.leased_record("r", 0.0).record.node.memory_available_bytes == 3
+    assert leases.leased_record("r", 0.0).record.machine.memory_available_bytes == 3
     leases.heartbeat("r", 1, 3, READY, Load(), 0.0)
-    assert leases.leased_record("r", 0.0).record.node.memory_available_bytes == 3
+    assert leases.leased_record("r", 0.0).record.machine.memory_available_bytes == 9
 
 
 def test_an_admin_may_deregister_any_incarnation_and_nobody_is_no_error() -> None:

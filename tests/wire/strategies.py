@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from chorus.core import generation as core
@@ -223,7 +225,7 @@ machines = st.builds(
 
 @st.composite
 def runner_records(draw: st.DrawFn) -> records.RunnerRecord:
-    """Records whose runner and node agree on the node's id."""
+    """Records whose runner and node agree on the node's id, and whose load says nothing new of the node."""
     node = draw(machines)
     runner = records.Runner(
         runner_id=draw(name),
@@ -236,7 +238,8 @@ def runner_records(draw: st.DrawFn) -> records.RunnerRecord:
         models=draw(st.lists(model_statuses, max_size=2).map(tuple)),
         labels=draw(labels),
     )
-    return records.RunnerRecord(runner, node, draw(st.sampled_from(records.RunnerState)), draw(loads), draw(uint64))
+    record = records.RunnerRecord(runner, node, draw(st.sampled_from(records.RunnerState)), draw(loads), draw(uint64))
+    return replace(record, node=record.machine)
 
 
 leased = st.builds(fleet.LeasedRecord, runner_records(), st.integers(0, 9).map(float), st.none() | st.just(1.5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from chorus.core.fleet.events import DeltaEvent, DirectoryEvent, LeasedRecord, R
 from chorus.core.fleet.leases import LeaseTable
 from chorus.core.fleet.records import Gpu, Load, ModelLoad, RunnerRecord, RunnerState
 from chorus.wire.directory import DirectoryDecoder, DirectoryEncoder, decode_directory_event, encode_directory_event
+from chorus.wire.resources import ReceivedLoad, encode_load
 from tests.core.fleet_records import model, node, record
 
 gpus = st.lists(
@@ -58,9 +60,8 @@ def streams(draw: st.DrawFn) -> list[DirectoryEvent]:
         for name, one in told.items():
             before = latest.get(name)
             if before is not None and draw(st.booleans()):
-                load = draw(loads)
-                machine = replace(before.node, memory_available_bytes=load.memory_available_bytes, gpus=load.gpus)
-                beaten = replace(before, node=machine, load=load, state=one.record.state, sequence=before.sequence + 1)
+                load = draw(loads.flatmap(lambda load: st.sampled_from([load, ReceivedLoad(encode_load(load))])))
+                beaten = replace(before, load=load, state=one.record.state, sequence=before.sequence + 1)
                 told[name] = replace(one, record=draw(st.sampled_from([before, beaten])))
             latest[name] = told[name].record
         gone = draw(st.sets(st.sampled_from("ab"))) - told.keys()
@@ -79,8 +80,42 @@ def test_with_a_memory_it_is_the_same_as_without(events: list[DirectoryEvent]) -
         for _ in range(2):  # two watchers
             raw = encoder.encode(event)
             assert pb.DirectoryEvent.FromString(raw) == encode_directory_event(event)
-        assert decoder.decode(pb.DirectoryEvent.FromString(raw)) == event
-        assert decode_directory_event(pb.DirectoryEvent.FromString(raw)) == event
+        assert decoder.decode(pb.DirectoryEvent.FromString(raw)) == brought_up_to_date(event)
+        assert decode_directory_event(pb.DirectoryEvent.FromString(raw)) == brought_up_to_date(event)
+
+
+def brought_up_to_date(event: DirectoryEvent) -> DirectoryEvent:
+    """With each machine as the last heartbeat has it, which is what watchers are told."""
+
+    def told(runners: tuple[LeasedRecord, ...]) -> tuple[LeasedRecord, ...]:
+        return tuple(
+            replace(one, record=replace(one.record, node=one.record.machine, load=plain(one.record.load)))
+            for one in runners
+        )
+
+    match event:
+        case SnapshotEvent():
+            return replace(event, runners=told(event.runners))
+        case DeltaEvent():
+            return replace(event, upserts=told(event.upserts))
+        case _:
+            return event
+
+
+def plain(load: Load) -> Load:
+    return Load(load.models, load.memory_available_bytes, load.cpu_utilization, load.gpus, load.by_coordinator)
+
+
+@given(loads, loads)
+def test_a_received_load_is_what_it_would_be_decoded(load: Load, other: Load) -> None:
+    received = ReceivedLoad(encode_load(load))
+    assert received == load == received
+    assert load == received
+    assert (received == other) == (load == other)
+    assert received.message == encode_load(load)
+    assert repr(plain(received)) == repr(load)
+    with pytest.raises(AttributeError):
+        received.nothing_of_the_kind  # noqa: B018
 
 
 def test_what_a_heartbeat_leaves_as_it_is_is_the_same_object() -> None:

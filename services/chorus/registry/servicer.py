@@ -20,7 +20,7 @@ from chorus.registry.board import LeaseBoard
 from chorus.transport import current_caller
 from chorus.transport.peer import caller_host, caller_nodes
 from chorus.wire.directory import DirectoryEncoder, decode_filter, encode_node_entry
-from chorus.wire.resources import decode_load, decode_runner_record, decode_runner_state, encode_duration
+from chorus.wire.resources import ReceivedLoad, decode_runner_record, decode_runner_state, encode_duration
 
 # Heartbeats of one stream that are read in the time in which one is due.
 _MOST_IN_AN_INTERVAL = 10
@@ -114,7 +114,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         state = decode_runner_state(request.state)
         if state is None:
             raise InvalidRequestError("state", "must be starting, ready or draining")
-        load = decode_load(request.load)
+        load = ReceivedLoad(request.load)  # nobody here looks into it
         self._board.heartbeat(request.runner_id, request.incarnation, request.sequence, state, load)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chorus.api.inference.v1 import generation_pb2
 from chorus.api.registry.v1 import registry_pb2 as pb
@@ -18,11 +18,12 @@ from chorus.core.fleet.events import (
     SnapshotEvent,
 )
 from chorus.core.fleet.listing import NodeEntry, NodeFilter
-from chorus.core.fleet.records import Runner, RunnerRecord
+from chorus.core.fleet.records import Node, Runner, RunnerRecord
 from chorus.wire.nesting import nested
 from chorus.wire.resources import (
     RUNNER_STATES,
     TIERS,
+    ReceivedLoad,
     decode_duration,
     decode_features,
     decode_node,
@@ -31,6 +32,7 @@ from chorus.wire.resources import (
     decode_runner_state,
     decode_tier,
     encode_features,
+    encode_gpu,
     encode_load,
     encode_node,
     encode_runner,
@@ -59,10 +61,11 @@ def decode_leased(message: resources_pb2.RunnerRecord, runner: Runner | None = N
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A runner as it was told last: the part that heartbeats leave as it is, and all but the lease."""
+    """A runner as it was told last: the parts that heartbeats leave as they are, and all but the lease."""
 
     record: RunnerRecord
     runner: bytes
+    machine: bytes
     whole: bytes
 
 
@@ -111,27 +114,47 @@ class DirectoryEncoder:
             lease.ClearField("lease_expires_in")
         else:
             set_duration(lease.lease_expires_in, leased.lease_expires_in_s)
-        known = self._kept.get(record.runner.runner_id)
+        runner_id = record.runner.runner_id
+        known = self._kept.get(runner_id)
         if known is None or known.record is not record:
-            known = self._kept[record.runner.runner_id] = _encode_anew(record, known)
+            known = self._kept[runner_id] = _encode_anew(record, known)
         return known.whole + lease.SerializeToString()
 
 
 def _encode_anew(record: RunnerRecord, known: _Encoded | None) -> _Encoded:
-    """A heartbeat leaves the runner the object that it was; then it is not encoded again."""
-    if known is not None and known.record.runner is record.runner:
+    """A heartbeat leaves the runner and the machine's parts the objects that they were; they aren't encoded again."""
+    node, before = record.node, None if known is None else known.record
+    if known is not None and before is not None and before.runner is record.runner:
         runner = known.runner
     else:
         runner = nested(
             resources_pb2.RunnerRecord.RUNNER_FIELD_NUMBER, encode_runner(record.runner).SerializeToString()
         )
-    rest = resources_pb2.RunnerRecord(
-        node=encode_node(record.node),
-        state=RUNNER_STATES[record.state],
-        load=encode_load(record.load),
-        sequence=record.sequence,
+    if known is not None and before is not None and _same_machine(before.node, node):
+        machine = known.machine
+    else:
+        machine = encode_node(replace(node, memory_available_bytes=0, gpus=())).SerializeToString()
+    load = record.load.message if isinstance(record.load, ReceivedLoad) else encode_load(record.load)
+    # As `RunnerRecord.machine` has it.
+    moving = resources_pb2.Node(
+        memory_available_bytes=load.memory_available_bytes or node.memory_available_bytes,
+        gpus=load.gpus or map(encode_gpu, node.gpus),
     )
-    return _Encoded(record, runner, runner + rest.SerializeToString())
+    rest = resources_pb2.RunnerRecord(state=RUNNER_STATES[record.state], load=load, sequence=record.sequence)
+    told = nested(resources_pb2.RunnerRecord.NODE_FIELD_NUMBER, machine + moving.SerializeToString())
+    return _Encoded(record, runner, machine, runner + told + rest.SerializeToString())
+
+
+def _same_machine(one: Node, other: Node) -> bool:
+    """But for what heartbeats say of it; equal parts that are other objects count as different, which costs less."""
+    return (
+        one.cpu is other.cpu
+        and one.labels is other.labels
+        and one.memory_total_bytes == other.memory_total_bytes
+        and one.node_id == other.node_id
+        and one.hostname == other.hostname
+        and one.os == other.os
+    )
 
 
 def encode_directory_event(event: DirectoryEvent) -> pb.DirectoryEvent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -382,13 +383,46 @@ def decode_load(message: pb.Load) -> Load:
     )
 
 
+class ReceivedLoad(Load):
+    """A runner's load as it came, for whoever passes more of them on than looks into them.
+
+    It is decoded when somebody first looks, and `message` may go out again as it came: whoever gets it judges it anew.
+    """
+
+    __slots__ = ("message",)
+
+    message: pb.Load
+
+    def __init__(self, message: pb.Load) -> None:
+        object.__setattr__(self, "message", message)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only what isn't set yet is looked for here."""
+        if name not in _LOAD_FIELDS:
+            raise AttributeError(name)
+        decoded = decode_load(self.message)
+        for field in _LOAD_FIELDS:
+            object.__setattr__(self, field, getattr(decoded, field))
+        return getattr(decoded, name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Load):
+            return NotImplemented
+        return all(getattr(self, field) == getattr(other, field) for field in _LOAD_FIELDS)
+
+    __hash__ = Load.__hash__
+
+
+_LOAD_FIELDS = frozenset(field.name for field in fields(Load))
+
+
 def encode_runner_record(
     record: RunnerRecord, *, lease_age_s: float | None = None, lease_expires_in_s: float | None = None
 ) -> pb.RunnerRecord:
     """A runner as a registry holds it, with the lease's age and what is left of it where they are known."""
     return pb.RunnerRecord(
         runner=encode_runner(record.runner),
-        node=encode_node(record.node),
+        node=encode_node(record.machine),
         state=RUNNER_STATES[record.state],
         load=encode_load(record.load),
         sequence=record.sequence,

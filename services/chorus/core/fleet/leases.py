@@ -20,7 +20,8 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 from chorus.core.errors import InvalidRequestError, StaleIncarnationError, UnknownLeaseError
 from chorus.core.fleet.claims import Claim, NodeClaims, check_claim
@@ -120,6 +121,7 @@ class LeaseTable:
         self._synced = False
         self._syncing_since = now
         self._swept_at = now
+        self._none_lapses_before = -math.inf
         self._leases: dict[str, _Lease] = {}
         self._homes: dict[str, str] = {}  # of each runner, the node where it was last believed to be
         self._proven: dict[str, tuple[str, Claim]] = {}  # of each node, the runner whose certificate last named it
@@ -159,6 +161,8 @@ class LeaseTable:
         self._renew(runner_id, record if changed or lease is None else lease.record, now, claim)
         for other in others:
             other.disproved = claim.disproves(other.claim, node_id)
+            if other.disproved:
+                self._none_lapses_before = -math.inf
         if changed:
             self._changed(runner_id, of_load_only=False)
         return changed
@@ -182,13 +186,7 @@ class LeaseTable:
         if sequence <= old.sequence:
             self._renew(runner_id, old, now, lease.claim)
             return False
-        # What a heartbeat says of the machine is newer than what the registration said.
-        node = replace(
-            old.node,
-            memory_available_bytes=load.memory_available_bytes or old.node.memory_available_bytes,
-            gpus=load.gpus or old.node.gpus,
-        )
-        self._renew(runner_id, RunnerRecord(old.runner, node, state, load, sequence), now, lease.claim)
+        self._renew(runner_id, RunnerRecord(old.runner, old.node, state, load, sequence), now, lease.claim)
         self._changed(runner_id, of_load_only=state is old.state)
         return True
 
@@ -216,8 +214,13 @@ class LeaseTable:
             for lease in self._leases.values():
                 lease.lapses_at += late_s
         self._synced = self._synced or now - self._syncing_since >= self.ttl_s
+        if now <= self._none_lapses_before:
+            return ()
         lapsed = [runner_id for runner_id, lease in self._leases.items() if lease.disproved or now > lease.lapses_at]
-        return tuple(self._remove(runner_id, RemovalReason.EXPIRED) for runner_id in lapsed)
+        removals = tuple(self._remove(runner_id, RemovalReason.EXPIRED) for runner_id in lapsed)
+        soonest = min((lease.lapses_at for lease in self._leases.values()), default=math.inf)
+        self._none_lapses_before = min(soonest, now + self.ttl_s)  # what is renewed from now on lapses after that
+        return removals
 
     # --- what others see --------------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ def list_nodes(
 
 def _entry(group: list[LeasedRecord]) -> NodeEntry:
     freshest = min(group, key=lambda leased: (leased.lease_age_s, leased.record.runner.runner_id))
-    return NodeEntry(freshest.record.node, tuple(sorted(group, key=lambda leased: leased.record.runner.runner_id)))
+    return NodeEntry(freshest.record.machine, tuple(sorted(group, key=lambda leased: leased.record.runner.runner_id)))
 
 
 def _encode_token(node_id: str) -> str:

@@ -6,7 +6,7 @@ All sizes are bytes, all durations seconds, all wall-clock times seconds since t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -222,10 +222,19 @@ class RunnerRecord:
     """A runner as a registry holds it: who, on what machine, how it fares. Ordered by (incarnation, sequence)."""
 
     runner: Runner
-    node: Node
+    node: Node  # as registered
     state: RunnerState
     load: Load
     sequence: int
+
+    @property
+    def machine(self) -> Node:
+        """The node as it is now: what a heartbeat says of it is newer than what the registration said."""
+        return replace(
+            self.node,
+            memory_available_bytes=self.load.memory_available_bytes or self.node.memory_available_bytes,
+            gpus=self.load.gpus or self.node.gpus,
+        )
 
     @property
     def version(self) -> tuple[int, int]:
