@@ -8,7 +8,8 @@ its own, registers, and sends one heartbeat a second, by the runner's own code, 
 reports. Two watchers with the certificates of coordinators read the directory as coordinators do, load changes
 included. What counts is the processor time that the registry's process used, over its wall-clock seconds; the others
 run on the loop that services run on, so that they take no more of the machine than they must. The time of each
-heartbeat from its sending to its answer, and to each watcher, is told beside it. All are on one machine, so the clock is one.
+heartbeat from its sending to its answer, and to each watcher, is told beside it. All are on one machine, so the clock
+is one.
 """
 
 from __future__ import annotations
