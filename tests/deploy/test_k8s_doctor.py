@@ -423,7 +423,7 @@ def test_it_asks_kubectl_and_says_what_that_was_not_told(healthy: list[Item], tm
     assert told.refused == ("nodes: nodes is forbidden",)
     assert read_saved(tmp_path / "pods.json").documents[0] in told.documents
     kubectl.write_text("#!/bin/sh\necho refused >&2; exit 1\n")
-    with pytest.raises(Exception, match=r"told nothing.*refused"):
+    with pytest.raises(Exception, match=r"got nothing.*refused"):
         ask_kubectl("chorus", program=[str(kubectl)])
     with pytest.raises(Exception, match="k3s kubectl"):
         ask_kubectl("chorus", program=[str(tmp_path / "none")])

@@ -51,6 +51,14 @@ def questions(namespace: str) -> list[Question]:
     ]
 
 
+_WHICH = "KUBECONFIG or --context says which one; where `kubectl get nodes` works, `chorus k8s doctor` does, too"
+
+
+def _last_line(text: str) -> str:
+    """kubectl's log comes before what it has to say."""
+    return (text.strip().splitlines() or [""])[-1][-200:]
+
+
 def ask_kubectl(namespace: str, *, context: str | None = None, program: Sequence[str] = ("kubectl",)) -> Told:
     """Asks the cluster. Raises ConfigError without kubectl, UnavailableError where the cluster tells nothing at all."""
     documents: list[Object] = []
@@ -68,19 +76,17 @@ def ask_kubectl(namespace: str, *, context: str | None = None, program: Sequence
         except FileNotFoundError:
             raise ConfigError(
                 f"there is no {program[0]} here; on a K3s server it is `k3s kubectl`. Or run it elsewhere "
-                "and give what it prints to --from"
+                "and give what it prints to `chorus k8s doctor --from`"
             ) from None
         except subprocess.TimeoutExpired:
-            raise UnavailableError(
-                f"the cluster does not answer within {_LIMIT_S:.0f} s; is KUBECONFIG right?"
-            ) from None
+            raise UnavailableError(f"the cluster does not answer within {_LIMIT_S:.0f} s; {_WHICH}") from None
         if done.returncode == 0:
             documents.append(_parsed(done.stdout, f"kubectl get {' '.join(question.words)}"))
             kinds.add(question.kind)
         else:
-            refused.append(f"{question.words[0]}: {done.stderr.strip()[-200:] or f'exit code {done.returncode}'}")
+            refused.append(f"{question.words[0]}: {_last_line(done.stderr) or f'exit code {done.returncode}'}")
     if not documents:
-        raise UnavailableError(f"kubectl was told nothing; {refused[0]}")
+        raise UnavailableError(f"kubectl got nothing from a cluster ({refused[0]}). {_WHICH}")
     return Told(tuple(documents), frozenset(kinds), tuple(refused))
 
 

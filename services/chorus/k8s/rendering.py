@@ -75,7 +75,11 @@ def write_overlay(layout: Layout, image: str, target: Path, *, replace: bool) ->
     """
     text = kustomization(layout, image)
     if target.exists() and not (replace and (target / _MANIFESTS).is_dir()):
-        advice = "--replace writes it anew" if (target / _MANIFESTS).is_dir() else "choose another folder"
+        advice = (
+            "`chorus k8s render --replace` writes it anew"
+            if (target / _MANIFESTS).is_dir()
+            else "choose another folder"
+        )
         raise ConfigError(f"{target} is there already; {advice}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
