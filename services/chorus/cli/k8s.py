@@ -72,9 +72,9 @@ def render(
 
     layout = lay_out(nodes or (), gpu_nodes or (), models or _MODELS, certificates=certificates, extras=extras or ())
     write_overlay(layout, image, target, replace=replace)
-    note(
-        f"{len(layout.nodes)} node{'s' if len(layout.nodes) != 1 else ''}, {', '.join(layout.components)}; next, with the image on every node:"
-    )
+    count = len(layout.nodes)
+    what = f"{count} node{'s' if count != 1 else ''}, {', '.join(layout.components)}"
+    note(f"{what}; next, with the image on every node:")
     for command in (*label_commands(layout), f"kubectl apply -k {target}", "chorus k8s doctor"):
         note(f"  {command}")
     sys.stdout.write(f"{target}\n")
