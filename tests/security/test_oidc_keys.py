@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from chorus.config.callers import CallersSettings
-from chorus.coordinator.oidc import TokenVerifier
+from chorus.coordinator.oidc import KEPT_S, TokenVerifier
 from chorus.core.errors import ConfigError, UnavailableError
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
@@ -59,11 +59,11 @@ def provider(folder: Path, answers: dict[str, tuple[int, dict[str, str], bytes]]
             thread.join()
 
 
-def verifier(jwks: str, ca: Path | None) -> TokenVerifier:
+def verifier(jwks: str, ca: Path | None, clock: Callable[[], float] = time.monotonic) -> TokenVerifier:
     settings = CallersSettings(
         oidc_issuer=ISSUER, oidc_audience=AUDIENCE, oidc_jwks=jwks, oidc_ca=ca, oidc_grants={"*": ""}
     )
-    return TokenVerifier(settings, clock=time.monotonic)
+    return TokenVerifier(settings, clock=clock)
 
 
 def token() -> str:
@@ -112,6 +112,22 @@ async def test_what_is_no_list_of_keys_is_none(
     good = (200, {}, json.dumps(JWKS).encode())
     with provider(tmp_path, {"/asked": answer, "/keys": good}) as url, pytest.raises(UnavailableError):
         await verifier(f"{url}/asked", ca).verify(token())
+
+
+async def test_keys_that_cannot_be_fetched_again_are_good_for_a_day_and_no_longer(tmp_path: Path) -> None:
+    file, now = tmp_path / "keys.json", 0.0
+    file.write_text(json.dumps(JWKS))
+    verify = verifier(str(file), None, lambda: now).verify
+    await verify(token())
+    file.unlink()
+    for now in (KEPT_S / 2, KEPT_S - 1):
+        await verify(token())
+    now = KEPT_S + 60
+    with pytest.raises(UnavailableError):
+        await verify(token())
+    file.write_text(json.dumps(JWKS))
+    now += 60
+    await verify(token())
 
 
 def test_a_file_without_authorities_is_named_at_the_start(tmp_path: Path) -> None:

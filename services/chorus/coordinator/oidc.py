@@ -25,6 +25,9 @@ from chorus.telemetry.logs import get_logger
 
 _LEEWAY_S = 60
 _REFRESH_S = 600.0
+KEPT_S = 24 * 3600.0
+"""So long keys are good without having been fetched again: a provider that is away is no reason to shut everybody out,
+but who can keep us from asking must not keep a withdrawn key alive."""
 _AGAIN_S = 10.0
 """A token with a key that is not known makes keys be fetched again, at most this often."""
 _FETCH_S = 5.0
@@ -111,7 +114,8 @@ class TokenVerifier:
         raise jwt.InvalidKeyError("no key of the provider has its kid")
 
     async def _refresh(self) -> None:
-        """Fetches the keys, where that was not tried a moment ago; those that are known stay good if it fails."""
+        """Fetches the keys, where that was not tried a moment ago; if it fails, those that are known stay good for a
+        day."""
         if self._clock() < self._tried_at + _AGAIN_S:
             return
         self._tried_at = self._clock()
@@ -119,7 +123,9 @@ class TokenVerifier:
             self._keys = _public_keys(await self._fetched())
             self._fetched_at = self._clock()
         except (OSError, httpx.HTTPError, ValueError, jwt.PyJWTError) as error:
-            _log.warning("oidc.keys_not_fetched", where=self._where, why=str(error)[:200])
+            if self._keys and self._clock() >= self._fetched_at + KEPT_S:
+                self._keys = {}
+            _log.warning("oidc.keys_not_fetched", where=self._where, why=str(error)[:200], keys_known=len(self._keys))
 
     def _read(self) -> bytes:
         with Path(self._where).expanduser().open("rb") as file:

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import uvloop
 from prometheus_client import CollectorRegistry
 
 from chorus.config import ListenAddress, LogSettings, MeshSettings
@@ -127,6 +126,8 @@ def run_service(
     wrong is one line on standard error, and an event in the log where that is another place. Where the service leaves a
     thread that hangs, this does not return: the process ends here, with all that it had to say.
     """
+    import uvloop  # commands that are no services need the rest of this module alone
+
     try:
         with configure_logging(service=name, **dict(log)), core_log_events():
             try:
