@@ -27,6 +27,7 @@ class BooksAgainstModel(RuleBasedStateMachine):
         self.due: dict[str, float] = {}
         self.placeless: set[str] = set()
         self.closed: dict[str, Closing] = {}
+        self.returned: dict[str, tuple[RunnerLife, str, float]] = {}  # whose tickets may be good still
         self.deaf: dict[RunnerLife, float] = {}
 
     def take(self, closed: Iterable[Closed[str]]) -> list[str]:
@@ -86,6 +87,7 @@ class BooksAgainstModel(RuleBasedStateMachine):
     @rule(life=st.sampled_from(LIVES))
     def a_runner_is_gone(self, life: RunnerLife) -> None:
         self.deaf.pop(life, None)
+        self.returned = {key: grant for key, grant in self.returned.items() if grant[0] != life}
         closed = self.take(self.grants.gone(life))
         for key in closed:
             assert self.closed[key] is (Closing.LOST if key in self.begun else Closing.UNUSED)
@@ -95,8 +97,25 @@ class BooksAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data(), caller=st.sampled_from("xy"))
     def give_back(self, data: st.DataObject, caller: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.open)))
-        may = self.open[key][1] == caller and key not in self.begun
+        grant = self.open[key]
+        may = grant[1] == caller and key not in self.begun
         assert self.take(self.grants.returned(key, caller)) == ([key] if may else [])
+        if may:
+            self.returned[key] = grant
+
+    @precondition(lambda self: self.returned)
+    @rule(data=st.data(), ended=st.booleans(), life=st.sampled_from(LIVES))
+    def one_that_was_given_back_is_used_all_the_same(self, data: st.DataObject, ended: bool, life: RunnerLife) -> None:
+        key = data.draw(st.sampled_from(sorted(self.returned)))
+        mine = self.returned[key][0] == life
+        self.deaf.pop(life, None)
+        told = self.grants.told(life, [TicketUse(key, ended=ended)])
+        assert told.late == ([key] if mine else [])
+        if mine:
+            self.open[key] = self.returned.pop(key)
+        assert self.take(told.closed) == ([key] if mine and ended else [])
+        if mine and not ended:
+            self.begun.add(key)
 
     @rule(seconds=st.floats(0.0, 40.0))
     def time_passes(self, seconds: float) -> None:
@@ -111,6 +130,7 @@ class BooksAgainstModel(RuleBasedStateMachine):
         assert sorted(overdue) == sorted(expected)
         self.placeless |= expected
         closed = set(self.take(self.grants.sweep(self.now)))
+        self.returned = {key: grant for key, grant in self.returned.items() if self.now < grant[2]}
         for key, (life, _, lapses_at) in before.items():
             lost = life in self.deaf and self.now >= self.deaf[life] + LOST_S
             if key in self.begun:

@@ -199,7 +199,9 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def what_is_written_down_is_the_same_again(self) -> None:
-        again = Ledger.restore(self.ledger.tokens, self.ledger.members, self.ledger.revocations)
+        again = Ledger.restore(
+            self.ledger.tokens, self.ledger.members, self.ledger.revocations, retired=self.ledger.retired
+        )
         assert (again.tokens, again.members, again.revocations) == (
             self.ledger.tokens,
             self.ledger.members,
@@ -240,6 +242,24 @@ def _joins(ledger: Ledger, token_id: str, *, key: str, node: str) -> SpiffeId:
     identity = ledger.redeem(token_id, secret, key=key, name="attic", trust_domain=DOMAIN, now=0.0, node=node)
     ledger.issued(identity, key=key, serial=len(ledger.members), not_after=LIFE_S, addresses=(), now=0.0, node=node)
     return identity
+
+
+def test_a_key_whose_place_was_taken_does_not_come_back_with_a_restored_name() -> None:
+    ledger, attic = Ledger(), runner("attic")
+    for number in (1, 2, 3):
+        ledger.add(JoinToken(f"t{number}", f"t{number}".encode() * 8, Role.RUNNER, "attic", 0.0, 1e9, "admin"), 0.0)
+    _joins(ledger, "t1", key="stolen", node="n1")
+    _joins(ledger, "t2", key="new", node="n1")
+    later = 2 * LIFE_S  # nobody is told any more that its certificate is worth nothing, which has ended
+    ledger.revoke(attic, why="", now=later, longest_s=0)
+    ledger.restore_identity(attic)
+    again = Ledger.restore(ledger.tokens, ledger.members, ledger.revocations, retired=ledger.retired)
+    for one in (ledger, again):
+        with pytest.raises(RenewalError, match="another machine has joined"):
+            one.check_renewal(attic, key="stolen", serial=0, not_after=LIFE_S, now=later)
+        one.check_renewal(attic, key="new", serial=1, not_after=LIFE_S, now=later)
+    _joins(ledger, "t3", key="stolen", node="n1")  # an admin gave it a token
+    ledger.check_renewal(attic, key="stolen", serial=2, not_after=LIFE_S, now=later)
 
 
 def test_a_token_for_a_node_is_good_nowhere_else() -> None:

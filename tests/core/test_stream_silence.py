@@ -99,11 +99,21 @@ def test_a_stream_that_had_a_pace_and_lost_it_is_stuck(gap_s: float, allowed_s: 
     assert Sight.SILENT not in world.sights()
 
 
-def test_without_a_pace_nothing_is_stuck() -> None:
-    world = paced(0.02, PATIENCE.gaps_at_least, answers=True)
+def test_before_the_first_token_nothing_is_stuck() -> None:
+    world = paced(0.02, 0, answers=True)
     assert world.watch.stall_after_s is None
     world.passes(3600.0)
     assert Sight.STALLED not in world.sights()
+
+
+@pytest.mark.parametrize("tokens", range(1, PATIENCE.gaps_at_least + 1))
+def test_without_a_pace_it_takes_longer_until_it_is_stuck(tokens: int) -> None:
+    world = paced(0.02, tokens, answers=True)
+    assert world.watch.stall_after_s == PATIENCE.unpaced_s
+    world.passes(PATIENCE.unpaced_s + SECOND_LOOK_S - 0.01)
+    assert Sight.STALLED not in world.sights()
+    world.passes(0.02)
+    assert Sight.STALLED in world.sights()
 
 
 def test_progress_after_tokens_is_no_pace() -> None:

@@ -159,6 +159,15 @@ class Policies:
         into = self._let(target, "Ingress", "ingress", "from", source, port, target)
         return out and into
 
+    def may_resolve(self, source: Pods) -> bool:
+        """Whether it may ask the cluster's DNS, over UDP."""
+        held = [
+            spec
+            for spec in self._policies
+            if "Egress" in spec["policyTypes"] and matches(spec["podSelector"], source.labels)
+        ]
+        return not held or any(_asks_dns(rule) for spec in held for rule in spec.get("egress", []))
+
     def _let(self, of: Pods, kind: str, rules: str, peers: str, other: Pods, port: int, target: Pods) -> bool:
         held = [
             spec for spec in self._policies if kind in spec["policyTypes"] and matches(spec["podSelector"], of.labels)
@@ -185,6 +194,14 @@ class Policies:
             "podSelector" in peer and "namespaceSelector" not in peer and matches(peer["podSelector"], other.labels)
             for peer in rule[peers]
         )
+
+
+def _asks_dns(rule: Document) -> bool:
+    return {"protocol": "UDP", "port": 53} in rule.get("ports", []) and any(
+        matches(peer.get("namespaceSelector"), {"kubernetes.io/metadata.name": "kube-system"})
+        and matches(peer.get("podSelector"), {"k8s-app": "kube-dns"})
+        for peer in rule["to"]
+    )
 
 
 CLIENT = Pods("a-client", {"chorus.mesh/client": "true"}, {"spec": {"containers": [{}]}})
@@ -302,6 +319,10 @@ def _of_policies(wanted: list[Dial], pods: list[Pods], documents: list[Document]
     """Every edge that is dialled is let through, and no other one between two pods of the mesh."""
     policies = Policies(documents)
     needed = {(dial.who, str(dial.role), dial.purpose) for dial in wanted}
+    named = {dial.who for dial in wanted if dial.host}
+    for each in pods:
+        if each.service in named and each is not STRANGER and not policies.may_resolve(each):
+            yield f"{each.name} dials names, and may not ask the DNS"
     for source, target in itertools.product(pods, pods):
         if target.service not in SERVICES:
             continue

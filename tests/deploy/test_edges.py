@@ -125,6 +125,8 @@ BROKEN: dict[str, Break] = {
     ),
     "who watches": lambda d: _policy(d, "chorus-revocations")["podSelector"]["matchExpressions"][0]["values"].pop(),
     "a longer drain": lambda d: _variable(d, "chorus-runner", "CHORUS_RUNNER__DRAIN_GRACE_S", "300"),
+    "how clients find names": lambda d: _policy(d, "chorus-client")["egress"].pop(0),
+    "how services find names": lambda d: d.remove(one(d, "NetworkPolicy", "chorus-dns")),
     "a policy's port": lambda d: _policy(d, "chorus-runner")["egress"][0]["ports"][0].update(port=7301),
     "a policy's peer": lambda d: _policy(d, "chorus-registry")["ingress"][0]["from"].pop(),
     "a policy too many": lambda d: _policy(d, "chorus-registry")["ingress"][0]["from"].append({"podSelector": {}}),

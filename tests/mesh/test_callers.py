@@ -14,6 +14,7 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.serialization import Encoding
 from grpc_reflection.v1alpha import reflection_pb2
 
+from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.client import Completion, MeshClient
 from chorus.client.keys import KnownKey
 from chorus.core.callers import Limits, Scopes, Usage
@@ -28,12 +29,14 @@ from chorus.core.errors import (
     PermissionDeniedError,
     QuotaExceededError,
     UnavailableError,
+    UnknownModelError,
 )
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
 from chorus.testing.mesh import InProcessMesh
 from chorus.testing.pace import ManualPace
+from tests.mesh.test_direct import Direct, read, refusal, spec
 from tests.store.valkey_server import running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -145,6 +148,26 @@ async def test_direct_mode_is_under_the_limits_of_its_certificate(mesh: InProces
     assert used.requests == 30
     assert used.output_tokens == 30 * 3
     assert (await mesh.client(name="carol").complete("free", max_tokens=2)).text
+
+
+async def test_a_ticket_that_is_given_back_and_used_all_the_same_is_counted(
+    mesh: InProcessMesh, ca: str, tmp_path: Path
+) -> None:
+    _, key = await holder(mesh, ca, tmp_path, limits=Limits(tokens_per_minute=10_000), client="eve")
+    async with Direct(mesh, "eve") as eve:
+        placed = await eve.place(spec())
+        back = pb.GenerateRequest(unused_ticket_id=placed.ticket_id, spec=spec(model="none-such"))
+        assert isinstance(await refusal(eve.coordinator().Generate(back, timeout=10)), UnknownModelError)
+        events = await read(eve.generate(placed, spec()))
+    usage = events[-1].finished.usage
+    used = await settled(mesh, key)
+    while used.output_tokens == 0:  # the runner's word of it comes by itself
+        used = await settled(mesh, key)
+    assert (used.requests, used.prompt_tokens, used.output_tokens) == (
+        2,  # the one that gave it back, too
+        usage.prompt_token_count,
+        usage.completion_token_count,
+    )
 
 
 @asynccontextmanager

@@ -77,6 +77,16 @@ async def test_always_and_never(certificates: MeshCertificates, mode: Any, ticke
         assert (seen.tickets("ended"), seen.relayed()) == (tickets, 2 - tickets)
 
 
+async def test_a_coordinator_that_was_just_started_looks_around_before_it_refuses(
+    certificates: MeshCertificates,
+) -> None:
+    async with InProcessMesh(runners=1, certificates=certificates) as mesh:
+        client = mesh.client(direct="always")
+        for _ in range(3):
+            await mesh.restart_coordinator(0)
+            assert (await client.complete(raw())).text == "hello"
+
+
 async def test_events_are_those_of_the_relay(certificates: MeshCertificates) -> None:
     async with InProcessMesh(runners=1, certificates=certificates) as mesh:
         kinds = []

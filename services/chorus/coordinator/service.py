@@ -155,6 +155,7 @@ class CoordinatorService(HostedService):
             entitlements=entitlements,
             identity=identity,
             ttl_s=settings.ticket_ttl_s,
+            told_within_s=settings.connect_timeout_s,
         )
         self._loading = Loading(
             self.live,

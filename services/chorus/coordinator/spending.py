@@ -22,6 +22,10 @@ class Spending:
     output: int = 0
     settled: bool = False
 
+    def anew(self) -> Spending:
+        """One without a reservation, for what is used when this one is settled; that is counted as it comes."""
+        return Spending(self.grant, 0, self.late, settled=True)
+
     def used(self, prompt: int, output: int) -> None:
         """So many more tokens were read and written for it."""
         if self.settled:

@@ -80,6 +80,9 @@ def _encode(ledger: Ledger) -> dict[str, Any]:
             }
             for entry in ledger.revocations.entries
         ],
+        "retired": [
+            {"identity": str(identity), "key": key, "until": until} for (identity, key), until in ledger.retired.items()
+        ],
         "rotation": None if ledger.rotation is None else asdict(ledger.rotation),
     }
 
@@ -119,4 +122,6 @@ def _decode(data: dict[str, Any]) -> Ledger:
         members,
         Revocations(revocations, revision=data["revision"]),
         None if rotation is None else Rotation(**rotation),
+        # Versions before knew none.
+        {(SpiffeId.parse(row["identity"]), row["key"]): row["until"] for row in data.get("retired", ())},
     )

