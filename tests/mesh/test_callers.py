@@ -332,6 +332,9 @@ async def test_quotas_at_a_redis_that_goes_away_and_comes_back(ca: str, tmp_path
             with pytest.raises(UnavailableError, match="quotas can't be counted"):
                 await outlasting_the_memo(clients[0])
             assert (await mesh.client().complete("hello", max_tokens=2)).text
+            await mesh.restart_coordinator(1)  # it can't know whom keys limit
+            with pytest.raises(UnavailableError, match="keys are not known yet"):
+                await mesh.client(name="bob", coordinators=[1]).complete("hello", max_tokens=2)
             server.start()  # which has forgotten all: keys go on as they are known, quotas begin anew
             assert (await outlasting_the_memo(clients[0])).text
 

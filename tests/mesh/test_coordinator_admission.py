@@ -208,6 +208,23 @@ async def test_who_cannot_be_done_in_time_is_refused_at_once() -> None:
         assert (admission.running, admission.waiting) == (1, 0)
 
 
+async def test_nobody_makes_way_for_who_does_not_wait() -> None:
+    admission = Admission(OneSlot(), limit=1, max_queued=2, clock=Clock())
+    async with admission.admitted(Asking("a", lane="m")):
+        waiting = [asyncio.create_task(admission.enter(Asking("b", lane="m"))) for _ in range(2)]
+        while admission.waiting < 2:
+            await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(OverloadedError, match="no place now"):
+                await admission.enter(Asking("c", lane="m"), wait=False)
+        assert admission.waiting == 2
+        for task in waiting:
+            task.cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(end) for end in ended} == {asyncio.CancelledError}
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
 @pytest.mark.parametrize("cancelled_first", [True, False])
 async def test_cancelled_at_any_moment_nothing_is_left(cancelled_first: bool) -> None:
     admission = Admission(OneSlot(), limit=1, max_queued=10, clock=Clock())
