@@ -211,9 +211,12 @@ async def test_who_cannot_be_done_in_time_is_refused_at_once() -> None:
 async def test_nobody_makes_way_for_who_does_not_wait() -> None:
     admission = Admission(OneSlot(), limit=1, max_queued=2, clock=Clock())
     async with admission.admitted(Asking("a", lane="m")):
-        waiting = [asyncio.create_task(admission.enter(Asking("b", lane="m"))) for _ in range(2)]
-        while admission.waiting < 2:
-            await asyncio.sleep(0)
+        told = asyncio.Queue[int]()
+        asked = Asking("b", lane="m")
+        waiting = [
+            asyncio.create_task(admission.enter(asked, lambda position, _: told.put(position))) for _ in range(2)
+        ]
+        assert [await told.get(), await told.get()] == [0, 1]
         for _ in range(3):
             with pytest.raises(OverloadedError, match="no place now"):
                 await admission.enter(Asking("c", lane="m"), wait=False)
