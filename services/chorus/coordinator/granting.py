@@ -137,9 +137,7 @@ class Granting:
     ) -> pb.PlaceResponse:
         generation = decode_generation(request.spec)
         falling_back = FallingBack(decode_fallback(request.fallback), generation)
-        if not self._live.told:
-            left_s = context.time_remaining()
-            await self._live.wait_told(self._told_within_s if left_s is None else min(left_s, self._told_within_s))
+        await self._live.wait_told(self._told_within_s, context.time_remaining())
         needs = self._placing.resolved(Needs.of_generation(generation, allow_external=request.fallback.external))
         needs = self._placing.fall_back(needs, falling_back)
         asking = Asking(

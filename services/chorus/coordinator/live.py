@@ -49,10 +49,13 @@ class LiveDirectory:
         """Whether who is absent may be called so: somebody is there, or a registry is sure that nobody is."""
         return bool(self._seen.entries) or self._seen.synced
 
-    async def wait_told(self, timeout_s: float) -> None:
-        """Returns once it is `told`, or after `timeout_s`."""
+    async def wait_told(self, timeout_s: float, left_s: float | None = None) -> None:
+        """Returns once it is `told`, or after `timeout_s`, or `left_s` where that is less: a coordinator or a registry
+        that was just started knows of nobody, and must not say that nobody is."""
+        if self.told:
+            return
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s if left_s is None else min(left_s, timeout_s)):
                 await self.wait_until(lambda _: self.told)
 
     def on_change(self, listener: Listener) -> None:

@@ -290,10 +290,8 @@ class Requests:
                 return await self._placing.attempt(needs, run)
 
     async def knows_the_mesh(self, context: Sink) -> None:
-        """A coordinator or a registry that was just started knows of nobody, and must not say that nobody is."""
-        if not self._live.told:
-            wait_s, left_s = self._connect_timeout_s, _time_left(context)
-            await self._live.wait_told(wait_s if left_s is None else min(left_s, wait_s))
+        """Waits, for a while, where it is not known yet who is there."""
+        await self._live.wait_told(self._connect_timeout_s, _time_left(context))
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from chorus.core.fleet.events import (
     SnapshotEvent,
 )
 from chorus.core.fleet.listing import NodeEntry, NodeFilter
-from chorus.core.fleet.records import Node, Runner, RunnerRecord
+from chorus.core.fleet.records import Runner, RunnerRecord
 from chorus.wire.nesting import nested
 from chorus.wire.resources import (
     RUNNER_STATES,
@@ -114,23 +114,22 @@ class DirectoryEncoder:
             lease.ClearField("lease_expires_in")
         else:
             set_duration(lease.lease_expires_in, leased.lease_expires_in_s)
-        runner_id = record.runner.runner_id
-        known = self._kept.get(runner_id)
+        known = self._kept.get(record.runner.runner_id)
         if known is None or known.record is not record:
-            known = self._kept[runner_id] = _encode_anew(record, known)
+            known = self._kept[record.runner.runner_id] = _encode_anew(record, known)
         return known.whole + lease.SerializeToString()
 
 
 def _encode_anew(record: RunnerRecord, known: _Encoded | None) -> _Encoded:
-    """A heartbeat leaves the runner and the machine's parts the objects that they were; they aren't encoded again."""
-    node, before = record.node, None if known is None else known.record
-    if known is not None and before is not None and before.runner is record.runner:
+    """A heartbeat leaves runner and node, as registered, the objects that they were; they are not encoded again."""
+    node = record.node
+    if known is not None and known.record.runner is record.runner:
         runner = known.runner
     else:
         runner = nested(
             resources_pb2.RunnerRecord.RUNNER_FIELD_NUMBER, encode_runner(record.runner).SerializeToString()
         )
-    if known is not None and before is not None and _same_machine(before.node, node):
+    if known is not None and known.record.node is node:
         machine = known.machine
     else:
         machine = encode_node(replace(node, memory_available_bytes=0, gpus=())).SerializeToString()
@@ -143,18 +142,6 @@ def _encode_anew(record: RunnerRecord, known: _Encoded | None) -> _Encoded:
     rest = resources_pb2.RunnerRecord(state=RUNNER_STATES[record.state], load=load, sequence=record.sequence)
     told = nested(resources_pb2.RunnerRecord.NODE_FIELD_NUMBER, machine + moving.SerializeToString())
     return _Encoded(record, runner, machine, runner + told + rest.SerializeToString())
-
-
-def _same_machine(one: Node, other: Node) -> bool:
-    """But for what heartbeats say of it; equal parts that are other objects count as different, which costs less."""
-    return (
-        one.cpu is other.cpu
-        and one.labels is other.labels
-        and one.memory_total_bytes == other.memory_total_bytes
-        and one.node_id == other.node_id
-        and one.hostname == other.hostname
-        and one.os == other.os
-    )
 
 
 def encode_directory_event(event: DirectoryEvent) -> pb.DirectoryEvent:
