@@ -15,12 +15,14 @@ from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import EngineKind, ModelState, ModelStatus, RunnerState
 from chorus.core.placement import (
     Needs,
+    Pool,
     RejectionReason,
     Roster,
     Situation,
     Work,
     detail,
     place,
+    pool_of,
     survey,
 )
 from tests.core import placement_fleet as fleet
@@ -104,7 +106,7 @@ def test_the_chosen_one_serves_and_is_never_the_dearest(
 def test_the_same_seed_gives_the_same_choice_and_a_roster_changes_no_refusal(
     needs: Needs, directory: Directory, situation: Situation, seed: int
 ) -> None:
-    def outcome(pool: tuple[str, ...] | None) -> tuple[str, str]:
+    def outcome(pool: Pool | None) -> tuple[str, str]:
         try:
             return place(needs, directory, rng=random.Random(seed), situation=situation, pool=pool).runner_id, ""
         except ChorusError as error:
@@ -125,7 +127,7 @@ def test_a_roster_leaves_nobody_out_as_directories_change(
         pool = roster.pool(needs, directory)
         assert (
             {candidate.runner_id for candidate in survey(needs, directory, situation=situation).candidates}
-            <= {*pool}
+            <= {*pool.everybody}
             <= {*directory.entries}
         )
 
@@ -141,7 +143,6 @@ def test_a_roster_that_follows_changes_has_the_pools_of_a_new_one(
             known = directory
         if data.draw(st.booleans()):  # it finds out by itself where it was not told
             assert roster.pool(needs, directory) == Roster().pool(needs, directory)
-            assert roster.warm(needs, directory) == Roster().warm(needs, directory)
             assert roster.resolve(Needs(), directory) == Roster().resolve(Needs(), directory)
             known = directory
 
@@ -155,11 +156,11 @@ def test_a_roster_keeps_its_pools_while_only_load_changes() -> None:
         fleet.runner("r2", fleet.model(), sequence=2),
     )
     pool = roster.pool(needs, quiet)
-    assert pool == ("r1", "r2")
+    assert pool.everybody == ("r1", "r2")
     assert roster.pool(needs, busy) is pool
-    assert roster.pool(needs, fleet.directory(fleet.runner("r2", fleet.model()))) == ("r2",)
+    assert roster.pool(needs, fleet.directory(fleet.runner("r2", fleet.model()))).everybody == ("r2",)
     renamed = fleet.directory(fleet.runner("r2", fleet.model("beta")))
-    assert roster.pool(needs, renamed) == ()
+    assert roster.pool(needs, renamed).everybody == ()
 
 
 def shares(directory: Directory, needs: Needs | None = None, *, rounds: int = 400) -> Counter[str]:
@@ -272,7 +273,7 @@ def test_a_stale_pool_is_no_authority() -> None:
     needs = Needs(model="alpha")
     now = fleet.directory(fleet.runner("r1", fleet.model(), state=RunnerState.DRAINING))
     with pytest.raises(RunnersUnavailableError):
-        place(needs, now, rng=random.Random(0), pool=("gone", "r1"))
+        place(needs, now, rng=random.Random(0), pool=pool_of(needs, now, ("gone", "r1")))
 
 
 def test_reasons_mirror_the_wire() -> None:

@@ -11,7 +11,7 @@ from tests.core import placement_fleet as fleet
 
 
 def slots(directory: Directory, model: str = "alpha") -> int:
-    return slots_for(model, Roster().pool(Needs(model=model), directory), directory)
+    return slots_for(model, Roster().pool(Needs(model=model), directory).everybody, directory)
 
 
 def quiet(directory: Directory, **in_flight: int) -> bool:
@@ -55,7 +55,7 @@ def test_a_node_is_as_busy_as_all_that_runs_on_it() -> None:
 
 @given(fleet.directories())
 def test_where_there_is_a_quiet_node_there_are_slots(directory: Directory) -> None:
-    pool = Roster().pool(Needs(model="alpha"), directory)
+    pool = Roster().pool(Needs(model="alpha"), directory).everybody
     loads = node_loads("alpha", pool, directory)
     assert [node.share for node in loads] == sorted(node.share for node in loads)
     if has_quiet_node(loads, {}):

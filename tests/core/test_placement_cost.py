@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import EngineInfo, EngineKind, Gpu, Load, ModelLoad, ModelState
 from chorus.core.generation import GenerationRequest, Priority, StopConditions, TextPrompt
-from chorus.core.placement import Needs, Situation, place
-from chorus.core.placement.cost import BACKGROUND_BUSY_S, MISFIT_S, NOMINAL_TOKENS, cost_terms, total
+from chorus.core.placement import Needs, Situation, place, pool_of
+from chorus.core.placement.cost import BACKGROUND_BUSY_S, MISFIT_S, NOMINAL_TOKENS, Terms, cost_terms, total
+from chorus.core.placement.fit import seat_of
 from tests.core import placement_fleet as fleet
 
 NAME = "alpha.gguf"
@@ -69,8 +70,13 @@ def entry(
     return replace(made, record=replace(record, runner=runner, load=Load((load,), gpus=(gpu,) if gpu else ())))
 
 
+def terms_of(needs: Needs, made: DirectoryEntry, situation: Situation) -> Terms:
+    """The terms of the runner's only model."""
+    return cost_terms(needs, made.record, seat_of(made.record, made.record.runner.models[0], situation), situation)
+
+
 def cost(needs: Needs, made: DirectoryEntry, situation: Situation) -> float:
-    terms = cost_terms(needs, made.record, made.record.runner.models[0], situation)
+    terms = terms_of(needs, made, situation)
     assert all(value >= 0 for _, value in terms)
     assert len(dict(terms)) == len(terms)
     return total(terms)
@@ -121,9 +127,9 @@ def test_each_input_moves_the_cost_one_way_only(
 @given(requests, loads, st.integers(0, 30_000))
 def test_affinity_is_worth_the_seconds_that_it_saves_and_no_more(needs: Needs, load: ModelLoad, shared: int) -> None:
     idle = replace(load, slots_used=0, queued=0, kv_total_tokens=0)
-    without = dict(cost_terms(needs, entry(idle, None).record, fleet.model(), Situation()))
+    without = dict(terms_of(needs, entry(idle, None), Situation()))
     situation = Situation(shared={("r", NAME): shared})
-    with_it = dict(cost_terms(needs, entry(idle, None).record, fleet.model(), situation))
+    with_it = dict(terms_of(needs, entry(idle, None), situation))
     saved = without.pop("prefill", 0.0) - with_it.pop("prefill", 0.0)
     assert without == with_it
     assert saved == pytest.approx(min(shared, needs.likely_prompt_tokens) / idle.prompt_tokens_per_second)
@@ -132,7 +138,7 @@ def test_affinity_is_worth_the_seconds_that_it_saves_and_no_more(needs: Needs, l
 def test_a_runner_is_not_believed_to_have_more_in_memory_than_it_says() -> None:
     needs = Needs(model="alpha", likely_prompt_tokens=1000)
     load = ModelLoad(NAME, 0, 4, 0, 100, 8192, 20.0, 300, prompt_tokens_per_second=100.0)
-    terms = cost_terms(needs, entry(load, None).record, fleet.model(), Situation(shared={("r", NAME): 900}))
+    terms = terms_of(needs, entry(load, None), Situation(shared={("r", NAME): 900}))
     assert dict(terms)["prefill"] == pytest.approx(6.0)
 
 
@@ -143,7 +149,7 @@ def test_the_terms_are_seconds() -> None:
         model="alpha", likely_prompt_tokens=1000, answer_tokens=64, likely_context_length=4192, background=True
     )
     situation = Situation(penalties={"r": 7.0}, weights={"r": 0.5})
-    terms = dict(cost_terms(needs, entry(load, hot, state=ModelState.LOADING).record, fleet.model(), situation))
+    terms = dict(terms_of(needs, entry(load, hot), situation))
     weight = terms.pop("weight")
     assert weight == pytest.approx(sum(terms.values()))
     assert terms == pytest.approx(
@@ -159,7 +165,7 @@ def test_the_terms_are_seconds() -> None:
             "background": BACKGROUND_BUSY_S,
         }
     )
-    cold = dict(cost_terms(replace(needs, answer_tokens=9999), entry(load, None).record, fleet.model(), Situation()))
+    cold = dict(terms_of(replace(needs, answer_tokens=9999), entry(load, None), Situation()))
     assert cold["decode"] == NOMINAL_TOKENS / 32.0
 
 
@@ -213,17 +219,17 @@ def test_a_conversation_goes_on_where_it_was_while_there_is_room() -> None:
     needs = Needs(model="alpha", likely_prompt_tokens=8000)
     for count in (4, 200):  # in a large mesh chance alone would hardly ever find it
         directory = equals(count, load)
-        ids = sorted(directory.entries)
+        pool = pool_of(needs, directory, sorted(directory.entries))
         rng = random.Random(1)
         situation = Situation(shared={("r03", NAME): 7900})
-        chosen = Counter(place(needs, directory, rng=rng, situation=situation, pool=ids).runner_id for _ in range(200))
+        chosen = Counter(place(needs, directory, rng=rng, situation=situation, pool=pool).runner_id for _ in range(200))
         assert chosen["r03"] >= 190
 
 
 def test_a_runner_outside_the_pool_is_not_chosen_for_its_memory() -> None:
     directory = equals(40, ModelLoad(NAME, 0, 4, 0, tokens_per_second=20.0))
     needs = Needs(model="alpha", likely_prompt_tokens=9000)
-    pool = tuple(runner_id for runner_id in sorted(directory.entries) if runner_id != "r03")
+    pool = pool_of(needs, directory, [runner_id for runner_id in sorted(directory.entries) if runner_id != "r03"])
     situation = Situation(shared={("r03", NAME): 9000})
     for seed in range(50):
         assert place(needs, directory, rng=random.Random(seed), situation=situation, pool=pool).runner_id != "r03"

@@ -147,15 +147,15 @@ def test_the_explanation_names_the_home_first_and_a_roster_changes_nothing() -> 
     roster = Roster()
     home = chosen(directory)
     assert survey(ALPHA, directory).candidates[0].runner_id == home
-    pool, warm = roster.pool(ALPHA, directory), roster.warm(ALPHA, directory)
-    assert (len(pool), warm) == (30, ())
-    assert place(ALPHA, directory, rng=random.Random(3), pool=pool, warm=warm).runner_id == home
+    pool = roster.pool(ALPHA, directory)
+    assert (len(pool.everybody), pool.warm) == (30, ())
+    assert place(ALPHA, directory, rng=random.Random(3), pool=pool).runner_id == home
 
 
 @pytest.mark.parametrize("state", [ModelState.LOADED, COLD])
 def test_who_has_it_in_memory_is_known_until_a_runner_changes(state: ModelState) -> None:
     roster = Roster()
     first = fleet.directory(fleet.runner("a", fleet.model(state=state)), fleet.runner("b", fleet.model()))
-    assert roster.warm(ALPHA, first) == (("a", "b") if state is ModelState.LOADED else ("b",))
+    assert roster.pool(ALPHA, first).warm == (("a", "b") if state is ModelState.LOADED else ("b",))
     second = fleet.directory(fleet.runner("a", fleet.model()), fleet.runner("b", fleet.model(state=COLD)))
-    assert roster.warm(ALPHA, second) == ("a",)
+    assert roster.pool(ALPHA, second).warm == ("a",)

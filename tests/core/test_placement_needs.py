@@ -163,7 +163,7 @@ def test_an_adapter_goes_where_it_is_and_chooses_the_model_where_none_is_named()
     directory = fleet.directory(plain, has)
     resolved = Roster().resolve(needs, directory)
     assert resolved.model == ""
-    assert Roster().pool(resolved, directory) == ("r2",)
+    assert Roster().pool(resolved, directory).everybody == ("r2",)
     assert Needs.of_token_count(request).adapter == ""
 
 

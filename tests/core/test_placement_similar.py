@@ -66,7 +66,7 @@ def test_whoever_stands_in_serves_every_need_now_and_nobody_alike_is_of_a_nearer
         if other != needs.model
         for fitting in [fit(replace(needs, model=other, tags=tags, allow_external=external), entry, situation)]
         if not isinstance(fitting, Miss)
-        for status in fitting
+        for status, _, _ in fitting
         if status.artifact.name != needs.model
     }
     if found is None:

@@ -171,7 +171,9 @@ class Placing:
         found = self._slots.get(lane)
         if found is None:
             directory = self._sized
-            found = self._slots[lane] = slots_for(lane, self._roster.pool(Needs(model=lane), directory), directory)
+            found = self._slots[lane] = slots_for(
+                lane, self._roster.pool(Needs(model=lane), directory).everybody, directory
+            )
         return found or None
 
     def has_quiet_node(self, lane: str) -> bool:
@@ -181,7 +183,7 @@ class Placing:
         if found is None:
             directory = self._sized
             pool = self._roster.pool(Needs(model=lane), directory)
-            found = self._node_loads[lane] = node_loads(lane, pool, directory)
+            found = self._node_loads[lane] = node_loads(lane, pool.everybody, directory)
         return has_quiet_node(found, self._in_flight.unreported)
 
     def _follow_sizes(self) -> None:
@@ -421,7 +423,6 @@ class Placing:
             rng=self._rng,
             situation=self._situation(trace, tried),
             pool=self._roster.pool(needs, directory),
-            warm=self._roster.warm(needs, directory),
             home=self._roster.home(needs, directory),
             last_resort=last_resort,
         )

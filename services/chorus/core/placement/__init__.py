@@ -10,7 +10,7 @@ from chorus.core.placement.patterns import Patterns
 from chorus.core.placement.place import Candidate, Rejected, Survey, place, survey
 from chorus.core.placement.refusal import detail, refusal
 from chorus.core.placement.replicas import LoadReason, Replicas, Wanted, load_times
-from chorus.core.placement.roster import Roster
+from chorus.core.placement.roster import Pool, Roster, pool_of
 from chorus.core.placement.similar import FallingBack, KnownModel, KnownModels
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Needs",
     "NodeLoad",
     "Patterns",
+    "Pool",
     "PromptTrace",
     "Rejected",
     "RejectionReason",
@@ -45,6 +46,7 @@ __all__ = [
     "load_times",
     "node_loads",
     "place",
+    "pool_of",
     "refusal",
     "slots_for",
     "survey",

@@ -142,7 +142,10 @@ class Affinity:
             known.append(places)
         found: dict[Place, int] = {}
         for depth in range(len(known), 0, -1):  # whoever has the most of it, first
-            for place, incarnation in known[depth - 1].items():
+            places = known[depth - 1]
+            if places.keys() <= found.keys():  # mostly: who has a block has those before it
+                continue
+            for place, incarnation in places.items():
                 if place not in found and self._lives.get(place[0]) == incarnation:
                     found[place] = min(depth * BLOCK_TOKENS, trace.tokens)
         if trace.session and trace.session in self._sessions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from chorus.core.fleet.records import EngineInfo, EngineKind, Gpu, ModelLoad, ModelState, ModelStatus, RunnerRecord
-from chorus.core.placement.fit import Situation, demand_of, load_of, slots_of
+from chorus.core.placement.fit import Seat, Situation, load_of, slots_of
 from chorus.core.placement.needs import Needs, Work
 
 Terms: TypeAlias = tuple[tuple[str, float], ...]
@@ -41,7 +41,13 @@ BUSY_SHARE = 0.8
 BACKGROUND_BUSY_S = 60.0
 
 
-def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situation: Situation) -> Terms:
+# Found sooner than an enum's member, which every candidate of every decision asks for.
+_LOADED = ModelState.LOADED
+_EXTERNAL = EngineKind.EXTERNAL
+_GENERATE = Work.GENERATE
+
+
+def cost_terms(needs: Needs, record: RunnerRecord, seat: Seat, situation: Situation) -> Terms:
     """The terms of the cost of serving `needs` with one model of a runner that fits; each in seconds, none negative.
 
     `decode`: the answer at the rate measured there (or guessed from the model's size, where nothing ran yet).
@@ -52,13 +58,13 @@ def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situatio
     configured to be asked less.
     """
     runner_id = record.runner.runner_id
-    load = load_of(record, status)
-    slots, busy = slots_of(status, load), demand_of(load, runner_id, situation)
+    status, load, busy = seat
+    slots = slots_of(status, load)
     engine = engine_of(record, status)
     rate = _rate(record, status, load, engine)
     terms: list[tuple[str, float]] = []
     typical_s = service_s = SHORT_WORK_S
-    if needs.work is Work.GENERATE:
+    if needs.work is _GENERATE:
         typical_s = NOMINAL_TOKENS / rate
         service_s = needs.answer_tokens / rate if 0 < needs.answer_tokens < NOMINAL_TOKENS else typical_s
         terms.append(("decode", service_s))
@@ -76,7 +82,7 @@ def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situatio
         kv_s = _kv_seconds(needs, load, typical_s)
         if kv_s:
             terms.append(("kv", kv_s))
-    if status.state is not ModelState.LOADED:
+    if status.state is not _LOADED:
         terms.append(("load", load_seconds(status)))
     gpus = record.load.gpus or record.node.gpus
     if gpus and engine is not None and is_on_gpu(engine):
@@ -87,7 +93,7 @@ def cost_terms(needs: Needs, record: RunnerRecord, status: ModelStatus, situatio
         terms.append(("context", MISFIT_S))
     if runner_id in situation.penalties:
         terms.append(("failures", situation.penalties[runner_id]))
-    if engine is not None and engine.kind is EngineKind.EXTERNAL:
+    if engine is not None and engine.kind is _EXTERNAL:
         terms.append(("external", EXTERNAL_S))
     if situation.weights:
         weight = situation.weights.get(runner_id, 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from chorus.core.costs.purse import Purse, Unpriced
 from chorus.core.fleet.directory import DirectoryEntry
@@ -26,6 +26,15 @@ from chorus.core.placement.needs import Needs, Work
 NOT_GENERATING_TAGS = frozenset({"embedding", "rerank"})
 # Requests that may wait at a runner, for each of its slots, before placement calls it full.
 QUEUED_PER_SLOT = 16
+
+
+# Every decision asks for these several times, and a member of an enum takes ten times as long to find as a name.
+_LOADED = ModelState.LOADED
+_READY = RunnerState.READY
+_GENERATE = Work.GENERATE
+
+Seat: TypeAlias = tuple[ModelStatus, ModelLoad | None, int]
+"""A model of a runner, the load reported for it (None: not loaded, or no report yet), and how many requests it has."""
 
 
 class RejectionReason(StrEnum):
@@ -92,7 +101,7 @@ NOTHING_MORE = Situation()
 _OTHER_MODEL = Miss(RejectionReason.MODEL)
 
 
-def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[ModelStatus, ...] | Miss:
+def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> list[Seat] | Miss:
     """The models of a runner that can serve the request, at least one; or the check that its closest model failed."""
     record = entry.record
     good: list[ModelStatus] = []
@@ -111,27 +120,25 @@ def fit(needs: Needs, entry: DirectoryEntry, situation: Situation) -> tuple[Mode
         early = _miss_of_runner(needs, record)
         if early is not None:
             return early
-    usable = [s for s in good if s.state is ModelState.LOADED or _miss_of_storage(record, s) is None]
+    usable = [s for s in good if s.state is _LOADED or _miss_of_storage(record, s) is None]
     if not usable:
         return _miss_of_storage(record, good[0]) or Miss(RejectionReason.NOT_LOADED, good[0])
-    if record.state is not RunnerState.READY:
+    if record.state is not _READY:
         return Miss(RejectionReason.STATE, usable[0])
     if not entry.reachable:
         return Miss(RejectionReason.UNREACHABLE, usable[0])
-    if situation.barred:
-        open_to_us = [s for s in usable if (record.runner.runner_id, s.artifact.name) not in situation.barred]
-        if not open_to_us:
-            return Miss(RejectionReason.BREAKER_OPEN, usable[0])
-        usable = open_to_us
-    if record.runner.runner_id in situation.tried:
-        return Miss(RejectionReason.TRIED, usable[0])
-    if situation.purse is not None:
-        payable = [s for s in usable if _miss_of_money(needs, record, s, situation.purse) is None]
-        if not payable:
-            return _miss_of_money(needs, record, usable[0], situation.purse) or Miss(RejectionReason.BUDGET, usable[0])
-        usable = payable
-    free = tuple([status for status in usable if not is_full(record, status, situation)])
-    return free or Miss(RejectionReason.FULL, usable[0], demand(record, usable[0], situation))
+    seats: list[Seat] = []
+    closest = None
+    for status in usable:
+        seat = seat_of(record, status, situation)
+        miss = _miss_now(needs, record, seat, situation)
+        if miss is None:
+            seats.append(seat)
+        elif closest is None or CLOSENESS[miss.reason] > CLOSENESS[closest.reason]:
+            closest = miss
+    if closest is not None and not seats:
+        return closest
+    return seats
 
 
 def may_fit(needs: Needs, record: RunnerRecord) -> bool:
@@ -144,7 +151,7 @@ def may_fit(needs: Needs, record: RunnerRecord) -> bool:
 def has_loaded(needs: Needs, record: RunnerRecord) -> bool:
     """Whether a runner has a model in memory with which it passes those checks."""
     return any(
-        status.state is ModelState.LOADED and _miss_of_model(needs, record, status, context=False) is None
+        status.state is _LOADED and _miss_of_model(needs, record, status, context=False) is None
         for status in record.runner.models
     )
 
@@ -156,7 +163,7 @@ def _miss_of_model(needs: Needs, record: RunnerRecord, status: ModelStatus, *, c
     if model:
         if model != artifact.family and model != artifact.name:
             return _OTHER_MODEL
-    elif needs.work is Work.GENERATE and not NOT_GENERATING_TAGS.isdisjoint(artifact.tags):
+    elif needs.work is _GENERATE and not NOT_GENERATING_TAGS.isdisjoint(artifact.tags):
         return _OTHER_MODEL
     if not needs.features <= status.features:
         return Miss(RejectionReason.FEATURE, status, needs.features - status.features)
@@ -185,6 +192,21 @@ def _miss_of_privacy(needs: Needs, record: RunnerRecord, status: ModelStatus) ->
     if needs.private and any(e.plaintext for e in record.runner.engines if e.name == status.engine):
         return Miss(RejectionReason.PRIVATE, status, "plaintext")
     return None
+
+
+def _miss_now(needs: Needs, record: RunnerRecord, seat: Seat, situation: Situation) -> Miss | None:
+    """What keeps a model that is there from serving this request at this moment."""
+    status, _, busy = seat
+    runner_id = record.runner.runner_id
+    if situation.barred and (runner_id, status.artifact.name) in situation.barred:
+        return Miss(RejectionReason.BREAKER_OPEN, status)
+    if runner_id in situation.tried:
+        return Miss(RejectionReason.TRIED, status)
+    if situation.purse is not None:
+        miss = _miss_of_money(needs, record, status, situation.purse)
+        if miss is not None:
+            return miss
+    return Miss(RejectionReason.FULL, status, busy) if is_full(seat) else None
 
 
 def _miss_of_money(needs: Needs, record: RunnerRecord, status: ModelStatus, purse: Purse) -> Miss | None:
@@ -247,22 +269,21 @@ def slots_of(status: ModelStatus, load: ModelLoad | None) -> int:
     return (load is not None and load.slots_total) or status.slot_count or 1
 
 
-def demand(record: RunnerRecord, status: ModelStatus, situation: Situation) -> int:
-    """How many requests a model has there now, decoding or waiting: those reported, and ours that are newer."""
-    return demand_of(load_of(record, status), record.runner.runner_id, situation)
+def seat_of(record: RunnerRecord, status: ModelStatus, situation: Situation) -> Seat:
+    """A model's load, and the requests it has now, decoding or waiting: those reported, and ours that are newer.
 
-
-def demand_of(load: ModelLoad | None, runner_id: str, situation: Situation) -> int:
-    """The same, where the load is known. What other coordinators have sent since is counted by what we have."""
-    count = situation.in_flight.get(runner_id, 0)
+    What other coordinators have sent since the report is counted by what we have.
+    """
+    load = load_of(record, status)
+    count = situation.in_flight.get(record.runner.runner_id, 0)
     if count > 0:
         count = round(count * situation.company)
     if load is not None:
         count += load.slots_used + load.queued
-    return count if count > 0 else 0
+    return status, load, count if count > 0 else 0
 
 
-def is_full(record: RunnerRecord, status: ModelStatus, situation: Situation) -> bool:
+def is_full(seat: Seat) -> bool:
     """Whether so many wait for a model there that the runner would refuse one more, or keep it waiting without end."""
-    load = load_of(record, status)
-    return demand_of(load, record.runner.runner_id, situation) >= slots_of(status, load) * (1 + QUEUED_PER_SLOT)
+    status, load, busy = seat
+    return busy >= slots_of(status, load) * (1 + QUEUED_PER_SLOT)

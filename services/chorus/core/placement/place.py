@@ -20,11 +20,11 @@ from typing import Protocol, TypeAlias, TypeVar
 from chorus.core.fleet.directory import Directory, DirectoryEntry
 from chorus.core.fleet.records import ModelStatus
 from chorus.core.placement.cost import LOAD_FIXED_S, Terms, cost_terms, total
-from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Situation, fit
+from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Seat, Situation, fit
 from chorus.core.placement.homes import home_key, is_cold
 from chorus.core.placement.needs import Needs
 from chorus.core.placement.refusal import refusal
-from chorus.core.placement.roster import warm_of
+from chorus.core.placement.roster import Pool, pool_of
 
 T = TypeVar("T")
 
@@ -106,15 +106,14 @@ def place(
     *,
     rng: Rng,
     situation: Situation = NOTHING_MORE,
-    pool: Sequence[str] | None = None,
-    warm: Sequence[str] | None = None,
+    pool: Pool | None = None,
     home: str = "",
     last_resort: bool = True,
 ) -> Candidate:
     """The runner that serves the request. The same arguments and the same state of `rng` give the same one.
 
-    `pool`: sorted ids of the runners to choose from, as a Roster gives it; without it, all of the directory's. `warm`:
-    those of them that need not load a model first. `home`: the one that was such a request's home in this directory.
+    `pool`: the runners to choose from, as a Roster gives it; without it, all of the directory's. `home`: the one that
+    was such a request's home in this directory.
 
     Where nobody has the model in memory, or whoever has it is so slow or busy that loading it once more may be sooner,
     the one runner that is the model's home (`homes.py`) is considered, and no other one that would have to load it.
@@ -124,8 +123,7 @@ def place(
     Raises what `refusal` says where nobody fits: UnknownModelError, UnsupportedFeatureError, NoCapableRunnerError,
     PromptTooLongError, RunnersUnavailableError or OverloadedError.
     """
-    everybody = sorted(directory.entries) if pool is None else pool
-    ids = warm_of(needs, directory, everybody) if warm is None else warm
+    everybody, ids = pool_of(needs, directory, sorted(directory.entries)) if pool is None else pool
     found: list[_Found] = []
     if len(ids) > CONSIDERED:
         count = CONSIDERED if len(ids) <= MANY else CONSIDERED_OF_MANY
@@ -198,7 +196,7 @@ def _home(needs: Needs, directory: Directory, ids: Sequence[str], situation: Sit
         if entry is None:
             continue
         found = fit(needs, entry, situation)
-        if not isinstance(found, Miss) and all(map(is_cold, found)):
+        if not isinstance(found, Miss) and all(is_cold(status) for status, _, _ in found):
             cold.append(_cheapest(needs, entry, found, situation))
     return _with_one_home(cold, situation)
 
@@ -240,8 +238,9 @@ def _has(ids: Sequence[str], runner_id: str) -> bool:
 def _find(needs: Needs, directory: Directory, ids: Iterable[str], situation: Situation) -> list[_Found]:
     """The first of `ids` that fit, at most as many as are considered."""
     candidates: list[_Found] = []
+    entries = directory.entries
     for runner_id in ids:
-        entry = directory.get(runner_id)
+        entry = entries.get(runner_id)
         if entry is None:
             continue
         found = fit(needs, entry, situation)
@@ -252,14 +251,14 @@ def _find(needs: Needs, directory: Directory, ids: Iterable[str], situation: Sit
     return candidates
 
 
-def _cheapest(needs: Needs, entry: DirectoryEntry, models: tuple[ModelStatus, ...], situation: Situation) -> _Found:
+def _cheapest(needs: Needs, entry: DirectoryEntry, seats: list[Seat], situation: Situation) -> _Found:
     """A runner with the one of its models that costs least."""
     best: _Found | None = None
-    for model in models:
-        terms = cost_terms(needs, entry.record, model, situation)
+    for seat in seats:
+        terms = cost_terms(needs, entry.record, seat, situation)
         cost = total(terms)
         if best is None or cost < best[0]:
-            best = (cost, entry, model, terms)
+            best = (cost, entry, seat[0], terms)
     assert best is not None, "a runner that fits has a model that fits"
     return best
 

@@ -242,7 +242,7 @@ def _best_place(
         if entry.record.node.node_id in taken:
             continue
         found = fit(needs, entry, situation)
-        for status in () if isinstance(found, Miss) else found:
+        for status, _, _ in [] if isinstance(found, Miss) else found:
             if is_cold(status) and kept.may_load(entry, status):
                 key = home_key(entry, status, situation)
                 if best is None or key > best[0]:

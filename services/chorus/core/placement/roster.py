@@ -7,6 +7,7 @@ worked out once, and kept until a runner comes, goes or changes; only the load i
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from chorus.core.fleet.directory import Directory, DirectoryChange, DirectoryEntry
 from chorus.core.placement.fit import has_loaded, may_fit
@@ -17,13 +18,20 @@ from chorus.core.placement.needs import Needs, Work
 MAX_KINDS = 512
 
 
+class Pool(NamedTuple):
+    """Ids of runners, sorted: of `everybody` who may serve a kind of request, and of the `warm` ones among them, which
+    need not load a model first."""
+
+    everybody: tuple[str, ...]
+    warm: tuple[str, ...]
+
+
 class Roster:
     """Pools of runner ids by kind of request: a memory, not a decision; placement checks whomever it takes from one."""
 
     def __init__(self) -> None:
         self._directory = Directory()
-        self._pools: dict[Hashable, tuple[str, ...]] = {}
-        self._warm: dict[Hashable, tuple[str, ...]] = {}
+        self._pools: dict[Hashable, Pool] = {}
         self._homes: dict[Hashable, str] = {}  # in this very directory
         self._defaults: dict[tuple[Work, str | None], str] = {}
 
@@ -37,7 +45,7 @@ class Roster:
             self._defaults[kind] = default_model(directory, needs.work, configured)
         return needs.with_model(self._defaults[kind])
 
-    def pool(self, needs: Needs, directory: Directory) -> tuple[str, ...]:
+    def pool(self, needs: Needs, directory: Directory) -> Pool:
         """The runners of `directory`, by id, that pass every check but those of load, prompt and moment."""
         self._follow(directory)
         kind = _kind(needs)
@@ -45,21 +53,10 @@ class Roster:
         if pool is None:
             if len(self._pools) >= MAX_KINDS:
                 self._pools.clear()
-                self._warm.clear()
             entries = directory.entries
-            pool = tuple(sorted(runner_id for runner_id, entry in entries.items() if may_fit(needs, entry.record)))
-            self._pools[kind] = pool
+            ids = sorted(runner_id for runner_id, entry in entries.items() if may_fit(needs, entry.record))
+            pool = self._pools[kind] = pool_of(needs, directory, ids)
         return pool
-
-    def warm(self, needs: Needs, directory: Directory) -> tuple[str, ...]:
-        """Those of the pool, by id, that need not load a model first."""
-        pool = self.pool(needs, directory)
-        kind = _kind(needs)
-        warm = self._warm.get(kind)
-        if warm is None:
-            warm = warm_of(needs, directory, pool)
-            self._warm[kind] = warm if len(warm) < len(pool) else pool
-        return warm
 
     def home(self, needs: Needs, directory: Directory) -> str:
         """The home of such a request in this directory, where it was looked for; else empty."""
@@ -80,7 +77,6 @@ class Roster:
             _is_new(self._directory.get(entry.record.runner.runner_id), entry) for entry in change.upserts
         ):
             self._pools.clear()
-            self._warm.clear()
             self._defaults.clear()
         self._homes.clear()
         self._directory = directory
@@ -91,10 +87,12 @@ class Roster:
             self.follow(directory.changes_since(self._directory), directory)
 
 
-def warm_of(needs: Needs, directory: Directory, pool: Sequence[str]) -> tuple[str, ...]:
-    """Those of the pool that have a model for the request in memory."""
+def pool_of(needs: Needs, directory: Directory, ids: Sequence[str]) -> Pool:
+    """Sorted ids as a pool: who of them has a model for the request in memory is looked up."""
     entries = directory.entries
-    return tuple(name for name in pool if name in entries and has_loaded(needs, entries[name].record))
+    everybody = tuple(ids)
+    warm = tuple([name for name in ids if name in entries and has_loaded(needs, entries[name].record)])
+    return Pool(everybody, warm if len(warm) < len(everybody) else everybody)
 
 
 def _kind(needs: Needs) -> Hashable:

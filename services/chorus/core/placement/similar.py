@@ -125,7 +125,7 @@ def most_similar(
         found = fit(anything, entry, situation)
         if isinstance(found, Miss):
             continue
-        for status in found:
+        for status, _, _ in found:
             artifact = status.artifact
             if needs.model in (artifact.family, artifact.name):
                 continue
