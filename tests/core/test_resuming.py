@@ -87,6 +87,34 @@ def test_tokens_renew_the_wait_and_clear_who_failed() -> None:
     assert isinstance(stream.look(121.9), Place)
 
 
+def test_who_finds_every_place_taken_waits_for_one() -> None:
+    full = errors.OverloadedError("the queue is full", retry_after_s=1.0)
+    stream = resuming()
+    assert broken(stream, 5, 100.0) is None
+    asked, now = 0, 100.0
+    while not isinstance(step := stream.look(now), GiveUp):
+        assert isinstance(step, Place)
+        if step.anybody:
+            asked += 1
+            if (step := broken(stream, 5, now, full)) is not None:
+                break
+        else:
+            now += max(step.seconds, 0.001)
+    assert now == pytest.approx(110.0, abs=2.1), "as long as anybody waits for a runner"
+    assert 5 <= asked <= POLICY.most, "not as often as it can"
+    assert step.error.metadata["cause"] == full.reason
+
+
+def test_a_full_runner_does_not_use_up_the_attempts_of_those_that_fail() -> None:
+    stream = resuming()
+    broken(stream, 5, 100.0)
+    for number in range(5):
+        assert broken(stream, 5, 100.5 + number, errors.OverloadedError("full", retry_after_s=1.0)) is None
+    assert broken(stream, 5, 106.0) is None
+    assert broken(stream, 5, 106.5) is None
+    assert broken(stream, 5, 107.0) is not None
+
+
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=60))
 def test_attempts_are_bounded(gains: list[int]) -> None:

@@ -165,6 +165,9 @@ class DirectoryDecoder:
         match message.WhichOneof("event"):
             case "snapshot":
                 runners = tuple(self._leased(record) for record in message.snapshot.runners)
+                # Who went while nobody watched was told to nobody.
+                there = {leased.record.runner.runner_id for leased in runners}
+                self._kept = {name: known for name, known in self._kept.items() if name in there}
                 return SnapshotEvent(epoch, revision, synced, runners)
             case "delta":
                 upserts = tuple(self._leased(record) for record in message.delta.upserts)

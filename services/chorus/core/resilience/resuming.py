@@ -8,7 +8,8 @@ in its process.
 Who looks can be late himself, when his process was stopped or starved. He did not look around then, and does so once
 more before he gives up.
 
-Attempts that bring no token are bounded (`fruitless`), and so are all of them (`most`). The first resume of a request
+Attempts that bring no token are bounded (`fruitless`), and so are all of them (`most`). One that was refused because a
+place was taken meanwhile failed nowhere: it is bounded by the wait alone. The first resume of a request
 costs nothing of the mesh's retry budget: the work that it asks for was given up elsewhere a moment ago. Those after it
 wait for the budget.
 
@@ -20,19 +21,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from chorus.core.errors import ChorusError, UnavailableError
+from chorus.core.errors import ChorusError, OverloadedError, UnavailableError
 from chorus.core.resilience.retries import GiveUp, RetryBudget, may_go_better_elsewhere
 
 # Loads change without a change of the directory, so a place is looked for this often.
 _LOOK_S = 0.25
 _LATE_S = 1.0
+_AGAIN_MOST_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePolicy:
     """How long a stream that broke off waits for a runner, and how often it may break off.
 
-    A runner that failed it is asked again after `again_after_s`, twice as long after each attempt that brought nothing.
+    A runner that failed it is asked again after `again_after_s`, twice as long after each attempt that brought nothing,
+    but two seconds at most.
     """
 
     wait_s: float = 10.0
@@ -71,6 +74,7 @@ class Resuming:
         self._delivered = 0
         self._count = 0
         self._fruitless = 0
+        self._attempts = 0  # since it last went on
         self._waiting_since = 0.0
         self._broken_at = 0.0
         self._looked = False
@@ -95,12 +99,15 @@ class Resuming:
         if not may_go_better_elsewhere(error):
             error.metadata = {**error.metadata, "delivered_tokens": str(delivered)}
             return GiveUp(error)
-        may_go_on = self.may_break(delivered)
-        if delivered > self._delivered or not self._count:
-            self._fruitless = 0
+        went_on = delivered > self._delivered or not self._count
+        full = not went_on and isinstance(error, OverloadedError) and self._count < self._policy.most
+        may_go_on = full or self.may_break(delivered)
+        if went_on:
+            self._fruitless = self._attempts = 0
             self._waiting_since = now
             self.failed.clear()
-        self._fruitless += 1
+        self._fruitless += not full
+        self._attempts += 1
         self._count += 1
         self._delivered = delivered
         self._broken_at = now
@@ -112,6 +119,8 @@ class Resuming:
             return self._give_up(f"it cannot go on elsewhere: {obstacle}")
         if not may_go_on:
             return self._give_up("every attempt to go on with it failed")
+        if full and now >= self._waiting_since + self._policy.wait_s:
+            return self._give_up(self._nobody())
         return None
 
     def look(self, now: float) -> Step:
@@ -123,15 +132,14 @@ class Resuming:
             self._looked_again = True
             left_s = _LOOK_S
         elif self._looked and left_s <= 0:
-            because = f" ({self._refusal})" if self._refusal else ""
-            return self._give_up(f"nobody could go on with it within {policy.wait_s:g} s{because}")
+            return self._give_up(self._nobody())
         self._looked = True
         if not self._paid:
             self._paid = self._budget.spend(now)
         seconds = min(_LOOK_S, max(left_s, 0.0))
         if not self._paid:
             return Hold(seconds)
-        again_in_s = self._broken_at + policy.again_after_s * 2.0 ** (self._fruitless - 1) - now
+        again_in_s = self._broken_at + min(policy.again_after_s * 2.0 ** (self._attempts - 1), _AGAIN_MOST_S) - now
         if again_in_s <= 0:
             return Place(anybody=True, seconds=seconds)
         return Place(anybody=False, seconds=min(seconds, again_in_s))
@@ -139,6 +147,10 @@ class Resuming:
     def refused(self, refusal: ChorusError) -> None:
         """Nobody could be found; what the refusal says is told if it comes to that."""
         self._refusal = refusal.message
+
+    def _nobody(self) -> str:
+        because = f" ({self._refusal})" if self._refusal else ""
+        return f"nobody could go on with it within {self._policy.wait_s:g} s{because}"
 
     def _give_up(self, why: str) -> GiveUp:
         """UNAVAILABLE whatever it was: the request was right, and another coordinator may go on with what there is."""
