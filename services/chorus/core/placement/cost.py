@@ -55,7 +55,7 @@ def cost_terms(needs: Needs, record: RunnerRecord, seat: Seat, situation: Situat
     `queue`: waiting for a slot. `background`: it would be in the way of others. `kv`: waiting for room in the KV
     memory. `load`: reading the model from disk. `heat`: a GPU that throttles or will. `context`: the prompt may turn
     out too long. `failures`: the penalty of the situation. `external`: it costs money. `weight`: the runner is
-    configured to be asked less.
+    configured to be asked less. (`place` adds `precision`, which only a comparison can tell.)
     """
     runner_id = record.runner.runner_id
     status, load, busy = seat

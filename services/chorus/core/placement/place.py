@@ -6,6 +6,9 @@ and the cheaper one is taken. So a slow machine is hardly ever asked while a fas
 and several coordinators that see the same loads, a heartbeat old, don't all run to the same runner. The dearest of
 several is never taken.
 
+Of one family's files the more precise is preferred (`precision.py`): another one of those looked at costs more by what
+it loses, which says nothing where all have the same.
+
 Where circuit breakers bar everybody who could serve a request, none of them counts: asking somebody who failed lately
 is better than refusing everything. Somebody who is merely full is waited for instead.
 """
@@ -23,6 +26,7 @@ from chorus.core.placement.cost import LOAD_FIXED_S, Terms, cost_terms, total
 from chorus.core.placement.fit import NOTHING_MORE, Miss, RejectionReason, Seat, Situation, fit
 from chorus.core.placement.homes import home_key, is_cold
 from chorus.core.placement.needs import Needs
+from chorus.core.placement.precision import loss
 from chorus.core.placement.refusal import refusal
 from chorus.core.placement.roster import Pool, pool_of
 
@@ -142,6 +146,7 @@ def place(
         found += cold
     else:
         home = ""
+    found = _with_losses(found)
     if not found:
         seen = survey(needs, directory, situation=situation, last_resort=last_resort)
         if not seen.candidates:
@@ -170,15 +175,15 @@ def survey(
 
 
 def _survey(needs: Needs, directory: Directory, situation: Situation) -> Survey:
-    candidates: list[Candidate] = []
+    fitting: list[_Found] = []
     rejected: list[Rejected] = []
     for _, entry in sorted(directory.entries.items()):
         found = fit(needs, entry, situation)
         if isinstance(found, Miss):
             rejected.append(Rejected(entry, found))
         else:
-            cost, _, model, terms = _cheapest(needs, entry, found, situation)
-            candidates.append(Candidate(entry, model, cost, terms))
+            fitting.append(_cheapest(needs, entry, found, situation))
+    candidates = [Candidate(entry, model, cost, terms) for cost, entry, model, terms in _with_losses(fitting)]
     candidates.sort(key=lambda candidate: candidate.cost)
     if candidates and is_cold(candidates[0].model):
         # Nobody has it at a lower cost: it goes to its home, whichever would load it fastest.
@@ -252,15 +257,32 @@ def _find(needs: Needs, directory: Directory, ids: Iterable[str], situation: Sit
 
 
 def _cheapest(needs: Needs, entry: DirectoryEntry, seats: list[Seat], situation: Situation) -> _Found:
-    """A runner with the one of its models that costs least."""
-    best: _Found | None = None
+    """A runner with the one of its models that costs least; what that one loses to others is still to be added."""
+    found: list[_Found] = []
     for seat in seats:
         terms = cost_terms(needs, entry.record, seat, situation)
-        cost = total(terms)
-        if best is None or cost < best[0]:
-            best = (cost, entry, seat[0], terms)
-    assert best is not None, "a runner that fits has a model that fits"
-    return best
+        found.append((total(terms), entry, seat[0], terms))
+    if len(found) == 1:
+        return found[0]
+    costs = [cost for cost, _, _, _ in _with_losses(found)]
+    return found[costs.index(min(costs))]
+
+
+def _with_losses(found: list[_Found]) -> list[_Found]:
+    """The same, with what a file loses beside the most precise one of its family among them."""
+    if len({one[2].artifact.quantization for one in found}) < 2:  # mostly, and cheap to know
+        return found
+    least: dict[str, float] = {}
+    for _, _, model, _ in found:
+        own = loss(model.artifact.quantization)
+        least[model.artifact.family] = min(own, least.get(model.artifact.family, own))
+    return [_with_loss(one, least[one[2].artifact.family]) for one in found]
+
+
+def _with_loss(one: _Found, least: float) -> _Found:
+    cost, entry, model, terms = one
+    seconds = (loss(model.artifact.quantization) - least) * dict(terms).get("decode", 0.0)
+    return (cost + seconds, entry, model, (*terms, ("precision", seconds))) if seconds > 0.0 else one
 
 
 def _better_of_two(candidates: list[_Found], rng: Rng) -> _Found:

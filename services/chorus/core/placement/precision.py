@@ -1,0 +1,30 @@
+"""What a file loses by its rounding: of one family's files that could answer, the more precise one is worth some time.
+
+Who asks for a family wants its answers, and its files answer alike only where they keep eight bits of a weight or more:
+in `benchmarks/adaptive.py` the same two models are right ten points less often with four. So a file with fewer has to be
+faster by as much as this says; without it, the quickest file would get everything. Runners with equal files are not
+told apart by it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# Such as Q4_K_M, IQ2_XS, q8_0, F16, BF16, int4; the number is that of bits, or near it.
+_BITS = re.compile(r"(?:q|int|f|fp)(\d+)", re.IGNORECASE)
+_KEPT_BITS = 8
+# Four bits have to be twice as fast, and each bit less doubles what is added.
+_EVEN_BITS = 4
+
+
+@lru_cache(maxsize=256)
+def loss(quantization: str) -> float:
+    """By what share of an answer's seconds a file has to be faster than one of its family that loses nothing.
+
+    0 from eight bits on, and where the name tells nothing: an engine that doesn't say is not put last for it.
+    """
+    found = _BITS.search(quantization)
+    if found is None or int(found[1]) >= _KEPT_BITS:
+        return 0.0
+    return float(2.0 ** (_EVEN_BITS - int(found[1])))
