@@ -84,37 +84,41 @@ def fill(path: Path, entries: int) -> None:
 
 @dataclass
 class Timed:
-    """Milliseconds of each call, and of CPU by process and of waiting for a core, for a call."""
+    """Milliseconds of each call, and, for a call, of CPU by process and of waiting for a core."""
 
     times: list[float] = field(default_factory=list)
-    waited: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     cpu: dict[str, float] = field(default_factory=dict)
+    waited: float = 0.0
 
 
 class Meter:
-    """Times calls, and what they take of the client's, the coordinator's and the embedding runner's process."""
+    """Times calls, and what they take of the client's, the coordinator's and the embedding runner's process.
+
+    What the kernel counted is read before the calls and after them: files of every thread, read between two, would
+    have the next one begin with nothing of its own in the processor's caches.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self._started: dict[str, Started] = {name: mesh.started[name] for name in ("coordinator", _EMBEDDING)}
 
     async def take(self, calls: Sequence[Callable[[], Awaitable[object]]]) -> Timed:
         """Makes one call after the other. Of completions, hits alone are timed."""
-        found, before, own = Timed(), self._cpu(), 0.0
+        found, before, waited, cpu = Timed(), self._cpu(), self._waited_ms(), time.process_time()
         for call in calls:
-            waited, cpu, began = self._waited_ms(), time.process_time(), time.perf_counter()
+            began = time.perf_counter()
             answer = await call()
             took = (time.perf_counter() - began) * 1000.0
-            own += time.process_time() - cpu
             if isinstance(answer, Completion):
                 told = answer.cache.outcome if answer.cache is not None else None
                 found.outcomes[str(told)] += 1
                 if told not in (CacheOutcome.EXACT, CacheOutcome.SEMANTIC):
                     continue
             found.times.append(took)
-            found.waited.append(self._waited_ms() - waited)
-        used = {name: cpu - before[name] for name, cpu in self._cpu().items()} | {"client": own}
-        found.cpu = {name: 1000.0 * cpu / len(calls) for name, cpu in used.items()}
+        used = {"client": time.process_time() - cpu}
+        used |= {name: seconds - before[name] for name, seconds in self._cpu().items()}
+        found.cpu = {name: 1000.0 * seconds / len(calls) for name, seconds in used.items()}
+        found.waited = (self._waited_ms() - waited) / len(calls)
         return found
 
     def _cpu(self) -> dict[str, float]:
@@ -137,8 +141,7 @@ def show(name: str, found: Timed) -> None:
     """Prints the times of one kind of call."""
     cells = [f"{percentile(found.times, share):.2f}" for share in (0.5, 0.9, 0.99)]
     cpu = [f"{found.cpu[process]:.2f}" for process in ("client", "coordinator", _EMBEDDING)]
-    waited = f"{percentile(found.waited, 0.5):.2f} | {percentile(found.waited, 0.99):.2f}"
-    print(f"| {name} | {len(found.times)} | {' | '.join((*cells, *cpu))} | {waited} |")
+    print(f"| {name} | {len(found.times)} | {' | '.join((*cells, *cpu))} | {found.waited:.2f} |")
 
 
 async def measure(options: argparse.Namespace, mesh: Mesh, answers: Path) -> int:
@@ -178,10 +181,9 @@ async def measure(options: argparse.Namespace, mesh: Mesh, answers: Path) -> int
         near = await meter.take([lambda other=other: ask(client, other, CacheMode.SEMANTIC) for _, other in asked])
     print(f"{machine()}; at the end {os.getloadavg()[0]:.1f}. First exact hit after a start {first.times[0]:.1f} ms.\n")
     print(
-        f"| {options.entries} entries | calls | p50 ms | p90 | p99 | CPU ms: client | coordinator | runner "
-        "| no core: p50 ms | p99 |"
+        f"| {options.entries} entries | calls | p50 ms | p90 | p99 | CPU ms: client | coordinator | runner | no core |"
     )
-    print("|---" * 10 + "|")
+    print("|---" * 9 + "|")
     show("ListModels", least)
     show("Embed", embedding)
     show("exact hit", exact)
