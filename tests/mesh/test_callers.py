@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -31,6 +32,7 @@ from chorus.core.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from chorus.core.generation import GenerationRequest, Requirements, StopConditions, TextPrompt
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine
@@ -215,6 +217,29 @@ async def test_scopes(mesh: InProcessMesh, ca: str, tmp_path: Path) -> None:
             await what
         assert told.value.metadata["scope"] in ("models", "strategies")
     assert (await client.ensemble("hi", EnsembleSpec(Strategy.VOTE), max_tokens=2).completion()).text
+
+
+async def test_no_way_leads_to_a_model_that_a_key_is_not_for(mesh: InProcessMesh, ca: str, tmp_path: Path) -> None:
+    artifact = (await admin(mesh).list_models()).models[0].artifact
+    client, _ = await holder(mesh, ca, tmp_path, scopes=Scopes(("allowed-*",)))
+    unnamed = GenerationRequest("", TextPrompt("hello"), stop=StopConditions(max_tokens=2))
+    of_tier = replace(unnamed, requirements=Requirements(tier=artifact.tier))
+    specs = [EnsembleSpec(strategy) for strategy in (Strategy.ROUTE, Strategy.AUTO, Strategy.VOTE, Strategy.CASCADE)]
+    specs += [EnsembleSpec(Strategy.VOTE, (MemberSpec(""), MemberSpec("", instructions="Be brief.")))]
+    for asked in (unnamed, of_tier):
+        for what in (client.complete(asked), *(client.ensemble(asked, one).completion() for one in specs)):
+            with pytest.raises(PermissionDeniedError) as told:
+                await what
+            assert told.value.metadata["scope"] == "models"
+
+
+async def test_a_tier_does_not_choose_a_model_for_a_key_of_some(mesh: InProcessMesh, ca: str, tmp_path: Path) -> None:
+    artifact = (await admin(mesh).list_models()).models[0].artifact
+    client, _ = await holder(mesh, ca, tmp_path, scopes=Scopes((artifact.family,)))
+    asked = GenerationRequest("", TextPrompt("hello"), stop=StopConditions(max_tokens=2))
+    assert (await client.complete(asked)).text, "the default model is its own"
+    with pytest.raises(PermissionDeniedError, match="must name the model"):
+        await client.complete(replace(asked, requirements=Requirements(tier=artifact.tier)))
 
 
 async def test_what_callers_may_not_do_at_all(mesh: InProcessMesh, ca: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import grpc.aio
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
-from chorus.coordinator.entitlements import permitted
+from chorus.coordinator.entitlements import of_permitted
 from chorus.coordinator.events import EnsembleReport, EventBoard
 from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.parts import Part
@@ -102,7 +102,7 @@ class Ensembles:
                 allow_external=request.fallback.external,
                 purse=self._placing.situation().purse,
             )
-            available = tuple(offer for offer in available if permitted(*offer.names))
+            available = of_permitted(available, choosing=not spec.members and not generation.model)
             choice = self._learner.choose(spec, generation, available)
             task = plan(by_way(spec, choice.way), generation, available, self._policy)
             ensemble = Ensemble(task, STRATEGIES[task.strategy](task), self._room(task, available))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1.generation_pb2 import Priority
@@ -11,7 +12,9 @@ from chorus.coordinator.callers import Callers
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.spending import Spending, current_spending
 from chorus.core.callers import Grant
+from chorus.core.ensemble.choosing import Offer
 from chorus.core.errors import ChorusError, PermissionDeniedError, QuotaExceededError, UnsupportedFeatureError
+from chorus.core.generation import GenerationRequest
 from chorus.core.placement import Needs
 from chorus.core.placement.needs import LIKELY_CHARACTERS_PER_TOKEN
 from chorus.telemetry.logs import get_logger
@@ -118,7 +121,7 @@ class Entitlements:
         """Checks a generation's scopes, and returns how many tokens it may take."""
         generation = decode_generation(request.spec)
         try:
-            members = self._check(grant, request)
+            members = self._check(grant, request, generation)
         except PermissionDeniedError as error:
             _log.info("caller.refused", account=grant.account, why=error.message)
             raise
@@ -126,26 +129,41 @@ class Entitlements:
         needs = Needs.of_generation(generation)
         return members * (needs.likely_prompt_tokens + (needs.answer_tokens or ANSWER_TOKENS * generation.choice_count))
 
-    def _check(self, grant: Grant, request: pb.GenerateRequest) -> int:
+    def _check(self, grant: Grant, request: pb.GenerateRequest, generation: GenerationRequest) -> int:
         """Checks models and strategy; returns how many members answer."""
         scopes = grant.scopes
         if not scopes.all_models:
             request.fallback.similar_model = False
+        # Where none is named, tier, tags or an adapter may choose any model, or else the default one answers.
+        unnamed = Needs.of_generation(replace(generation, model=""))
+        default = "" if unnamed.wants_any_model else self._placing.default_model()
         if not request.HasField("ensemble"):
-            # An adapter chooses its model where none is named.
-            default = "" if request.spec.adapter else self._placing.default_model()
             scopes.check_model(request.spec.model or default)
             return 1
         ensemble = decode_ensemble(request.ensemble)
         scopes.check_strategy(ensemble.strategy)
-        # Those that the coordinator chooses are of the grant's models: see `permitted`.
-        named = [member.model for member in ensemble.members]
-        for model in filter(None, (request.spec.model, ensemble.aggregator_model, *named)):
+        # Those that the coordinator chooses are of the grant's models: see `of_permitted`.
+        for model in filter(None, (request.spec.model, ensemble.aggregator_model)):
             scopes.check_model(model)
+        for member in ensemble.members:
+            scopes.check_model(member.model or default)
         return sum(member.sample_count or 1 for member in request.ensemble.members) or _MEMBERS
 
 
-def permitted(*names: str) -> bool:
-    """Whether a model that is called any of these may answer the request under way."""
+def of_permitted(offers: Iterable[Offer], *, choosing: bool) -> tuple[Offer, ...]:
+    """Those that may answer the request under way.
+
+    Raises PermissionDeniedError where one of them is to be chosen and none is left: the mesh's default model, which
+    answers where nothing is known of any, may be one that the caller may not ask.
+    """
     spending = current_spending()
-    return spending is None or spending.grant.scopes.has_model(*names)
+    if spending is None or spending.grant.scopes.all_models:
+        return tuple(offers)
+    scopes = spending.grant.scopes
+    left = tuple(offer for offer in offers if scopes.has_model(*offer.names))
+    if choosing and not left:
+        raise PermissionDeniedError(
+            f"no model that this key may ask could answer now; it is for {', '.join(scopes.models)[:300]}",
+            metadata={"scope": "models"},
+        )
+    return left

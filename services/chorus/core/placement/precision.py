@@ -1,9 +1,8 @@
 """What a file loses by its rounding: of one family's files that could answer, the more precise one is worth some time.
 
-Who asks for a family wants its answers, and its files answer alike only where they keep eight bits of a weight or more:
-in `benchmarks/adaptive.py` the same two models are right ten points less often with four. So a file with fewer has to be
-faster by as much as this says; without it, the quickest file would get everything. Runners with equal files are not
-told apart by it.
+Who asks for a family wants its answers, and its files answer alike only where they keep eight bits of a weight or more
+(`benchmarks/adaptive.py` tells how much two models lose with four). So a file with fewer has to be faster by as much as
+this says; without it, the quickest file would get everything. Runners with equal files are not told apart by it.
 """
 
 from __future__ import annotations
