@@ -76,6 +76,22 @@ async def settled(mesh: InProcessMesh) -> None:
             await asyncio.wait(coordinator._costs._settling)
 
 
+async def test_a_provider_lost_before_it_answered_may_have_read_the_prompt(
+    certificates: MeshCertificates, tmp_path: Path
+) -> None:
+    async with Upstream("vllm", UpstreamModel()) as upstream:
+        costs = money(tmp_path / "costs.db")
+        mesh = InProcessMesh(runners=[engine_at(upstream, Outside)], certificates=certificates, costs=costs)
+        async with mesh:
+            client = mesh.client()
+            upstream.cut_after = 0
+            with pytest.raises(ChorusError):
+                await client.complete(paid())
+            await settled(mesh)
+            assert len(upstream.asked("/v1/completions")) == 1
+            assert (await client.costs()).total.spent == len(PROMPT) // 4 + 7
+
+
 async def test_every_way_in_which_a_provider_is_asked_is_billed(certificates: MeshCertificates, tmp_path: Path) -> None:
     upstream = Upstream("vllm", UpstreamModel(), UpstreamModel("text-embedding", ("embedding",)))
     async with upstream:

@@ -19,6 +19,7 @@ from chorus.config.costs import CostSettings
 from chorus.coordinator.events import reader_of
 from chorus.coordinator.live import LiveDirectory
 from chorus.core.costs import Asked, Bill, Books, Entry, Purse, Report, Tab, Where
+from chorus.core.costs.bills import UPSTREAM_LOST
 from chorus.core.costs.budget import day_of, month_of
 from chorus.core.costs.purse import exhausted, most_of, price_of
 from chorus.core.errors import (
@@ -310,4 +311,4 @@ class Costs:
 
 def _is_refusal(error: ChorusError) -> bool:
     """Whether a provider that had sent nothing yet said no, rather than being left or lost while it may have read."""
-    return LOST not in error.metadata and not isinstance(error, DeadlineExceededError)
+    return error.metadata.keys().isdisjoint((LOST, UPSTREAM_LOST)) and not isinstance(error, DeadlineExceededError)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from chorus.core.costs.prices import Price
 
+UPSTREAM_LOST = "upstream_lost"
+"""In an error's metadata: the connection to a server broke when it had the request, so it may have read the prompt."""
+
 
 @dataclass(slots=True)
 class Bill:

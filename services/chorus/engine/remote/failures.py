@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from chorus.core.costs.bills import UPSTREAM_LOST
 from chorus.core.errors import (
     ChorusError,
     EngineError,
@@ -98,9 +99,14 @@ def failure(
     )
 
 
-def broken(server: str, problem: str, *, slow: bool = False) -> UnavailableError:
-    """The error for a connection that could not be made, or that ended early; `slow`: no answer came in time."""
-    return (NoAnswerError if slow else UnavailableError)(f"{server}: {problem}")
+def broken(server: str, problem: str, *, slow: bool = False, sent: bool = True) -> UnavailableError:
+    """The error for a connection that could not be made, or that ended early; `slow`: no answer came in time.
+
+    `sent`: the server may have the request, which a paid provider may charge for.
+    """
+    return (NoAnswerError if slow else UnavailableError)(
+        f"{server}: {problem}", metadata={UPSTREAM_LOST: "true"} if sent else {}
+    )
 
 
 def _too_long(said: str, error: object, model: str, context_length: int) -> ChorusError:

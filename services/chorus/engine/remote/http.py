@@ -99,7 +99,8 @@ class Http:
         try:
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise broken(self.server, _plain(error), slow=_slow(error)) from error
+            sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise broken(self.server, _plain(error), slow=_slow(error), sent=sent) from error
         try:
             if response.status_code != 200:
                 raise failure(
