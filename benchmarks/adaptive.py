@@ -327,7 +327,7 @@ def main() -> int:
     parser.add_argument("--recording", type=Path, default=cache / "adaptive.jsonl", help="what was asked live")
     parser.add_argument("--members", type=Path, default=cache / "adaptive_members.jsonl", help="each member's answers")
     parser.add_argument("--count", type=int, default=6, help="items of each task that are asked live (6)")
-    parser.add_argument("--items", type=int, default=240, help="items of each task that are recorded (240)")
+    parser.add_argument("--items", type=int, default=120, help="items of each task that are recorded (120)")
     parser.add_argument("--report", action="store_true", help="of what there is, without asking or recording more")
     chosen = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
