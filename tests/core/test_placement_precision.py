@@ -40,11 +40,17 @@ def chosen(*entries: DirectoryEntry, needs: Needs = ALPHA) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("quantization", "expected"),
-    [("F32", 0), ("BF16", 0), ("Q8_0", 0), ("q8_0", 0), ("", 0), ("AWQ", 0), ("Q6_K", 0.25), ("Q5_K_M", 0.5),
-     ("Q4_0", 1), ("q4_K_M", 1), ("int4", 1), ("IQ3_XS", 2), ("Q2_K", 4), ("IQ1_S", 8)],
+    [("F32", 0), ("BF16", 0), ("Q8_0", 0), ("q8_0", 0), ("", 0), ("AWQ", 0), ("Q6_K", 0.125), ("Q5_0", 0.5),
+     ("Q4_0", 1), ("q4_K_M", 0.5), ("int4", 1), ("IQ3_XS", 1), ("Q2_K", 2), ("IQ1_S", 4)],
 )  # fmt: skip
 def test_what_names_tell(quantization: str, expected: float) -> None:
-    assert loss(quantization) == expected
+    assert loss(quantization, 135_000_000) == expected
+
+
+def test_a_large_model_loses_less() -> None:
+    small, large, larger = (loss("Q4_0", count) for count in (10**9, 7 * 10**9, 70 * 10**9))
+    assert 1 == small > large > larger > 0
+    assert loss("Q4_0", 0) == large
 
 
 def test_a_runner_that_has_both_answers_with_the_precise_one_unless_the_other_is_twice_as_fast() -> None:

@@ -274,14 +274,16 @@ def _with_losses(found: list[_Found]) -> list[_Found]:
         return found
     least: dict[str, float] = {}
     for _, _, model, _ in found:
-        own = loss(model.artifact.quantization)
+        own = loss(model.artifact.quantization, model.artifact.parameter_count)
         least[model.artifact.family] = min(own, least.get(model.artifact.family, own))
     return [_with_loss(one, least[one[2].artifact.family]) for one in found]
 
 
 def _with_loss(one: _Found, least: float) -> _Found:
     cost, entry, model, terms = one
-    seconds = (loss(model.artifact.quantization) - least) * dict(terms).get("decode", 0.0)
+    seconds = (loss(model.artifact.quantization, model.artifact.parameter_count) - least) * dict(terms).get(
+        "decode", 0.0
+    )
     return (cost + seconds, entry, model, (*terms, ("precision", seconds))) if seconds > 0.0 else one
 
 

@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from math import sqrt
 
 # Such as Q4_K_M, IQ2_XS, q8_0, F16, BF16, int4; the number is that of bits, or near it.
 _BITS = re.compile(r"(?:q|int|f|fp)(\d+)", re.IGNORECASE)
 _KEPT_BITS = 8
-# Four bits have to be twice as fast, and each bit less doubles what is added.
+# Four bits of so small a model have to be twice as fast, and each bit less doubles what is added.
 _EVEN_BITS = 4
+_SMALL = 1e9
+_UNKNOWN = 7e9
+# Of one number of bits, llama.cpp's newer layouts (K and I) lose about half of what the oldest ones do, or less.
+_NEWER = re.compile(r"^I?Q\d_K|^IQ", re.IGNORECASE)
+_NEWER_SHARE = 0.5
 
 
-@lru_cache(maxsize=256)
-def loss(quantization: str) -> float:
+@lru_cache(maxsize=1024)
+def loss(quantization: str, parameter_count: int) -> float:
     """By what share of an answer's seconds a file has to be faster than one of its family that loses nothing.
 
-    0 from eight bits on, and where the name tells nothing: an engine that doesn't say is not put last for it.
+    Less for a larger model, whose rounding hurts less; `parameter_count` 0: not known. 0 from eight bits on, and where
+    the name tells nothing: an engine that doesn't say is not put last for it.
     """
     found = _BITS.search(quantization)
     if found is None or int(found[1]) >= _KEPT_BITS:
         return 0.0
-    return float(2.0 ** (_EVEN_BITS - int(found[1])))
+    share = 2.0 ** (_EVEN_BITS - int(found[1])) * (_NEWER_SHARE if _NEWER.search(quantization) else 1.0)
+    return float(share * min(1.0, sqrt(_SMALL / (parameter_count or _UNKNOWN))))
