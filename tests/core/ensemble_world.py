@@ -15,6 +15,7 @@ from chorus.core.ensemble.machine import (
     Fail,
     Give,
     PartAnswered,
+    PartBegun,
     PartFailed,
     PartPlaced,
     TimePassed,
@@ -79,6 +80,10 @@ class World:
             answer = Answer(part_id, text, logprobs=(-0.1,), tokens=3)
             self.answered[part_id] = answer
             self._carry_out(self.machine.take(PartAnswered(answer), self.now))
+
+    def speaks(self, part_id: str) -> None:
+        """The first words of the final part are streamed."""
+        self._carry_out(self.machine.take(PartBegun(part_id), self.now))
 
     def passes(self, seconds: float) -> None:
         """Nothing happens for so long."""

@@ -66,10 +66,11 @@ def test_the_verdict_tells_what_happened(
         name = member.member_id
         if name in said or name in world.failed:
             assert fared[name] == (MemberState.ANSWERED if name in said else MemberState.FAILED)
+        elif name not in world.asked:
+            assert fared[name] == MemberState.SKIPPED
         else:
-            left = MemberState.UNNEEDED if name in world.asked else MemberState.SKIPPED
-            assert fared[name] == (left if settled else MemberState.LATE)
-    assert verdict.asked == (len(world.asked) if settled else len(asked))
+            assert fared[name] == (MemberState.UNNEEDED if settled else MemberState.LATE)
+    assert verdict.asked == len(world.asked)
     assert verdict.agreement == pytest.approx(Counter(said.values())[normalise(world.given)] / len(said))
     for outcome in verdict.members:
         own = said.get(outcome.member_id)

@@ -177,6 +177,10 @@ def test_members_are_as_many_as_wanted_and_spread(mesh: list[Offer], count: int,
 def test_a_level_has_its_members_deadline_and_simpler_sets(complexity: Complexity) -> None:
     task = plan(EnsembleSpec(Strategy.VOTE, complexity=complexity), request(), MESH, Policy())
     assert (len(task.members), task.deadline_s) == (PROFILE[complexity].members, PROFILE[complexity].deadline_s)
+    climbed = plan(EnsembleSpec(Strategy.CASCADE, complexity=complexity), request(), MESH, Policy())
+    for members in (climbed.members, *climbed.simpler):
+        places = [["tiny", "mid", "big"].index(member.model) for member in members]
+        assert places == sorted(places), "a cascade goes up"
     counts = [len(members) for members in (task.members, *task.simpler)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 1
@@ -204,16 +208,20 @@ def test_sides_are_given_to_who_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "members",
+    ("strategy", "members"),
     [
-        (MemberSpec("mid", MAX_MEMBERS + 1),),
-        (MemberSpec("mid", 2), MemberSpec("big", member_id="mid-1")),
-        (MemberSpec("mid", member_id="+judge-1-ab"),),
+        (Strategy.VOTE, (MemberSpec("mid", MAX_MEMBERS + 1),)),
+        (Strategy.VOTE, (MemberSpec("mid", 2), MemberSpec("big", member_id="mid-1"))),
+        (Strategy.VOTE, (MemberSpec("mid", member_id="+judge-1-ab"),)),
+        (
+            Strategy.FACETS,
+            (MemberSpec("mid", 1, "against-x", instructions="Be brief."), MemberSpec("big", member_id="x")),
+        ),
     ],
 )
-def test_members_that_cannot_be(members: tuple[MemberSpec, ...]) -> None:
+def test_members_that_cannot_be(strategy: Strategy, members: tuple[MemberSpec, ...]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        plan(EnsembleSpec(Strategy.VOTE, members), request(), MESH, Policy())
+        plan(EnsembleSpec(strategy, members), request(), MESH, Policy())
     assert caught.value.metadata["field"] == "ensemble.members"
 
 
@@ -260,6 +268,9 @@ def test_those_that_are_told_the_same_draw_samples_and_others_answer_as_the_call
     assert plain.temperature == brief.temperature == 0.0
     assert again.temperature > 0.0
     assert third.temperature > 0.0
+    greatest = replace(greedy, sampling=Sampling(seed=2**64 - 1))
+    seeds = [ask_member(replace(task, request=greatest), member).request.sampling.seed for member in task.members]
+    assert seeds == [2**64 - 1, 0, 2**64 - 1, 1], "the wire has no greater ones"
 
 
 def test_what_is_left_open_is_chosen() -> None:

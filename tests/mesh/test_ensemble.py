@@ -206,6 +206,29 @@ async def test_the_deadline_and_the_quorum_leave_the_others(certificates: MeshCe
             assert [outcome.state for outcome in verdict.members] == [MemberState.ANSWERED, MemberState.LATE]
 
 
+async def test_a_stuck_model_that_composes_is_left_for_the_drafts(certificates: MeshCertificates) -> None:
+    composes = engine("great")
+    async with InProcessMesh(runners=[engine("one", "two"), composes], certificates=certificates) as mesh:
+        for strategy in ("refine", "council"):
+            composes.hang_next(before=0)
+            spec = ensemble_spec(strategy, ("one", "two"), aggregator_model="great", deadline_s=1.0)
+            events = await told(mesh, spec)
+            assert text_of(events) == "Paris"
+            assert verdict_of(events).answered_by in {"one", "two"}
+        await mesh.until(lambda directory: slots_used(directory, "runner-2") == 0)
+
+
+async def test_blank_answers_are_given_where_there_are_no_others(certificates: MeshCertificates) -> None:
+    async with InProcessMesh(runners=[engine("one", "two")], certificates=certificates) as mesh:
+        for strategy in ("route", "vote"):
+            events = await told(mesh, ensemble_spec(strategy, ("one", "two")), "echo:  ")
+            assert text_of(events) == "  "
+            assert isinstance(events[-1], Finished)
+            verdict = verdict_of(events)
+            assert [outcome.state for outcome in verdict.members] == [MemberState.ANSWERED] * 2
+            assert verdict.confidence == 0.0
+
+
 async def test_a_member_that_fails_is_told_and_the_others_go_on(certificates: MeshCertificates) -> None:
     async with InProcessMesh(runners=[engine("one")], certificates=certificates) as mesh:
         verdict = verdict_of(await told(mesh, ensemble_spec("vote", ("one", "nobody-has-it"))))

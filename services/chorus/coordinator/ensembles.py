@@ -224,8 +224,8 @@ class _UnderWay:
             return []
         if isinstance(news, _Message):
             told, happened = part.take(news.raw)
-            if told is not None:
-                await self._context.write(told)
+            for message in told:
+                await self._context.write(message)
             return self._ensemble.take(happened, self._live.now) if happened is not None else []
         if not isinstance(news.error, ChorusError):
             raise news.error
@@ -273,7 +273,7 @@ class _UnderWay:
     async def _conclude(self, part: Part, verdict: Verdict, *, was_streamed: bool) -> None:
         # Those that are late are left by now, and cost what they have brought.
         verdict = replace(verdict, cost_micro_usd=self._report.tab.cost)
-        for message in () if was_streamed else part.beginning():
+        for message in part.held if was_streamed else part.beginning():
             await self._context.write(message)
         await self._context.write(pb.GenerateResponse(verdict=encode_verdict(verdict)).SerializeToString())
         self._learn(verdict)  # before the end: whoever has that may rate the answer

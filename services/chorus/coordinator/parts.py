@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.api.inference.v1 import generation_pb2
-from chorus.core.ensemble.machine import AskPart, PartAnswered, PartEvent, PartPlaced
+from chorus.core.ensemble.machine import AskPart, PartAnswered, PartBegun, PartEvent, PartPlaced
 from chorus.core.ensemble.records import Answer
 from chorus.core.generation import Finished
 from chorus.wire.events import decode_event
@@ -19,6 +19,8 @@ class Part:
         self.as_answer = action.as_answer
         self.begun = False
         """Whether some of it was streamed as the answer."""
+        self.held: list[bytes] = []
+        """What it says before it says anything: an answer that stays blank may still be replaced by another one."""
         self._wants_logprobs = wants_logprobs
         self._is_shown = action.as_answer or not final_only
         self._substitution: bytes | None = None
@@ -27,7 +29,7 @@ class Part:
         self._logprobs: list[float] = []
         self._finished = generation_pb2.Finished()
 
-    def take(self, raw: bytes) -> tuple[bytes | None, PartEvent | None]:
+    def take(self, raw: bytes) -> tuple[list[bytes], PartEvent | None]:
         """What the caller is told, and what has happened, by a message of the part's own stream."""
         message = coordinator_pb2.GenerateResponse.FromString(raw)
         event = message.event
@@ -45,17 +47,18 @@ class Part:
             happened = PartPlaced(self.part_id, changed.node_id, changed.runner_id)
         elif kind == "delta":
             self._keep(event.delta)
-            self.begun = self.as_answer
+            if self.as_answer and not self.begun:
+                return self._begin(message)
         elif kind == "finished":
             self._finished = event.finished
             if self.as_answer:  # the verdict comes before it
-                return None, PartAnswered(self._answer())
+                return [], PartAnswered(self._answer())
             happened = PartAnswered(self._answer())
         if not self._is_shown:
-            return None, happened
+            return [], happened
         if not self.as_answer:
             message.member_id = self.part_id
-        return message.SerializeToString(), happened
+        return [message.SerializeToString()], happened
 
     def beginning(self) -> list[bytes]:
         """The whole part as the answer, but for its end."""
@@ -76,6 +79,15 @@ class Part:
         event = generation_pb2.GenerationEvent(finished=self._finished)
         return coordinator_pb2.GenerateResponse(event=event).SerializeToString()
 
+    def _begin(self, message: coordinator_pb2.GenerateResponse) -> tuple[list[bytes], PartEvent | None]:
+        self.held.append(message.SerializeToString())
+        delta = message.event.delta
+        if not (delta.text.strip() or delta.reasoning.strip() or delta.HasField("tool_call")):
+            return [], None
+        self.begun = True
+        told, self.held = self.held, []
+        return told, PartBegun(self.part_id)
+
     def _keep(self, delta: generation_pb2.TokenDelta) -> None:
         self._logprobs.extend(token.logprob for token in delta.logprobs)
         if not self._wants_logprobs:
@@ -92,4 +104,5 @@ class Part:
             logprobs=tuple(self._logprobs) or None,
             tokens=finished.usage.completion_tokens,
             model=self._started.model,
+            calls=any(delta.HasField("tool_call") for delta in self._deltas),
         )

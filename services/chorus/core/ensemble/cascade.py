@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from operator import attrgetter
 
 from chorus.core.ensemble.records import Answer
-from chorus.core.ensemble.steps import Round, Steps, Task, ask_member, best_agreed
+from chorus.core.ensemble.steps import Round, Steps, Task, all_sets, ask_member, best_agreed
 
 
 def cascade(task: Task) -> Steps:
-    """The answer of the first model whose confidence reaches the threshold; else of the greatest that has one.
+    """The answer of the first model whose confidence reaches the threshold; else of the greatest that has one. Where
+    none could answer, the next simpler set is gone up in the same way.
 
     Samples of one model are asked together, and agree or don't. Members come ordered by size.
     """
     best: Answer | None = None
-    for _, members in groupby(task.members, key=lambda member: member.model):
-        answers = yield Round(tuple(ask_member(task, member) for member in members), task.quorum)
-        best = best_agreed(task, answers) or best
-        if answers and best is not None and confidence(task, best, answers) >= task.threshold:
-            break
+    left = [[tuple(tier) for _, tier in groupby(members, key=attrgetter("model"))] for members in all_sets(task)]
+    while left and best is None:
+        tiers = left.pop(0)
+        while tiers:
+            asks = tuple(ask_member(task, member) for member in tiers.pop(0))
+            answers = yield Round(asks, task.quorum, waits=not (best or tiers or left))
+            best = best_agreed(task, answers) or best
+            if answers and best is not None and confidence(task, best, answers) >= task.threshold:
+                return best
     return best
 
 

@@ -13,7 +13,12 @@ UNKNOWN = 0.5
 
 
 def confidence_of(answer: Answer) -> float:
-    """Of one answer by itself, calibrated on recorded answers; UNKNOWN where its engine tells no log-probabilities."""
+    """Of one answer by itself, calibrated on recorded answers; UNKNOWN where its engine tells no log-probabilities.
+
+    Of one that says nothing it is 0: its end alone is always likely.
+    """
+    if answer.is_blank:
+        return 0.0
     return probability(evidence(answer, LEARNED.of(answer.model))) if answer.logprobs else UNKNOWN
 
 

@@ -27,6 +27,8 @@ def judge(task: Task) -> Steps:
     best = finalists[0]
     for number, other in enumerate(finalists[1:], start=1):
         picks = yield Round((_compare(task, f"{number}-ab", best, other), _compare(task, f"{number}-ba", other, best)))
+        if not picks:  # it has failed or is stuck, and will be with the next ones, too
+            break
         said = {pick.part_id[-2:]: picked(pick.text) for pick in picks}
         if said.get("ab") == "B" and said.get("ba") == "A":
             best = other

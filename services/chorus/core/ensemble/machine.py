@@ -32,6 +32,13 @@ class PartPlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class PartBegun:
+    """The first words of a part were streamed as the answer."""
+
+    part_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartAnswered:
     """A part has its whole answer."""
 
@@ -52,7 +59,7 @@ class TimePassed:
     """Nothing happened, until `look_at`."""
 
 
-PartEvent: TypeAlias = PartPlaced | PartAnswered | PartFailed | TimePassed
+PartEvent: TypeAlias = PartPlaced | PartBegun | PartAnswered | PartFailed | TimePassed
 
 # --- what is to be done ---------------------------------------------------------------------------------------------
 
@@ -135,6 +142,11 @@ class _Running:
     running: set[str] = field(default_factory=set)
     answers: list[Answer] = field(default_factory=list)
 
+    @property
+    def said(self) -> tuple[Answer, ...]:
+        """The answers that say something; nobody is told of others."""
+        return tuple(answer for answer in self.answers if not answer.is_blank)
+
 
 class Ensemble:
     """One ensemble. `begin` comes first, then `take` for every event, until one of the actions ends it (`over`)."""
@@ -172,6 +184,9 @@ class Ensemble:
         if isinstance(event, PartPlaced):
             part.node_id, part.runner_id, part.model = event.node_id, event.runner_id, event.model or part.model
             return []
+        if isinstance(event, PartBegun):
+            step.deadline = None  # of what the caller has read nothing can be taken back
+            return []
         step.running.discard(part_id)
         step.waves.ended(part.ask)
         part.ended_at = now
@@ -194,31 +209,29 @@ class Ensemble:
         has_enough = self._has_enough(step)
         for part_id in step.running:
             self._parts[part_id].leave(MemberState.UNNEEDED if has_enough else MemberState.LATE, now)
-        for ask in step.waves.waiting:  # late, too, is who would have been asked, had others been quicker
+        for ask in step.waves.waiting:
             self._parts[ask.part_id] = part = _Part(ask, now)
-            part.leave(MemberState.SKIPPED if has_enough else MemberState.LATE, now)
-        return cancels + self._go_on(tuple(step.answers), now)
+            part.leave(MemberState.SKIPPED, now)
+        return cancels + self._go_on(step.said, now)
 
     def _has_ended(self, step: _Running, now: float) -> bool:
         if not step.running and not step.waves.waiting:
             return True
-        if not step.answers:  # the deadline ends the wait for others, never that for the only answer
-            if step.deadline is not None and now >= step.deadline:
-                step.quorum, step.deadline = 1, None
-            return False
         if step.deadline is not None and now >= step.deadline:
-            return True
-        if step.quorum and len(step.answers) >= step.quorum:
+            if step.said or not step.step.waits:
+                return True
+            step.quorum, step.deadline = 1, None
+        if step.quorum and len(step.said) >= step.quorum:
             return True
         return self._has_enough(step)
 
     def _has_enough(self, step: _Running) -> bool:
         """Whether the strategy needs no more answers than there are."""
         enough = step.step.enough if isinstance(step.step, Round) else None
-        if enough is None or not step.answers:
+        if enough is None or not step.said:
             return False
         coming = [self._parts[part_id].ask for part_id in sorted(step.running)]
-        return enough(step.answers, (*coming, *step.waves.waiting))
+        return enough(step.said, (*coming, *step.waves.waiting))
 
     def _ask_next(self, step: _Running, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -235,7 +248,8 @@ class Ensemble:
             return self._conclude(end.value, now)
         asks = [self._adapted(ask) for ask in step.asks] if isinstance(step, Round) else [self._measurable(step.ask)]
         assert not any(ask.part_id in self._parts for ask in asks), "parts have ids of their own"
-        deadline = None if isinstance(step, Final) or self._task.deadline_s is None else now + self._task.deadline_s
+        is_bound = isinstance(step, Round) or not step.waits
+        deadline = now + self._task.deadline_s if is_bound and self._task.deadline_s is not None else None
         quorum = step.quorum if isinstance(step, Round) else 0
         self._step = _Running(Waves(asks, self._room), quorum, deadline, step)
         return self._look(self._step, now)
@@ -253,6 +267,9 @@ class Ensemble:
         return replace(ask, request=replace(ask.request, logprobs=0))
 
     def _conclude(self, answer: Answer | None, now: float) -> list[Action]:
+        if answer is None:  # then nobody has said anything, and somebody has done that to the end
+            blank = [part.answer for part in self._parts.values() if part.ask.member is not None and part.answer]
+            answer = next(reversed(blank), None)
         if answer is None:
             return self._end([Fail(self._failure())])
         was_streamed = self._step is not None and isinstance(self._step.step, Final) and answer in self._step.answers

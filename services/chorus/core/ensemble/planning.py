@@ -49,14 +49,15 @@ def plan(spec: EnsembleSpec, request: GenerationRequest, available: Sequence[Off
             members, learned = weighed_members(members), LEARNED
     if any(member.member_id.startswith(SIDE_MARK) for member in members):
         raise InvalidRequestError("ensemble.members", f"must have no ids that begin with {SIDE_MARK}: it marks judges")
-    if len({member.member_id for member in members}) < len(members):
-        raise InvalidRequestError("ensemble.members", "have samples whose ids are those of other members; rename them")
     if strategy in _READS_THE_QUESTION and not question_of(request.prompt):
         raise InvalidRequestError("input", f"has no text that {strategy} could show to a model; send text")
     if strategy is Strategy.CASCADE:
         members = by_size(members, available)
     if strategy is Strategy.FACETS:
         members = facet_instructions(members, spec.facet_set)
+    if len({member.member_id for member in members}) < len(members):
+        problem = "have samples or sides whose ids are those of other members; rename them"
+        raise InvalidRequestError("ensemble.members", problem)
     simpler = () if spec.members else _simpler(request, available, policy, complexity, strategy, spec)
     return Task(
         request=request,
@@ -89,6 +90,8 @@ def _simpler(
     levels = [policy.profile[one] for one in reversed(order[: order.index(complexity)])]
     alone = replace(policy.profile[order[0]], members=1)
     sets = [choose_members(request, available, level) for level in (*levels, alone)]
+    if strategy is Strategy.CASCADE:
+        sets = [by_size(members, available) for members in sets]
     if strategy is Strategy.FACETS:
         sets = [facet_instructions(members, spec.facet_set) for members in sets]
     return tuple(dict.fromkeys(members for members in sets if members))

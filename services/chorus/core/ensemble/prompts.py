@@ -25,6 +25,7 @@ SAMPLED_TEMPERATURE = 0.8
 _SPEAKS = {MessageRole.USER: "Question: ", MessageRole.ASSISTANT: "Answer: "}
 _NEXT_QUESTION = ("\nQuestion:", "\n\n")
 _MOST_STOP_STRINGS = 16
+_SEEDS = 1 << 64  # as many as the wire has
 # Of other models' texts that one is shown: some 1,500 tokens.
 SHOWN_CHARACTERS = 6000
 
@@ -48,7 +49,7 @@ def member_request(request: GenerationRequest, member: Member, *, with_logprobs:
     temperature = sampling.temperature if member.temperature is None else member.temperature
     if member.draw and not temperature:
         temperature = SAMPLED_TEMPERATURE
-    seed = None if sampling.seed is None else sampling.seed + member.draw
+    seed = None if sampling.seed is None else (sampling.seed + member.draw) % _SEEDS
     return replace(
         request,
         model=member.model,

@@ -10,14 +10,14 @@ from chorus.core.generation import FinishReason
 
 
 def race(task: Task) -> Steps:
-    """The first answer that says something and came to its end; where none does, the first of all."""
+    """The first answer that came to its end; where none does, the first of all."""
     answers = yield from drafts(task, quorum=0, enough=_has_good)
     return next(filter(is_good, answers), answers[0] if answers else None)
 
 
 def is_good(answer: Answer) -> bool:
-    """Whether an answer says something, and wasn't cut off for lack of room."""
-    return bool(answer.text.strip()) and answer.reason is not FinishReason.CONTEXT_FULL
+    """Whether an answer wasn't cut off for lack of room."""
+    return answer.reason is not FinishReason.CONTEXT_FULL
 
 
 def _has_good(answers: Sequence[Answer], coming: Sequence[Ask]) -> bool:

@@ -82,7 +82,7 @@ class Answer:
     """What one generation of an ensemble came to.
 
     `logprobs` are those of its tokens, natural, before sampling; None where its engine tells none. `confidence`, 0 to
-    1, is how likely it is right by itself.
+    1, is how likely it is right by itself. `calls`: it has tools called, with or without a text.
     """
 
     part_id: str
@@ -92,6 +92,12 @@ class Answer:
     tokens: int = 0
     model: str = ""
     confidence: float = 0.0
+    calls: bool = False
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it says nothing: as good as no answer, however sure of its end its model was."""
+        return not self.calls and (not self.text or self.text.isspace())
 
 
 class MemberState(StrEnum):
@@ -100,7 +106,9 @@ class MemberState(StrEnum):
     ANSWERED = "answered"
     LATE = "late"  # not done when the quorum or the deadline came
     FAILED = "failed"
-    SKIPPED = "skipped"  # never asked: the answer was good enough without
+    SKIPPED = (
+        "skipped"  # never asked: the answer was good enough without, or its turn hadn't come by the quorum or deadline
+    )
     UNNEEDED = "unneeded"  # asked, and cancelled: the answer was good enough, or nothing could change it any more
 
 

@@ -16,7 +16,10 @@ def refine(task: Task) -> Steps:
         return answers[0] if answers else None
     for number in range(2, task.round_count + 1):
         asks = tuple(_redraft(task, number, answer.part_id, member_of(task, answer).model, answers) for answer in first)
-        answers = (yield Round(asks, task.quorum)) or answers
+        drafted = yield Round(asks, task.quorum)
+        if not drafted:
+            break
+        answers = drafted
     composed = yield Final(_compose(task, answers))
     return composed[0] if composed else best_agreed(task, answers)
 

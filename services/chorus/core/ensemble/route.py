@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from chorus.core.ensemble.records import Answer
-from chorus.core.ensemble.steps import Final, Steps, Task, ask_member, at_depth
+from chorus.core.ensemble.steps import Final, Steps, Task, all_sets, ask_member
 
 
 def route(task: Task) -> Steps:
     """The answer of the first member that has one, streamed as it comes."""
-    for depth, members in enumerate((task.members, *task.simpler)):
+    for members in all_sets(task):
         for member in members:
-            answers: tuple[Answer, ...] = yield Final(ask_member(task, at_depth(member, depth)))
+            answers: tuple[Answer, ...] = yield Final(ask_member(task, member), waits=True)
             if answers:
                 return answers[0]
     return None

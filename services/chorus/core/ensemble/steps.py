@@ -2,7 +2,7 @@
 
 A strategy is a generator. It yields a Round (several generations, of which it gets the answers) or a Final (one whose
 text is streamed to the caller as the answer), is sent what came of it, and returns the answer. It knows nothing of
-time, waves, deadlines and failures: `machine.py` folds events into what it is sent.
+time, waves, deadlines, failures and blank answers: `machine.py` folds events into what it is sent.
 
     def vote(task: Task) -> Steps:
         answers = yield from drafts(task)
@@ -78,19 +78,22 @@ Enough: TypeAlias = Callable[[Sequence[Answer], Sequence[Ask]], bool]
 @dataclass(frozen=True, slots=True)
 class Round:
     """Generations beside each other. It ends when all have ended, `quorum` (0: all) have answered, `enough` says so of
-    the answers so far and of what may still come, or the deadline comes; at that, somebody who has not answered yet is
-    waited for where nobody has."""
+    the answers so far and of what may still come, or the deadline comes. `waits`: there is nothing to go on with where
+    nobody has answered by then, so that the first one is waited for."""
 
     asks: tuple[Ask, ...]
     quorum: int = 0
     enough: Enough | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """One generation whose text is the answer, streamed as it comes; of it nothing can be taken back."""
+    """One generation whose text is the answer, streamed as it comes; of it nothing can be taken back. It has to have
+    begun by the deadline, unless it `waits`: there is no other answer."""
 
     ask: Ask
+    waits: bool = False
 
 
 Gathered: TypeAlias = tuple[Answer, ...]  # in the order in which they came
@@ -98,10 +101,10 @@ Steps: TypeAlias = Generator[Round | Final, Gathered, Answer | None]
 StrategySteps: TypeAlias = Callable[[Task], Steps]
 
 
-def ask_member(task: Task, member: Member, part_id: str = "") -> Ask:
+def ask_member(task: Task, member: Member) -> Ask:
     """The caller's own question to a member."""
     with_logprobs = member.model in task.with_logprobs
-    return Ask(part_id or member.member_id, member_request(task.request, member, with_logprobs=with_logprobs), member)
+    return Ask(member.member_id, member_request(task.request, member, with_logprobs=with_logprobs), member)
 
 
 def drafts(
@@ -109,32 +112,39 @@ def drafts(
 ) -> Generator[Round | Final, Gathered, Gathered]:
     """The members' answers; where none of them could answer, those of the next simpler set."""
     wanted = task.quorum if quorum is None else quorum
-    for depth, members in enumerate((task.members, *task.simpler)):
-        answers = yield Round(tuple(ask_member(task, at_depth(member, depth)) for member in members), wanted, enough)
+    for depth, members in enumerate(sets := all_sets(task), start=1):
+        asks = tuple(ask_member(task, member) for member in members)
+        answers = yield Round(asks, wanted, enough, waits=depth == len(sets))
         if answers:
             return answers
     return ()
 
 
-def at_depth(member: Member, depth: int) -> Member:
-    """A member of one of the simpler sets, told apart from the one of the same name in another."""
+def all_sets(task: Task) -> list[tuple[Member, ...]]:
+    """The members, then the simpler sets, whose members are told apart from those of the same name in others."""
+    return [
+        tuple(_at_depth(member, depth) for member in members)
+        for depth, members in enumerate((task.members, *task.simpler))
+    ]
+
+
+def _at_depth(member: Member, depth: int) -> Member:
     return replace(member, member_id=f"{member.member_id}~{depth}", depth=depth) if depth else member
 
 
 def member_of(task: Task, answer: Answer) -> Member:
     """The member whose answer to the caller's own question it is."""
-    everybody = (at_depth(one, depth) for depth, members in enumerate((task.members, *task.simpler)) for one in members)
-    return next(member for member in everybody if member.member_id == answer.part_id)
+    return next(one for members in all_sets(task) for one in members if one.member_id == answer.part_id)
 
 
 def distinct(task: Task, answers: Sequence[Answer]) -> list[Answer]:
     """The most confident of each party of answers that say the same: the greatest party's first, of equal ones the more
-    confident one's."""
+    confident one's; what says nothing last."""
     parties = [
         [answers[index] for index in party]
         for party in clusters([answer.text for answer in answers], task.measures.same_answer)
     ]
-    parties.sort(key=lambda party: (-len(party), -sum(answer.confidence for answer in party)))
+    parties.sort(key=lambda party: (party[0].is_blank, -len(party), -sum(answer.confidence for answer in party)))
     return [max(party, key=lambda answer: answer.confidence) for party in parties]
 
 

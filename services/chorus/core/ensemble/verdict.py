@@ -36,8 +36,10 @@ def judged(
         strategy=task.strategy,
         complexity=task.complexity,
         agreement=agreement,
-        coherence=coherence(list(answers.values()), task.measures.similarity),
-        confidence=task.measures.confidence_of_all(
+        coherence=coherence([one for one in answers.values() if not one.is_blank], task.measures.similarity),
+        confidence=0.0
+        if answer.is_blank
+        else task.measures.confidence_of_all(
             agreement if own else max(agreement, _support(task, answer, answers)), confidences, len(answers)
         ),
         members=members,

@@ -102,8 +102,9 @@ def best_weighed(answers: Sequence[Answer], prompt: str, same: SameAnswer, learn
 
     A party of answers that say the same is believed by the sum over its models of the most that one of its answers is
     believed, further ones of the same model adding a share of theirs. That of the model that is best at such questions
-    is left only for one that is believed more by the margin.
+    is left only for one that is believed more by the margin. What says nothing counts where nobody says anything.
     """
+    answers = [answer for answer in answers if not answer.is_blank] or answers
     if not answers:
         return None
     scale = _Scale.of(answers, prompt, same, learned)

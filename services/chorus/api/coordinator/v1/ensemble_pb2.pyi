@@ -115,11 +115,11 @@ class _MemberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberSta
     MEMBER_STATE_ANSWERED: _MemberState.ValueType  # 1
     """It answered in time."""
     MEMBER_STATE_LATE: _MemberState.ValueType  # 2
-    """It was not done when the quorum or the deadline came."""
+    """It was asked, and not done when the quorum or the deadline came."""
     MEMBER_STATE_FAILED: _MemberState.ValueType  # 3
     """It failed."""
     MEMBER_STATE_SKIPPED: _MemberState.ValueType  # 4
-    """It was never asked, as the answer was good enough without."""
+    """It was never asked: the answer was good enough without, or the quorum or the deadline came before its turn."""
     MEMBER_STATE_UNNEEDED: _MemberState.ValueType  # 5
     """It was asked and cancelled before its end: a race had its answer, or a vote was settled."""
 
@@ -131,11 +131,11 @@ MEMBER_STATE_UNSPECIFIED: MemberState.ValueType  # 0
 MEMBER_STATE_ANSWERED: MemberState.ValueType  # 1
 """It answered in time."""
 MEMBER_STATE_LATE: MemberState.ValueType  # 2
-"""It was not done when the quorum or the deadline came."""
+"""It was asked, and not done when the quorum or the deadline came."""
 MEMBER_STATE_FAILED: MemberState.ValueType  # 3
 """It failed."""
 MEMBER_STATE_SKIPPED: MemberState.ValueType  # 4
-"""It was never asked, as the answer was good enough without."""
+"""It was never asked: the answer was good enough without, or the quorum or the deadline came before its turn."""
 MEMBER_STATE_UNNEEDED: MemberState.ValueType  # 5
 """It was asked and cancelled before its end: a race had its answer, or a vote was settled."""
 Global___MemberState: _TypeAlias = MemberState  # noqa: Y015
@@ -169,7 +169,7 @@ class EnsembleSpec(_message.Message):
     aggregator_model: _builtins.str
     """The model that judges, aggregates or chairs. Empty: chosen by the coordinator."""
     quorum: _builtins.int
-    """Go on once this many members have answered. 0: all, until the deadline; a vote ends before, once no further answer can
+    """Go on once this many members have answered, blank answers not counted. 0: all, until the deadline; a vote ends before, once no further answer can
     change what it says.
     """
     confidence_threshold: _builtins.float
@@ -190,8 +190,9 @@ class EnsembleSpec(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """How long to wait for members in each round; where none has answered by then, for the first one. Absent: as configured
-        for the complexity.
+        """How long to wait for members, judges, reviewers in each round, and for a composed text to begin. What has come by then is
+        gone on with; where nobody has answered, the next tier or simpler set is asked. Nobody but the last of these is waited
+        for longer, for the first answer. `route` waits as any generation does. Absent: as configured for the complexity.
         """
 
     def __init__(
@@ -277,7 +278,7 @@ class Verdict(_message.Message):
     coherence: _builtins.float
     """Mean similarity of pairs of answers, weighted by confidence, 0 to 1."""
     confidence: _builtins.float
-    """How likely the answer is right, 0 to 1. Of a composed text: out of how much of it the members' answers bear out, by their
+    """How likely the answer is right, 0 to 1; 0 of a blank one, which is given where nobody says anything. Of a composed text: out of how much of it the members' answers bear out, by their
     words and numbers, and of its own tokens' log-probabilities; no calibrated share.
     """
     cost_micro_usd: _builtins.int
