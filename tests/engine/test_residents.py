@@ -243,6 +243,20 @@ async def test_unloading_ends_the_wait_of_those_who_came_for_it(copies: Callable
         assert (await hear(engine, ask("b"))).ids()
 
 
+async def test_an_unload_whose_caller_goes_ends_without_him(copies: Callable[[str], ModelSource]) -> None:
+    async with engine_of([copies("a"), copies("b")], room=9.0) as engine:
+        await engine.load("a")
+        unload = asyncio.create_task(engine.unload("a"))
+        await asyncio.sleep(0)  # it has begun, and its owner thread hasn't ended
+        unload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await unload
+        async with asyncio.timeout(30):
+            await engine.load("b")  # nothing is loaded while something is on its way out
+            await engine.load("a")
+        assert state(engine, "a") is state(engine, "b") is ModelState.LOADED
+
+
 async def test_who_stops_waiting_costs_nobody_a_load(copies: Callable[[str], ModelSource], loads: Loads) -> None:
     async with engine_of([copies(name) for name in "ab"]) as engine:
         busy = engine.generate(ask("a", 30))

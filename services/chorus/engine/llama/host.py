@@ -378,6 +378,13 @@ class Host:
             if not unloading.cancelled():  # else its thread hangs, and nobody waits for that
                 unloading.result()
 
+    def after_unloading(self, call: Callable[[], None]) -> None:
+        """Calls `call` when the unloading that is under way has ended, however it ends; at once where none is."""
+        if self._unloading is None:
+            call()
+        else:
+            self._unloading.add_done_callback(lambda _: call())
+
     async def _unload(self, worker: Worker) -> None:
         try:
             await worker.stop()

@@ -175,11 +175,15 @@ class Residents:
         try:
             await host.unload(wait=wait, closes=lambda: self._book.leaving(host.name))
         finally:
-            if host.in_memory:
-                self._book.stays(host.name)
-            elif host.is_settled:
-                self._book.gone(host.name)
-            self.look()
+            # Who asked may have gone meanwhile; the unloading ends without him, and nothing is loaded before it has.
+            host.after_unloading(lambda: self._unloaded(host))
+
+    def _unloaded(self, host: Host) -> None:
+        if host.in_memory:
+            self._book.stays(host.name)
+        elif host.is_settled:
+            self._book.gone(host.name)
+        self.look()
 
     def failed(self, host: Host) -> None:
         """The model's owner thread died."""
