@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -383,6 +384,70 @@ async def test_a_server_that_hangs_leaves_and_its_streams_end() -> None:
         await until(lambda: not engine.models(), engine)
         upstream.silent = False
         await until(engine.models, engine)
+
+
+async def test_callers_are_no_sign_that_a_server_lives() -> None:
+    async with Upstream("vllm") as upstream, engine_of(upstream, **QUICK) as engine:
+        upstream.silent = True
+
+        async def call_on() -> None:
+            while True:  # while the server is asked about itself, one caller gives up and the next one comes
+                upstream.came.clear()
+                await upstream.came.wait()
+                if upstream.seen[-1].path == "/v1/models":
+                    calls.append(asyncio.create_task(events_of(engine, ask())))
+                    for call in calls[:-1]:
+                        call.cancel()
+
+        calls: list[asyncio.Task[list[Any]]] = []
+        calling = asyncio.create_task(call_on())
+        try:
+            await until(lambda: not engine.models(), engine)
+        finally:
+            for task in (calling, *calls):
+                task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def first_token(events: AsyncIterator[Any]) -> None:
+    while not isinstance(await anext(events), TokenDelta):
+        pass
+
+
+@pytest.mark.parametrize("end", ["silence", "stop"])
+async def test_streams_of_a_model_that_the_server_lists_no_more_are_not_forgotten(end: str) -> None:
+    models = UpstreamModel(), UpstreamModel("other")
+    async with Upstream("ollama", *models) as upstream, engine_of(upstream, **QUICK) as engine:
+
+        def names() -> list[str]:
+            return [status.artifact.name for status in engine.models()]
+
+        upstream.pause_after = 1
+        async with aclosing(engine.generate(GenerationRequest("tiny:latest", PROMPT))) as events:
+            await first_token(events)
+            gone = upstream.models.pop("tiny:latest")
+            await until(lambda: names() == ["other"], engine)
+            upstream.models["tiny:latest"] = gone
+            await until(lambda: len(names()) == 2, engine)
+            assert {load.model: load.slots_used for load in engine.load_report()} == {"tiny:latest": 1, "other": 0}
+            del upstream.models["tiny:latest"]
+            await until(lambda: names() == ["other"], engine)
+            if end == "stop":
+                await engine.stop()
+            upstream.silent = True
+            with pytest.raises(DrainingError if end == "stop" else UnavailableError):
+                async with asyncio.timeout(10):
+                    await anext(events)
+
+
+async def test_a_model_that_goes_by_another_name_keeps_its_streams() -> None:
+    async with Upstream("vllm", UpstreamModel("a/m")) as upstream, engine_of(upstream, **QUICK) as engine:
+        upstream.pause_after = 1
+        async with aclosing(engine.generate(ask())) as events:
+            await first_token(events)
+            upstream.models["b/m"] = UpstreamModel("b/m")  # the short name says no longer which one is meant
+            await until(lambda: len(engine.models()) == 2, engine)
+            assert [(load.model, load.slots_used) for load in engine.load_report()] == [("a/m", 1), ("b/m", 0)]
 
 
 async def test_what_the_server_refuses_is_said_in_chorus_words() -> None:

@@ -79,6 +79,7 @@ class RemoteEngine:
         self._poll_s = settings.poll_s or (_POLL_S if server.is_household else _POLL_EXTERNAL_S)
         self._info = self._described(server.kind.value, "")
         self._hosts: dict[str, Host] = {}
+        self._leaving: list[Host] = []  # no longer listed by the server, and not idle yet
         self._down: ChorusError | None = UnavailableError(f"{self._http.server} was not asked yet")
         self._callbacks: list[Callable[[], None]] = []
         self._watching: asyncio.Task[None] | None = None
@@ -111,8 +112,8 @@ class RemoteEngine:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-        loading = [host.loading for host in self._hosts.values() if host.loading is not None]
-        for host in self._hosts.values():
+        loading = [host.loading for host in self._every_host() if host.loading is not None]
+        for host in self._every_host():
             host.abort(DrainingError("the engine is shutting down"))
         if loading:
             await asyncio.wait(loading)
@@ -223,7 +224,9 @@ class RemoteEngine:
                 try:
                     opening = self._http.lines(call.path, call.body, self._asked(host))
                     lines = await run.wait(stack.enter_async_context(opening))
+                    host.heard()
                     while not answer.ended and (line := await run.wait(anext(lines, None))) is not None:
+                        host.heard()
                         for event in answer.take(reader.read(line), clock()):
                             yield event
                 except (UnavailableError, UnknownModelError):
@@ -273,6 +276,7 @@ class RemoteEngine:
                 raise unsupported(host.model, Feature.EMBED, "cut off the start of a text") from None
             truncated = True
             values, count = await self._dialect.embed(host.model, text, True)
+        host.heard()
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             raise EngineError(f"{self._http.server} sent a vector that is not made of numbers")
         norm = math.hypot(*values) if request.normalize else 1.0
@@ -317,6 +321,9 @@ class RemoteEngine:
         status = select_model(self.models(), name, sha256=sha256, features=needed)
         require_features(status, needed)
         return self._hosts[status.artifact.name]
+
+    def _every_host(self) -> list[Host]:
+        return [*self._hosts.values(), *self._leaving]
 
     def _asked(self, host: Host) -> Asked:
         status = host.model.status
@@ -363,10 +370,10 @@ class RemoteEngine:
 
     def _lost(self, error: ChorusError, began: float) -> None:
         # A server may be too busy to answer questions; who is being answered meanwhile knows that it lives.
-        if isinstance(error, NoAnswerError) and any(host.heard_since(began) for host in self._hosts.values()):
+        if isinstance(error, NoAnswerError) and any(host.heard_since(began) for host in self._every_host()):
             return
         if isinstance(error, UnavailableError):
-            for host in self._hosts.values():
+            for host in self._every_host():
                 host.abort(UnavailableError(error.message))
         if self._down is None or self._down.message != error.message:
             _log.warning("remote.lost", server=self._http.server, why=error.message)
@@ -376,14 +383,17 @@ class RemoteEngine:
 
     def _take(self, found: Found) -> None:
         before = (self._info, self.models())
+        # By its id: the name that it goes by here depends on what else there is.
+        known = {host.model.id: host for host in self._every_host()}
         hosts: dict[str, Host] = {}
         for model in found.models:
-            name = model.status.artifact.name
-            host = self._hosts.get(name)
+            host = known.get(model.id)
             if host is None:
                 host = Host(model, self._settings.max_queue)
             host.update(model)
-            hosts[name] = host
+            hosts[model.status.artifact.name] = host
+        listed = set(hosts.values())
+        self._leaving = [host for host in known.values() if host not in listed and host.is_busy()]
         if self._down is not None:
             _log.info("remote.found", server=self._http.server, version=found.version, models=len(hosts))
         self._hosts, self._down = hosts, None

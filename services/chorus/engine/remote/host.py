@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ class Host:
         self.load_run: Run | None = None
         self.waiting_for_load: list[ProgressCallback] = []
         self.tokens_per_second = 0.0
+        self._heard_at = -math.inf
 
     @property
     def status(self) -> ModelStatus:
@@ -69,9 +71,17 @@ class Host:
         if self.load_run is not None:
             self.load_run.abort(error)
 
+    def heard(self) -> None:
+        """The server has just said something to one of its requests."""
+        self._heard_at = asyncio.get_running_loop().time()
+
     def heard_since(self, time: float) -> bool:
         """Whether the server has said anything to a request since then (by the event loop's clock)."""
-        return any(run.heard_at >= time for run in self.slots.runs if run.has_slot)
+        return self._heard_at >= time
+
+    def is_busy(self) -> bool:
+        """Whether requests run or wait here, or it is being loaded."""
+        return bool(self.slots.runs) or self.loading is not None
 
     def is_loaded(self) -> bool:
         """Whether it is in the server's memory."""

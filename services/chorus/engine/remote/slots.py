@@ -23,7 +23,6 @@ class Run:
         self.has_slot = False
         self.admission: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
-        self.heard_at = loop.time()
         self._scope: asyncio.Timeout | None = None
 
     def abort(self, error: ChorusError) -> None:
@@ -46,7 +45,6 @@ class Run:
             self._scope = None
         if self.error is not None:
             raise self.error.with_traceback(None)
-        self.heard_at = asyncio.get_running_loop().time()
         return result
 
 
