@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from chorus.core.cache.budget import Budget
 from chorus.core.cache.likeness import alike
 from chorus.core.cache.nearest import Nearest, signs
-from chorus.core.cache.policy import CacheMode, normalised, plan, question_of, without_question
+from chorus.core.cache.policy import CacheMode, Permission, normalised, plan, question_of, without_question
 from chorus.core.generation import (
     Conversation,
     DeliveredChoice,
+    Fallback,
     GenerationRequest,
     Message,
     MessageRole,
@@ -50,6 +51,7 @@ def test_what_a_request_says_counts_and_else_the_default_for_what_draws_the_same
     [
         (asks(resume=(DeliveredChoice(0, (1,)),)), "interrupted"),
         (asks(tools=(Tool("pay", "Pays.", {}, acts=True),)), "act"),
+        (asks(adapter="style"), "adapter"),
     ],
 )
 def test_what_is_never_given_again(request_: GenerationRequest, why: str) -> None:
@@ -60,7 +62,7 @@ def test_what_is_never_given_again(request_: GenerationRequest, why: str) -> Non
 
 def test_only_a_question_in_words_is_compared() -> None:
     assert plan(asks(), CacheMode.SEMANTIC, CacheMode.OFF).mode is CacheMode.SEMANTIC
-    for other in (asks("x" * 401), replace(asks(), prompt=TextPrompt("Once")), asks(" ")):
+    for other in (asks("x" * 401), replace(asks(), prompt=TextPrompt("Once")), asks(" "), asks(prompt_logprobs=1)):
         found = plan(other, CacheMode.SEMANTIC, CacheMode.OFF)
         assert found.mode is CacheMode.EXACT
         assert found.reason
@@ -73,6 +75,19 @@ def test_urgency_and_session_make_no_other_request() -> None:
     urgent = asks(priority=Priority.BATCH, session_id="s", requirements=Requirements(private=True))
     assert normalised(urgent) == asks()
     assert normalised(asks(requirements=Requirements(tags=("code",)))) != asks()
+
+
+def test_requests_are_run_as_one_only_where_the_same_may_answer() -> None:
+    nobody = Fallback()
+    several = [
+        Permission.of(replace(asks(), model=""), nobody),
+        Permission.of(asks(), nobody),
+        Permission.of(asks(), Fallback(external=True)),
+        Permission.of(asks(), Fallback(similar_model=True)),
+        Permission.of(asks(requirements=Requirements(private=True)), nobody),
+    ]
+    assert len(set(several)) == len(several)
+    assert Permission.of(asks(priority=Priority.BATCH), Fallback(cached_answer=True)) == several[1]
 
 
 @settings(max_examples=100)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from chorus.api.coordinator.v1 import coordinator_pb2
 from chorus.config import CacheSettings
 from chorus.coordinator.placing import Placing
-from chorus.core.cache.policy import CacheMode, Plan, normalised, plan
+from chorus.core.cache.policy import CacheMode, Permission, Plan, normalised, plan
 from chorus.core.errors import ChorusError, InvalidRequestError
 from chorus.core.generation import GenerationRequest
 from chorus.core.placement import Needs
 from chorus.transport.peer import current_caller
 from chorus.wire.cache import decode_mode, digest_of
+from chorus.wire.fallback import decode_fallback
 from chorus.wire.generation import decode_generation
 from chorus.wire.resources import decode_duration
 
@@ -33,8 +34,14 @@ class Asked:
     together: bool
     caller: str
     key: str
+    permission: Permission
     normalised: GenerationRequest
     max_age_s: float
+
+    @property
+    def flight(self) -> tuple[str, Permission]:
+        """One for the very same requests that the very same may answer."""
+        return self.key, self.permission
 
     def since(self, now: float) -> float:
         """Answers made before that are too old."""
@@ -47,6 +54,7 @@ class _Read:
 
     plan: Plan
     needs: Needs
+    asked: GenerationRequest
     normalised: GenerationRequest
     keys: dict[str, tuple[str, GenerationRequest]] = field(default_factory=dict)
 
@@ -87,7 +95,8 @@ class AskedReader:
         key, plain = read.keys[model]
         age_s = decode_duration(request.cache.max_age) if request.cache.HasField("max_age") else self._ttl_s
         told = mode is not None and mode is not CacheMode.OFF
-        return Asked(read.plan, told, request.cache.reads_more, caller, key, plain, min(age_s, self._ttl_s))
+        permission = Permission.of(read.asked, decode_fallback(request.fallback))
+        return Asked(read.plan, told, request.cache.reads_more, caller, key, permission, plain, min(age_s, self._ttl_s))
 
     def _remembered(self, request: coordinator_pb2.GenerateRequest, caller: str, mode: CacheMode | None) -> _Read:
         spec = request.spec.SerializeToString()
@@ -96,7 +105,7 @@ class AskedReader:
         if read is None:
             generation = decode_generation(request.spec)
             plain = normalised(generation)
-            read = _Read(plan(generation, mode, self._default), Needs.of_generation(plain), plain)
+            read = _Read(plan(generation, mode, self._default), Needs.of_generation(plain), generation, plain)
             if len(spec) <= _LONGEST_REMEMBERED:
                 self._read[place] = read
                 if len(self._read) > _REMEMBERED:

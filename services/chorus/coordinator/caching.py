@@ -22,7 +22,8 @@ from chorus.coordinator.live import LiveDirectory
 from chorus.coordinator.placing import Placing
 from chorus.coordinator.requests import Sink
 from chorus.coordinator.semantic import Hint, SemanticHits
-from chorus.core.cache.policy import CacheMode
+from chorus.core.cache.clears import Clears
+from chorus.core.cache.policy import CacheMode, Permission
 from chorus.core.cache.report import CacheOutcome, CacheReport
 from chorus.core.errors import (
     BudgetExhaustedError,
@@ -102,8 +103,9 @@ class AnswerCache:
         self._metrics = metrics
         self._on_hit = on_hit
         self._wall = wall
-        self._flights: dict[str, Flight] = {}
+        self._flights: dict[tuple[str, Permission], Flight] = {}
         self._keeping: set[asyncio.Task[None]] = set()
+        self._clears = Clears()
         self._store_fails = False
 
     async def close(self) -> None:
@@ -143,7 +145,7 @@ class AnswerCache:
         hint = None
         if asked.plan.mode is CacheMode.SEMANTIC and not self._is_under_way(asked, context):
             hint = await self._semantic.look(
-                asked.normalised, asked.caller, sha256s, since=asked.since(now), sink=context
+                asked.normalised, asked.caller, sha256s, asked.permission, since=asked.since(now), sink=context
             )
             if hint.kept is not None and not hint.explores:
                 report = CacheReport(
@@ -162,7 +164,7 @@ class AnswerCache:
         await self._fly(asked, request, context, hint)
 
     def _is_under_way(self, asked: Asked, context: Sink) -> bool:
-        flight = self._flights.get(asked.key)
+        flight = self._flights.get(asked.flight)
         return flight is not None and flight.serves(context.time_remaining())
 
     async def _exact(self, asked: Asked, context: Sink, sha256s: Sequence[str]) -> bool:
@@ -186,7 +188,7 @@ class AnswerCache:
         """Reads the answer of an identical request under way, or begins it."""
         left_s = context.time_remaining()
         reason = asked.plan.reason or (hint.problem if hint is not None else "")
-        flight = self._flights.get(asked.key)
+        flight = self._flights.get(asked.flight)
         if flight is not None and flight.serves(left_s):
             await self._join(flight, asked, request, context, reason)
             return
@@ -196,8 +198,9 @@ class AnswerCache:
             time_left_s=left_s,
             clock=lambda: self._live.now,
         )
-        self._flights[asked.key] = flight
-        flight.task.add_done_callback(lambda _: self._landed(asked, flight, hint))
+        self._flights[asked.flight] = flight
+        begun = self._clears.seen_by(asked.caller)
+        flight.task.add_done_callback(lambda _: self._landed(asked, flight, hint, begun))
         first = _message(CacheReport(CacheOutcome.MISS, reason=reason)) if asked.told else None
         await flight.read(context.write, first=first)
 
@@ -231,23 +234,26 @@ class AnswerCache:
             self._metrics.request(CacheOutcome.JOINED, _tokens(flight))
             self._on_hit(asked.normalised.model, _tokens(flight))
 
-    def _landed(self, asked: Asked, flight: Flight, hint: Hint | None) -> None:
-        """The run has ended: its answer is kept, if it is one; until then those who ask the same read its stream."""
+    def _landed(self, asked: Asked, flight: Flight, hint: Hint | None, begun: tuple[int, int]) -> None:
+        """The run has ended: its answer is kept, if it is one; until then those who ask the same read its stream.
+
+        `begun`: what was cleared by its beginning; an answer that was not there yet is to be forgotten as well.
+        """
 
         def gone(task: asyncio.Task[None] | None = None) -> None:
             if task is not None:
                 self._keeping.discard(task)
-            if self._flights.get(asked.key) is flight:
-                del self._flights[asked.key]
+            if self._flights.get(asked.flight) is flight:
+                del self._flights[asked.flight]
 
         if flight.task.cancelled() or not flight.whole:
             gone()
             return
-        task = asyncio.get_running_loop().create_task(self._keep(asked, flight.messages, hint))
+        task = asyncio.get_running_loop().create_task(self._keep(asked, flight.messages, hint, begun))
         self._keeping.add(task)
         task.add_done_callback(gone)
 
-    async def _keep(self, asked: Asked, messages: list[bytes], hint: Hint | None) -> None:
+    async def _keep(self, asked: Asked, messages: list[bytes], hint: Hint | None, begun: tuple[int, int]) -> None:
         recorded = record(messages)
         if recorded is None:
             return
@@ -256,7 +262,8 @@ class AnswerCache:
         new = NewAnswer(asked.key, recorded.sha256, asked.caller, recorded.answer, recorded.tokens)
         if hint is not None and hint.vector is not None:
             new = replace(new, question=hint.question, bucket=hint.bucket, vector=hint.vector)
-        await self._found(self._store.put(new, self._wall()))
+        if self._clears.seen_by(asked.caller) == begun:
+            await self._found(self._store.put(new, self._wall()))
 
     async def _compare(self, kept: Kept, recorded: Recorded) -> None:
         alike = self._semantic.alike(kept, recorded)
@@ -327,15 +334,19 @@ class AnswerCache:
         )
 
     async def clear(self, *, everybody: bool) -> int:
-        """Forgets the caller's answers, or everybody's.
+        """Forgets the caller's answers, or everybody's, those among them that are just being made.
 
         Raises PermissionDeniedError for a client that asks so, UnavailableError where the store can't be asked.
         """
         caller = current_caller()
         if everybody and caller is not None and caller.role is not Role.ADMIN:
             raise PermissionDeniedError("only an admin may clear everybody's answers; without it, yours are cleared")
+        whose = None if everybody else str(caller or "")
+        self._clears.cleared(whose)
+        if self._keeping:  # a store on a network may take what was sent later first
+            await asyncio.wait(self._keeping)
         try:
-            return await self._store.clear(None if everybody else str(caller or ""))
+            return await self._store.clear(whose)
         except STORE_ERRORS as error:
             raise UnavailableError(f"the answers are not forgotten, since their store failed: {error}") from error
 

@@ -230,12 +230,15 @@ class Requests:
             for timer in timers:
                 timer.close(prompt_tokens=delivered.prompt_tokens)
 
-    async def embed(self, request: coordinator_pb2.EmbedRequest, context: Context) -> bytes:
-        """The bytes of an EmbedResponse."""
+    async def embed(
+        self, request: coordinator_pb2.EmbedRequest, context: Context, *, allow_external: bool | None = None
+    ) -> bytes:
+        """The bytes of an EmbedResponse. `allow_external` None: a paid provider may be asked if its model is named."""
 
         def asks() -> tuple[Needs, Priority]:
             asked = decode_embedding(request.spec)
-            return Needs.of_embedding(asked), asked.priority
+            needs = Needs.of_embedding(asked)
+            return needs if allow_external is None else replace(needs, allow_external=allow_external), asked.priority
 
         message = runner_pb2.EmbedRequest(spec=request.spec)
         answer = await self._answered(Work.EMBED, asks, message, lambda channel: channel.embed, context)

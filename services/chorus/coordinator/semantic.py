@@ -1,16 +1,16 @@
 """Answers to other questions that mean the same: the mesh's own embedding model finds a few, and the gate decides.
 
 Compared are questions of one caller alone, for the same model, settings and turns before; the rest of the request has
-to be equal. Cosine only says which few are looked at.
+to be equal. Cosine only says which few are looked at. A question is embedded only where the request itself may go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from chorus.core.cache.budget import Budget
 from chorus.core.cache.gate import Gate
 from chorus.core.cache.likeness import alike
 from chorus.core.cache.nearest import Vector
-from chorus.core.cache.policy import question_of, without_question
+from chorus.core.cache.policy import Permission, question_of, without_question
 from chorus.core.errors import ChorusError
-from chorus.core.generation import EmbeddingRequest, GenerationRequest
+from chorus.core.generation import EmbeddingRequest, GenerationRequest, Requirements
 from chorus.core.placement import Needs
 from chorus.store.answer_store import STORE_ERRORS, Answers
 from chorus.store.answers import Kept
@@ -31,13 +31,12 @@ from chorus.store.gate import read_gate
 from chorus.wire.cache import Recorded, digest_of, text_of
 from chorus.wire.embedding import encode_embedding
 
-Embed = Callable[[coordinator_pb2.EmbedRequest, Any], Awaitable[bytes]]
-
 # The gate reads a question in about a millisecond; a paraphrase is among the nearest few, or too far away for it.
 _LOOKED_AT = 6
 _LEAST_COSINE = 0.7
 # A vector that takes longer costs more than it saves.
 _EMBED_S = 2.0
+_NO_MODEL = "no embedding model is in the mesh, so only the very same request has a cached answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,13 @@ class _Soon:
         return _EMBED_S if left_s is None else min(left_s, _EMBED_S)
 
 
+class Embed(Protocol):
+    """The coordinator's own Embed."""
+
+    async def __call__(self, request: coordinator_pb2.EmbedRequest, context: _Soon, *, allow_external: bool) -> bytes:
+        """The bytes of an EmbedResponse."""
+
+
 class SemanticHits:
     """Finds them. `model` None: whichever of the mesh embeds; `embed` is the coordinator's own Embed."""
 
@@ -90,24 +96,43 @@ class SemanticHits:
 
     def problem(self) -> str:
         """Why there can be no semantic hits now; empty where there can."""
-        if not self._placing.resolved(Needs.of_embedding(self._asks(""))).model:
-            return "no embedding model is in the mesh, so only the very same request has a cached answer"
-        return ""
+        return "" if self._placing.resolved(Needs.of_embedding(self._asks(""))).model else _NO_MODEL
+
+    def _problem_of(self, asks: EmbeddingRequest, permission: Permission) -> str:
+        """Why no embedding model may have this question now; empty where one may."""
+        needs = replace(Needs.of_embedding(asks), allow_external=permission.external)
+        needs = self._placing.resolved(needs)
+        if not needs.model:
+            return _NO_MODEL
+        if self._placing.has_place(needs):
+            return ""
+        refused = self._placing.explain(needs).error
+        return f"the question may not be embedded: {refused.message if refused is not None else 'nobody fits'}"
 
     async def look(
-        self, request: GenerationRequest, caller: str, sha256s: Sequence[str], *, since: float, sink: Sink
+        self,
+        request: GenerationRequest,
+        caller: str,
+        sha256s: Sequence[str],
+        permission: Permission,
+        *,
+        since: float,
+        sink: Sink,
     ) -> Hint:
         """What there is for a request whose question may be compared."""
-        problem = self.problem()
         question = question_of(request)
         assert question is not None, "the plan says exact for such requests"
+        asks = self._asks(question, replace(request.requirements, private=permission.private))
+        problem = self._problem_of(asks, permission)
         if problem:
             return Hint(problem=problem)
         if self._gate is None:  # its lexicon takes a while to read, and no stream may wait for that
             self._gate = await asyncio.to_thread(read_gate)
         try:
             raw = await self._embed(
-                coordinator_pb2.EmbedRequest(spec=encode_embedding(self._asks(question))), _Soon(sink)
+                coordinator_pb2.EmbedRequest(spec=encode_embedding(asks)),
+                _Soon(sink),
+                allow_external=permission.external,
             )
         except ChorusError as error:
             return Hint(problem=f"the question could not be embedded: {error.message}")
@@ -127,8 +152,13 @@ class SemanticHits:
         """Whether a would-be hit says the same as the answer that was made instead."""
         return alike(text_of(kept.answer), recorded.text)
 
-    def _asks(self, question: str) -> EmbeddingRequest:
-        return EmbeddingRequest(model=self._model, inputs=(question,))
+    def _asks(self, question: str, asked: Requirements | None = None) -> EmbeddingRequest:
+        """The question for whoever the request itself may go to; what it asks of its model is of no matter here."""
+        asked = asked if asked is not None else Requirements()
+        limits = Requirements(
+            labels=asked.labels, runner_ids=asked.runner_ids, node_ids=asked.node_ids, private=asked.private
+        )
+        return EmbeddingRequest(model=self._model, inputs=(question,), requirements=limits)
 
 
 def _best(gate: Gate, question: str, near: Sequence[Kept]) -> tuple[Kept | None, float]:

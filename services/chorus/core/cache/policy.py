@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from chorus.core.cache.gate import MAX_QUESTION
-from chorus.core.generation import Conversation, GenerationRequest, MessageRole, Priority, TextPart
+from chorus.core.generation import Conversation, Fallback, GenerationRequest, MessageRole, Priority, TextPart
 
 
 class CacheMode(StrEnum):
@@ -25,6 +25,24 @@ class Plan:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Who may see a request, and be paid for it: requests are run as one only where they allow the same.
+
+    An answer that was kept is given whatever its request allowed: nobody is asked then, and it is the same caller's.
+    """
+
+    private: bool = False
+    names_model: bool = False
+    external: bool = False
+    similar_model: bool = False
+
+    @classmethod
+    def of(cls, request: GenerationRequest, fallback: Fallback) -> Permission:
+        """That of a request."""
+        return cls(request.requirements.private, bool(request.model), fallback.external, fallback.similar_model)
+
+
 def plan(request: GenerationRequest, asked: CacheMode | None, default: CacheMode) -> Plan:
     """What the cache may do. `asked` None: the request says nothing, and `default` counts if it is deterministic."""
     mode = default if asked is None else asked
@@ -34,8 +52,12 @@ def plan(request: GenerationRequest, asked: CacheMode | None, default: CacheMode
         return Plan(CacheMode.OFF, "it goes on with an interrupted answer")
     if any(tool.acts for tool in request.tools):
         return Plan(CacheMode.OFF, "it has tools that act")
+    if request.adapter:
+        return Plan(CacheMode.OFF, "its adapter is known by name alone, and may be another file by now")
     if asked is None and not is_deterministic(request):
         return Plan(CacheMode.OFF)
+    if mode is CacheMode.SEMANTIC and request.prompt_logprobs is not None:
+        return Plan(CacheMode.EXACT, "another question's prompt has other log-probabilities")
     if mode is CacheMode.SEMANTIC and question_of(request) is None:
         return Plan(CacheMode.EXACT, f"only a question in words, of at most {MAX_QUESTION} characters, is compared")
     return Plan(mode)

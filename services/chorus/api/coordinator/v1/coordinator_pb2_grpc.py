@@ -268,7 +268,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Forgets answers.
+        """Forgets answers, and keeps none that this coordinator is just making.
         Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
         Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
         store failed, and answers are left.

@@ -113,7 +113,7 @@ class CoordinatorStub:
     Retry: safe.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]
-    """Forgets answers.
+    """Forgets answers, and keeps none that this coordinator is just making.
     Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
     Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
     store failed, and answers are left.
@@ -272,7 +272,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Retry: safe.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]  # type: ignore[assignment]
-    """Forgets answers.
+    """Forgets answers, and keeps none that this coordinator is just making.
     Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
     Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
     store failed, and answers are left.
@@ -488,7 +488,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.ClearCacheRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.ClearCacheResponse, _abc.Awaitable[_cache_pb2.ClearCacheResponse]]:
-        """Forgets answers.
+        """Forgets answers, and keeps none that this coordinator is just making.
         Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
         Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
         store failed, and answers are left.
