@@ -49,6 +49,7 @@ from chorus.core.generation import (
     ToolResult,
 )
 from chorus.engine.remote import RemoteEngine, RemoteSettings, read_api_key
+from chorus.engine.remote.failures import NoAnswerError
 from chorus.engine.remote.naming import family_of, parameters_of, quantization_of
 from tests.engine.upstream import BLOB, Refusal, Upstream, UpstreamModel, engine_of, until
 
@@ -105,6 +106,25 @@ async def test_models_of_ollama_that_are_broken_or_elsewhere_are_left_out() -> N
     others = UpstreamModel("broken", broken=True), UpstreamModel("big-cloud", cloud=True)
     async with Upstream("ollama", *others, UpstreamModel()) as upstream, engine_of(upstream) as engine:
         assert [status.artifact.name for status in engine.models()] == ["tiny:latest"]
+
+
+async def test_a_model_that_was_broken_once_is_looked_at_again() -> None:
+    model = UpstreamModel(broken=True)
+    async with Upstream("ollama", model) as upstream, engine_of(upstream, poll_s=0.01) as engine:
+        assert engine.models() == ()
+        model.broken = False
+        await until(engine.models, engine)
+        assert len(upstream.asked("/api/show")) == 2
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_whether_a_model_makes_vectors_is_asked_again_where_the_server_failed(status: int) -> None:
+    async with Upstream("vllm", UpstreamModel("vectors", ("embedding",))) as upstream:
+        upstream.refuses = "/v1/embeddings"
+        upstream.refusals.extend([Refusal(status, b"{}")] * 2)
+        async with engine_of(upstream, poll_s=0.01) as engine:
+            await until(lambda: engine.models()[0].features == {Feature.EMBED}, engine)
+        assert len(upstream.asked("/v1/embeddings")) == 3
 
 
 async def test_what_others_tell_of_theirs() -> None:
@@ -297,6 +317,31 @@ async def test_tools_constraints_and_conversations(make: str) -> None:
             assert error.metadata["feature"] == "grammar"
 
 
+def lines_of(*choices: dict[str, Any]) -> list[bytes]:
+    said = [f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n".encode() for choice in choices]
+    return [*said, b"data: [DONE]\n\n"]
+
+
+async def test_odd_ends_of_answers() -> None:
+    async with Upstream("vllm") as upstream, engine_of(upstream) as engine:
+
+        async def answered(*choices: dict[str, Any]) -> list[Any]:
+            upstream.extra_lines = lines_of(*choices)
+            return await events_of(engine, ask(chat("x"), stop=StopConditions(max_tokens=5)))
+
+        hi = {"delta": {"content": "hi"}, "finish_reason": ""}
+        for reason in ("error", "abort"):
+            upstream.extra_lines = lines_of(hi, {"finish_reason": reason})
+            assert isinstance(await refusal(engine, ask(chat("x"))), EngineError)
+        call = {"delta": {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}]}}
+        finish = {"finish_reason": "tool_calls"}
+        events = await answered(call, finish, finish, hi)
+        assert [event.tool_call for event in events if isinstance(event, TokenDelta)] == [ToolCall("a", "f", "{}")]
+        events = await answered(hi, {"finish_reason": "length"})  # and not a word about how many tokens that were
+        assert text_of(events) == "hi"
+        assert events[-1].choices[0].reason is FinishReason.LENGTH
+
+
 async def test_thinking_is_told_apart() -> None:
     async with Upstream("ollama") as upstream, engine_of(upstream) as engine:
         events = await events_of(engine, ask(chat("x", template_variables={"enable_thinking": True})))
@@ -384,6 +429,41 @@ async def test_a_server_that_hangs_leaves_and_its_streams_end() -> None:
         await until(lambda: not engine.models(), engine)
         upstream.silent = False
         await until(engine.models, engine)
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("after", [0, 3])
+async def test_a_server_that_loses_what_was_asked_of_it_is_not_waited_for(make: str, after: int) -> None:
+    limits = {"prompt_timeout_s": 0.1} if after == 0 else {"token_timeout_s": 0.1}
+    async with Upstream(make) as upstream, engine_of(upstream, **limits) as engine:
+        upstream.pause_after = after
+        async with asyncio.timeout(10):
+            errors = await asyncio.gather(*(refusal(engine, ask()) for _ in range(3)))
+        assert {type(error) for error in errors} == {NoAnswerError}
+        assert upstream.streams == 0 or await upstream.hung_up.wait()
+        assert (engine.load_report()[0].slots_used, engine.load_report()[0].queued) == (0, 0)
+        upstream.pause_after = None
+        assert text_of(await events_of(engine, ask()))
+
+
+async def test_only_in_the_middle_of_an_answer_is_silence_short() -> None:
+    async with Upstream("vllm") as upstream, engine_of(upstream, token_timeout_s=1e-6) as engine:
+        call = Tool("weather", "tells the weather", {})  # whose call a server may keep until it has all of it
+        for request in (ask(stop=StopConditions(max_tokens=0)), ask(chat("x"), tools=(call,))):
+            assert isinstance((await events_of(engine, request))[-1], Finished)
+        assert isinstance(await refusal(engine, ask()), NoAnswerError)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_an_answer_is_whole_at_its_finish_reason(breaks: bool) -> None:
+    async with Upstream("somebody") as upstream, engine_of(upstream) as engine:
+        choice = 'data: {{"choices": [{{"delta": {{"content": "{}"}}, "finish_reason": {}}}]}}\n\n'
+        upstream.extra_lines = [choice.format("hi", "null").encode(), choice.format("", '"stop"').encode(), None]
+        upstream.pause_after = None if breaks else 2
+        async with asyncio.timeout(10):
+            events = await events_of(engine, ask(chat("x")))
+        assert text_of(events) == "hi"
+        assert events[-1].choices[0].reason is FinishReason.END
 
 
 async def test_callers_are_no_sign_that_a_server_lives() -> None:

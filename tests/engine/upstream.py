@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,11 +68,12 @@ class Upstream:
         self.slots = slots
         self.seen: list[Seen] = []
         self.refusals: deque[Refusal] = deque()
+        self.refuses = ""  # the path that the refusals are for; empty: what is streamed
         self.pause_after: int | None = None
         self.go_on = asyncio.Event()
         self.cut_after: int | None = None
         self.quietly = False
-        self.extra_lines: list[bytes] = []  # said in place of the next stream
+        self.extra_lines: Sequence[bytes | None] = []  # said in place of the next stream; None breaks it off
         self.nonsense: Any = None  # answered to every question about the server
         self.silent = False  # takes connections, answers nothing
         self.streams = 0
@@ -145,7 +146,7 @@ class Upstream:
         if self.api_key and headers.get("authorization") != f"Bearer {self.api_key}":
             return await self._say(writer, 401, self._error(401, "invalid key"))
         streams = isinstance(request.body, dict) and request.body.get("stream") is True
-        if streams and self.refusals:
+        if self.refusals and (path == self.refuses if self.refuses else streams):
             refusal = self.refusals.popleft()
             return await self._say(writer, refusal.status, refusal.body, refusal.headers)
         if self.nonsense is not None and not streams:

@@ -302,6 +302,19 @@ class RunnerSettings(_Listening):
     remote_api_key_file: AbsolutePath | None = Field(
         default=None, description="File that holds nothing but the API key of the server under remote."
     )
+    remote_prompt_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds that the server under remote may say nothing before an answer's first token, while it "
+        "loads a model or reads a long prompt. Then the request goes elsewhere, or fails.",
+    )
+    remote_token_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds that the server under remote may say nothing in the middle of an answer.",
+    )
     context_length: int = Field(
         default=0,
         ge=0,

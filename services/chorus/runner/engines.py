@@ -80,6 +80,8 @@ def remote_engine(settings: RunnerSettings, server: RemoteServer) -> HostedEngin
             slots=settings.slots,
             max_queue=settings.max_queue,
             context_length=settings.context_length,
+            prompt_timeout_s=settings.remote_prompt_timeout_s,
+            token_timeout_s=settings.remote_token_timeout_s,
         )
     )
     if server.is_plaintext:

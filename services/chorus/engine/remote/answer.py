@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from chorus.core.errors import UnavailableError
@@ -22,6 +23,8 @@ from chorus.core.text.stops import StopMatcher, StopStrings
 from chorus.engine.remote.dialect import Piece, Spent
 
 _NOTHING = Piece()
+# After the end of an answer most servers tell what it used; some neither do that nor close the connection.
+_USAGE_S = 1.0
 
 
 class Answer:
@@ -57,6 +60,7 @@ class Answer:
         self._index = self._delivered
         self._started = False
         self._first_at: float | None = None
+        self._whole_at = math.inf
         self._reason: FinishReason | None = None
         self._stop_string = ""
         self._spent = Spent()
@@ -70,24 +74,42 @@ class Answer:
         if piece.spent is not None:
             self._spent = piece.spent.after(self._spent)
         yield from self._start()
+        if not self.is_whole:
+            yield from self._tell(piece, now)
+        self.ended = self.ended or piece.last
+
+    def _tell(self, piece: Piece, now: float) -> Iterator[Event]:
+        """The events of a piece that is part of the answer."""
+        if piece.finish is not None:
+            self._whole_at = now
         if self._request.stop.max_tokens == 0:  # no server can do that: it was asked for one token
-            self._reason = FinishReason.LENGTH if piece.finish is not None else self._reason
-            self.ended = piece.last
+            self._reason = FinishReason.LENGTH if piece.finish is not None else None
             return
         if piece.reasoning:
             yield self._delta(now, reasoning=piece.reasoning)
         text = self._stops.feed(self._new(piece.text, last=piece.finish is not None))
-        if piece.finish is not None and self._reason is None:
+        if piece.finish is not None:
             text += self._stops.flush()
             self._reason, self._stop_string = piece.finish, piece.stop_string
         if text:
             yield self._delta(now, text=text)
         for call in piece.tool_calls:
             yield self._delta(now, tool_call=call)
-        if self._stops.matched is not None and not self.ended:
+        if self._stops.matched is not None:
             self._reason, self._stop_string = FinishReason.STOP, self._stops.matched
             self.ended = True
-        self.ended = self.ended or piece.last
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the server has said why it ended; what it says after that is what the answer used."""
+        return self._reason is not None
+
+    def patience_s(self, now: float, token_timeout_s: float) -> float | None:
+        """How long to wait for the next line; None where nothing of the answer has come yet."""
+        if self.is_whole:
+            return max(0.0, self._whole_at + _USAGE_S - now)
+        # Servers hold the call of a tool back until they have all of it.
+        return None if self._first_at is None or self._request.tools else token_timeout_s
 
     def finish(self, now: float) -> Iterator[Event]:
         """The end. Raises `UnavailableError` where the server never said that the answer is whole."""
@@ -98,13 +120,15 @@ class Answer:
             )
         yield from self._start()
         spent, limit = self._spent, self._request.stop.max_tokens
-        count = self._index - self._delivered if spent.completion_tokens is None else spent.completion_tokens
-        count = 0 if limit == 0 else count
+        pieces = self._index - self._delivered
+        count = 0 if limit == 0 else spent.completion_tokens or pieces
         reason = self._reason
-        if reason is FinishReason.LENGTH and (limit is None or count < limit):
+        # A piece may be several tokens: where the server doesn't count, it may have reached the limit.
+        counted = bool(spent.completion_tokens) or not pieces
+        if reason is FinishReason.LENGTH and (limit is None or (counted and count < limit)):
             reason = FinishReason.CONTEXT_FULL
         first_at = now if self._first_at is None else self._first_at
-        decode_s = spent.decode_s or now - first_at
+        decode_s = spent.decode_s or min(now, self._whole_at) - first_at
         yield Finished(
             choices=(ChoiceOutcome(0, reason, self._delivered + count, self._stop_string),),
             usage=Usage(spent.prompt_tokens or 0, spent.cached_tokens, self._delivered + count),

@@ -46,7 +46,7 @@ from chorus.core.generation import (
 from chorus.engine.base import ProgressCallback
 from chorus.engine.remote.answer import Answer
 from chorus.engine.remote.dialect import SEED_LIMIT, Dialect, Found, unsupported
-from chorus.engine.remote.failures import NoAnswerError, RefusedKeyError
+from chorus.engine.remote.failures import NoAnswerError, RefusedKeyError, broken
 from chorus.engine.remote.host import Host
 from chorus.engine.remote.http import Asked, Http
 from chorus.engine.remote.ollama import OllamaDialect
@@ -225,7 +225,7 @@ class RemoteEngine:
                     opening = self._http.lines(call.path, call.body, self._asked(host))
                     lines = await run.wait(stack.enter_async_context(opening))
                     host.heard()
-                    while not answer.ended and (line := await run.wait(anext(lines, None))) is not None:
+                    while not answer.ended and (line := await self._next_line(run, lines, answer)) is not None:
                         host.heard()
                         for event in answer.take(reader.read(line), clock()):
                             yield event
@@ -236,6 +236,24 @@ class RemoteEngine:
                 if isinstance(event, Finished):
                     host.measured(event.timings.tokens_per_second)
                 yield event
+
+    async def _next_line(self, run: Run, lines: AsyncIterator[bytes], answer: Answer) -> bytes | None:
+        """The next line of a stream; None at its end, or where the answer is whole and no more is heard of it.
+
+        Raises `NoAnswerError` after a silence that is too long.
+        """
+        limit_s = answer.patience_s(asyncio.get_running_loop().time(), self._settings.token_timeout_s)
+        try:
+            return await run.wait(anext(lines, None), limit_s)
+        except TimeoutError:
+            if answer.is_whole:
+                return None
+            problem = f"it fell silent in the middle of an answer, for {limit_s:g} s (runner.remote_token_timeout_s)"
+            raise broken(self._http.server, problem, slow=True) from None
+        except UnavailableError:
+            if answer.is_whole:
+                return None
+            raise
 
     async def embed(self, request: EmbeddingRequest) -> tuple[Artifact, Sequence[Embedding]]:
         """The vectors of the inputs. Each is asked for by itself, so that its tokens are known."""

@@ -46,6 +46,10 @@ class RefusedKeyError(EngineError):
     """The server wants another API key. Another runner may still serve the request."""
 
 
+class ServerFailedError(EngineError):
+    """The server failed at something that it may well be able to do."""
+
+
 class NoAnswerError(UnavailableError):
     """The server takes connections and does not answer in time: it may be busy, or gone without a word."""
 
@@ -91,7 +95,8 @@ def failure(
     if status in (400, 413, 422):
         return InvalidRequestError("request", f"{server} refuses it{because}")
     if status == 408 or status >= 500:
-        return EngineError(f"{server} failed{because}")
+        # 501 is what a server says that was not made for it.
+        return (EngineError if status == 501 else ServerFailedError)(f"{server} failed{because}")
     if not status:
         return EngineError(f"{server} failed in the middle of an answer{because}")
     return EngineError(

@@ -47,8 +47,9 @@ class Http:
         self._client = httpx.AsyncClient(
             base_url=server.url,
             headers=headers,
-            # Reading has no limit: a long prompt is silence for minutes. Whether the server lives, the watch tells.
-            timeout=httpx.Timeout(None, connect=_CONNECT_S, write=30.0),
+            # A long prompt is silence for minutes: whether the server lives, the watch tells. But one that answers the
+            # watch may still have lost what was asked of it.
+            timeout=httpx.Timeout(None, connect=_CONNECT_S, write=30.0, read=settings.prompt_timeout_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=15.0),
             # A proxy is for reaching the Internet, not for the next room.
             trust_env=not server.is_household,
@@ -67,12 +68,15 @@ class Http:
         return await self._json(path, body, NO_MODEL, httpx.Timeout(_WORK_S if work else self._answer_s))
 
     async def post(self, path: str, body: Mapping[str, Any], asked: Asked) -> Any:
-        """Returns the JSON that it answers, however long it takes."""
+        """Returns the JSON that it answers. Raises `NoAnswerError` after a silence of `prompt_timeout_s`."""
         return await self._json(path, body, asked, None)
 
     @asynccontextmanager
     async def lines(self, path: str, body: Mapping[str, Any], asked: Asked) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines that it streams in answer to a POST. Leaving the context closes the connection at once."""
+        """The lines that it streams in answer to a POST. Leaving the context closes the connection at once.
+
+        Raises `NoAnswerError` after a silence of `prompt_timeout_s`.
+        """
         async with self._answer(path, body, asked, None) as response, aclosing(self._lines(response)) as lines:
             yield lines
 

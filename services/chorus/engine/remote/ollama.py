@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from chorus.core.errors import ChorusError, EngineError, PromptTooLongError, UnavailableError
 from chorus.core.fleet.records import Artifact, Feature, ModelState, ModelStatus
@@ -59,6 +59,9 @@ _CAPABILITIES = {
 # Versions before 0.6.4 tell no capabilities; these architectures make vectors and nothing else.
 _EMBEDDERS = ("bert", "nomic-bert", "jina-bert-v2")
 
+_Key: TypeAlias = tuple[str, str]
+"""A model's name and digest."""
+
 _log = get_logger()
 
 
@@ -75,7 +78,8 @@ class OllamaDialect:
         self._version = ""
         self._on_disk: list[Mapping[str, Any]] | None = None
         self._age = 0
-        self._shown: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._shown: dict[_Key, Mapping[str, Any]] = {}
+        self._broken: set[_Key] = set()
         self._loaded_with: dict[str, int] = {}
 
     async def find(self) -> Found:
@@ -88,32 +92,43 @@ class OllamaDialect:
             warm = {_id(entry): entry for entry in as_objects(running.get("models"))}
             if self._on_disk is None or self._age >= _DISK_EVERY or not warm.keys() <= {*map(_id, self._on_disk)}:
                 self._on_disk, self._age = await self._listed(), 0
+            await self._show_new(self._on_disk, again=self._age == 0)
             self._age += 1
         except ChorusError:
             self._on_disk = None  # whoever comes back may be another
             raise
         models = []
-        shown: dict[tuple[str, str], Mapping[str, Any]] = {}
         for entry in self._on_disk:
-            key = (_id(entry), as_text(entry.get("digest")))
-            known = self._shown.get(key)
-            shown[key] = known if known is not None else await self._show(key[0])
+            shown = self._shown.get(_key(entry), {})
             # Ollama passes prompts for a cloud model on to its makers, which nobody here would see.
-            elsewhere = any(as_text(about.get("remote_host")) for about in (entry, shown[key]))
-            if shown[key] and not elsewhere:
-                models.append(self._model(entry, shown[key], warm.get(key[0])))
-        self._shown = shown
+            elsewhere = any(as_text(about.get("remote_host")) for about in (entry, shown))
+            if shown and not elsewhere:
+                models.append(self._model(entry, shown, warm.get(_id(entry))))
         return Found(_NAME, self._version, tuple(models))
 
-    async def _show(self, name: str) -> Mapping[str, Any]:
-        """What it tells of one model; nothing where that model is broken, which the others need not suffer for."""
+    async def _show_new(self, on_disk: Sequence[Mapping[str, Any]], *, again: bool) -> None:
+        """Asks about the models that it has told nothing of; `again`: about those as well that were broken then."""
+        keys = [_key(entry) for entry in on_disk]
+        for key in dict.fromkeys(keys):
+            if key not in self._shown and (again or key not in self._broken):
+                await self._show(key)
+        self._shown = {key: shown for key, shown in self._shown.items() if key in keys}
+        self._broken.intersection_update(keys)
+
+    async def _show(self, key: _Key) -> None:
+        """Asks about one model. Where that model is broken the others need not suffer for it."""
         try:
-            return as_mapping(await self._http.ask("/api/show", {"model": name}))
+            shown, why = as_mapping(await self._http.ask("/api/show", {"model": key[0]})), "it tells nothing of it"
         except (UnavailableError, RefusedKeyError):
             raise
         except ChorusError as error:
-            _log.warning("remote.model_broken", server=self._http.server, model=name, why=error.message)
-            return {}
+            shown, why = {}, error.message
+        if shown:
+            self._shown[key] = shown
+            self._broken.discard(key)
+        elif key not in self._broken:
+            self._broken.add(key)
+            _log.warning("remote.model_broken", server=self._http.server, model=key[0], why=why)
 
     async def _listed(self) -> list[Mapping[str, Any]]:
         tags = as_mapping(await self._http.ask("/api/tags"))
@@ -359,6 +374,10 @@ def _tags(features: frozenset[Feature]) -> tuple[str, ...]:
 
 def _id(entry: Mapping[str, Any]) -> str:
     return as_text(entry.get("model")) or as_text(entry.get("name"))
+
+
+def _key(entry: Mapping[str, Any]) -> _Key:
+    return _id(entry), as_text(entry.get("digest"))
 
 
 def _asked(model: RemoteModel) -> Asked:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chorus.core.errors import ChorusError, EngineError, UnavailableError, UnsupportedFeatureError
+from chorus.core.errors import ChorusError, EngineError, OverloadedError, UnavailableError, UnsupportedFeatureError
 from chorus.core.fleet.records import Artifact, Feature, ModelState, ModelStatus
 from chorus.core.generation import FinishReason, GenerationRequest, ToolCall
 from chorus.engine.remote.dialect import (
@@ -23,7 +23,7 @@ from chorus.engine.remote.dialect import (
     unsupported,
     whole,
 )
-from chorus.engine.remote.failures import RefusedKeyError, failure
+from chorus.engine.remote.failures import RefusedKeyError, ServerFailedError, failure
 from chorus.engine.remote.http import Asked, Http
 from chorus.engine.remote.naming import family_of, parameters_of, quantization_of, short_name, tier_of
 from chorus.engine.remote.openai_request import call_of
@@ -66,8 +66,31 @@ _MAKES = (
     _Make("llama-server", ("llamacpp",), _LLAMA_SERVER),
     _Make("openai", ("openai", "openai-internal", "system"), _OPENAI),
 )
+_MOST_POLLS = 64
 # Of any other nothing is known but that it answers messages; it may well ignore the rest without a word.
 _UNKNOWN = _Make("openai", (), _COMMON)
+
+
+@dataclass(slots=True)
+class _Probe:
+    """Whether a model makes vectors, as far as its server has told; one that fails to is asked ever more rarely."""
+
+    makes_vectors: bool | None = None
+    failures: int = 0
+    polls_left: int = 0
+
+    def is_due(self) -> bool:
+        """Whether to ask at this poll."""
+        if self.makes_vectors is not None:
+            return False
+        self.polls_left -= 1
+        return self.polls_left < 0
+
+    def take(self, makes_vectors: bool | None) -> None:
+        """Takes what the server said; None: it failed."""
+        self.makes_vectors = makes_vectors
+        self.polls_left = min(1 << self.failures, _MOST_POLLS)
+        self.failures += makes_vectors is None
 
 
 class OpenAiDialect:
@@ -80,7 +103,7 @@ class OpenAiDialect:
         self._external = not settings.server.is_household
         self._slots = settings.slots
         self._context_length = settings.context_length
-        self._embedders: dict[str, bool] = {}
+        self._probes: dict[str, _Probe] = {}
         self._make = _UNKNOWN
         self._version = ""
         self._props: Mapping[str, Any] = {}
@@ -90,14 +113,17 @@ class OpenAiDialect:
         try:
             answer = as_mapping(await self._http.ask("/v1/models"))
         except UnavailableError:
-            self._embedders.clear()  # whoever comes back may be another
+            self._probes.clear()  # whoever comes back may be another
             raise
         if not isinstance(answer.get("data"), list):
             raise EngineError(f"{self._http.server} lists no models; is it compatible with OpenAI's API?")
         entries = [entry for entry in as_objects(answer["data"]) if as_text(entry.get("id"))]
-        if any(entry["id"] not in self._embedders for entry in entries):
+        if any(entry["id"] not in self._probes for entry in entries):
             await self._look_closer(entries)
-        self._embedders = {entry["id"]: self._embedders[entry["id"]] for entry in entries}
+        self._probes = {entry["id"]: self._probes.get(entry["id"], _Probe()) for entry in entries}
+        for model_id, probe in self._probes.items():
+            if probe.is_due():
+                probe.take(await self._makes_vectors(model_id))
         names = [short_name(entry["id"]) for entry in entries]
         models = [
             self._model(entry, name if names.count(name) == 1 else entry["id"])
@@ -145,9 +171,6 @@ class OpenAiDialect:
             self._version = as_text(self._props.get("build_info"))
         elif self._make.name == "vllm":
             self._version = as_text((await self._optional("/version")).get("version"))
-        for entry in entries:
-            if entry["id"] not in self._embedders:
-                self._embedders[entry["id"]] = await self._makes_vectors(entry["id"])
 
     async def _optional(self, path: str) -> Mapping[str, Any]:
         try:
@@ -157,7 +180,7 @@ class OpenAiDialect:
         except ChorusError:
             return {}
 
-    async def _makes_vectors(self, model_id: str) -> bool:
+    async def _makes_vectors(self, model_id: str) -> bool | None:
         # No list tells, so it is tried; not where every word costs somebody money.
         if self._external:
             return "embed" in model_id.lower()
@@ -165,13 +188,15 @@ class OpenAiDialect:
             answer = await self._http.ask("/v1/embeddings", {"model": model_id, "input": "a"}, work=True)
         except (UnavailableError, RefusedKeyError):
             raise
+        except (OverloadedError, ServerFailedError):
+            return None
         except ChorusError:
             return False
         return bool(as_objects(as_mapping(answer).get("data")))
 
     def _model(self, entry: Mapping[str, Any], name: str) -> RemoteModel:
         meta = as_mapping(entry.get("meta"))
-        embeds = self._embedders[entry["id"]]
+        embeds = self._probes[entry["id"]].makes_vectors is True
         sees = as_mapping(self._props.get("modalities")).get("vision") is True
         features = frozenset({Feature.EMBED}) if embeds else self._make.features
         if sees and not embeds:
@@ -238,7 +263,7 @@ class OpenAiReader:
         delta = as_mapping(choice.get("delta"))
         for call in as_objects(delta.get("tool_calls")):
             self._collect(call)
-        finish = _finish(choice.get("finish_reason"))
+        finish = self._finish(choice.get("finish_reason"))
         stop = choice.get("stop_reason")
         return Piece(
             text=self._whole(as_text(delta.get("content")) or as_text(choice.get("text")), last=finish is not None),
@@ -248,6 +273,18 @@ class OpenAiReader:
             stop_string=as_text(stop),
             spent=_spent(said),
         )
+
+    def _finish(self, reason: object) -> FinishReason | None:
+        if not isinstance(reason, str) or reason in ("", "null"):  # as some write that there is none yet
+            return None
+        if reason in ("error", "abort"):
+            raise EngineError(f"{self._server} broke the answer off: it gives {reason!r} as the reason for its end")
+        known = {
+            "length": FinishReason.LENGTH,
+            "tool_calls": FinishReason.TOOL_CALL,
+            "function_call": FinishReason.TOOL_CALL,
+        }
+        return known.get(reason, FinishReason.END)
 
     def _collect(self, call: Mapping[str, Any]) -> None:
         function = as_mapping(call.get("function"))
@@ -275,17 +312,6 @@ class OpenAiReader:
         if text and not last and "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
         return whole(text)
-
-
-def _finish(reason: object) -> FinishReason | None:
-    if not isinstance(reason, str):
-        return None
-    known = {
-        "length": FinishReason.LENGTH,
-        "tool_calls": FinishReason.TOOL_CALL,
-        "function_call": FinishReason.TOOL_CALL,
-    }
-    return known.get(reason, FinishReason.END)
 
 
 def _spent(said: Mapping[str, Any]) -> Spent | None:

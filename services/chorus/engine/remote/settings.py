@@ -16,7 +16,8 @@ class RemoteSettings:
     """`slots`: requests that one model may have at the server at once. `context_length` 0: as the server has it.
 
     `poll_s` None: every second, and less often where somebody else pays for it. `answer_s`: how long the server may
-    take to answer a question about itself before it counts as gone.
+    take to answer a question about itself before it counts as gone. `prompt_timeout_s` and `token_timeout_s`: how long
+    it may say nothing before the first token of an answer, and after it.
     """
 
     server: RemoteServer
@@ -26,6 +27,8 @@ class RemoteSettings:
     context_length: int = 0
     poll_s: float | None = None
     answer_s: float = 1.0
+    prompt_timeout_s: float = 600.0
+    token_timeout_s: float = 60.0
 
 
 def read_api_key(path: Path) -> str:

@@ -33,10 +33,13 @@ class Run:
         if self._scope is not None:
             self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Awaits something, unless `abort` comes first: then its error is raised, in this very task."""
+    async def wait(self, awaitable: Awaitable[T], limit_s: float | None = None) -> T:
+        """Awaits something, unless `abort` comes first: then its error is raised, in this very task.
+
+        Raises `TimeoutError` after `limit_s`.
+        """
         try:
-            async with asyncio.timeout(0 if self.error is not None else None) as self._scope:
+            async with asyncio.timeout(0 if self.error is not None else limit_s) as self._scope:
                 result = await awaitable
         except (TimeoutError, ChorusError):
             if self.error is None:
