@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chorus.core.generation import FinishReason
 from chorus.core.text.completion import Completion
 from chorus.core.text.stops import StopMatcher, StopStrings
+from chorus.core.text.strict_json import parse_json
 from chorus.core.text.tool_calls import ToolCallReader, WrittenCall
 
 END = 999
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 letters = st.text("abc", max_size=30)
 stops = st.lists(st.text("abc", min_size=1, max_size=4), max_size=4)
 
@@ -148,3 +155,20 @@ def test_what_is_no_call_stays_text() -> None:
     assert reader.feed("<tool_call>{") == ("", [])
     assert reader.flush() == "<tool_call>{"
     assert reader.count == 0
+
+
+@given(anything, st.booleans())
+@example("🙂", True)
+def test_json_is_read_as_it_was_written(value: object, ascii_only: bool) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only)) == value
+
+
+@pytest.mark.parametrize(
+    "odd", ["NaN", "Infinity", "-Infinity", "1e999", '"\\ud800"', '{"\\udc00": 1}', "9" * 5000, "[" * 100_000, "{", ""]
+)
+def test_what_not_every_reader_takes_is_no_json(odd: str) -> None:
+    for text in (odd, f"[1, {odd}]"):
+        with pytest.raises(ValueError, match="."):
+            parse_json(text)
+    call = f'<tool_call>{{"name": "f", "arguments": {odd}}}</tool_call>'
+    assert ToolCallReader().feed(call) == (call, [])

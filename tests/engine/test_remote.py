@@ -342,6 +342,20 @@ async def test_odd_ends_of_answers() -> None:
         assert events[-1].choices[0].reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("make", ["ollama", "llamacpp", "vllm"])
+@pytest.mark.parametrize("odd", ["NaN", "1e999", '"\\ud800"', "{"])
+async def test_json_that_no_server_reads_is_the_callers_mistake(make: str, odd: str) -> None:
+    async with Upstream(make) as upstream, engine_of(upstream) as engine:
+        schema = Constraint(ConstraintKind.JSON_SCHEMA, f'{{"const": {odd}}}')
+        error = await refusal(engine, ask(constraint=schema))
+        assert isinstance(error, InvalidRequestError)
+        assert error.metadata["field"] == "json_schema"
+        called = Conversation((Message(MessageRole.ASSISTANT, (ToolCall("a", "f", odd),)),))
+        text = TextPart("\ud800")
+        for prompt in [called] * (make == "ollama") + [Conversation((Message(MessageRole.USER, (text,)),))]:
+            assert isinstance(await refusal(engine, ask(prompt)), InvalidRequestError)
+
+
 async def test_thinking_is_told_apart() -> None:
     async with Upstream("ollama") as upstream, engine_of(upstream) as engine:
         events = await events_of(engine, ask(chat("x", template_variables={"enable_thinking": True})))

@@ -146,6 +146,11 @@ def test_raw_bytes_are_understood_or_refused(
     assert refusal is None or refusal.metadata["field"]
 
 
+def called_with(spec: Any, arguments: str) -> None:
+    message = spec.conversation.messages.add(role=content_pb2.MESSAGE_ROLE_ASSISTANT)
+    message.parts.add().tool_call.MergeFrom(content_pb2.ToolCall(id="a", name="f", arguments_json=arguments))
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -156,6 +161,9 @@ def test_raw_bytes_are_understood_or_refused(
         (lambda spec: setattr(spec, "choice_count", 129), "choice_count"),
         (lambda spec: setattr(spec, "logprobs", 21), "logprobs"),
         (lambda spec: setattr(spec, "json_schema", "{"), "json_schema"),
+        (lambda spec: setattr(spec, "json_schema", '{"const": NaN}'), "json_schema"),
+        (lambda spec: setattr(spec, "json_schema", '{"const": "\\ud800"}'), "json_schema"),
+        (lambda spec: called_with(spec, "[-1e999]"), "conversation.messages[0].parts[0].tool_call.arguments_json"),
         (lambda spec: setattr(spec, "priority", 99), "priority"),
         (lambda spec: setattr(spec.sampling, "temperature", float("nan")), "sampling.temperature"),
         (lambda spec: setattr(spec.sampling, "temperature", float("inf")), "sampling.temperature"),

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -43,6 +42,7 @@ from chorus.core.generation import (
     ToolResult,
     Xtc,
 )
+from chorus.core.text.strict_json import parse_json
 from chorus.wire.bounds import check_bounds
 from chorus.wire.resources import TIERS, decode_tier
 
@@ -231,9 +231,9 @@ def _decode_struct(field: str, struct: struct_pb2.Struct) -> dict[str, Any]:
 
 def _check_json(field: str, text: str) -> None:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidRequestError(field, "is not JSON") from None
+        parse_json(text)
+    except ValueError as error:
+        raise InvalidRequestError(field, f"is not JSON: {error}") from None
 
 
 def _decode_sampling(message: pb.Sampling) -> Sampling:

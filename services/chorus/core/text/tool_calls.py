@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from chorus.core.text.strict_json import parse_json
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -64,16 +66,16 @@ def _overlap(text: str, tag: str) -> int:
 
 def _read(body: str) -> WrittenCall | None:
     try:
-        call = json.loads(body)
-    except (ValueError, RecursionError):
+        call = parse_json(body)
+    except ValueError:
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            json.loads(arguments)
-        except (ValueError, RecursionError):
+            parse_json(arguments)
+        except ValueError:
             return None
         return WrittenCall(call["name"], arguments)
     return WrittenCall(call["name"], json.dumps(arguments, ensure_ascii=False))

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
-from chorus.core.errors import UnsupportedFeatureError
+from chorus.core.errors import InvalidRequestError, UnsupportedFeatureError
 from chorus.core.fleet.records import Feature, ModelStatus
 from chorus.core.generation import FinishReason, GenerationRequest, TextPrompt, ToolCall
+from chorus.core.text.strict_json import parse_json
 
 SEED_LIMIT = (1 << 31) - 1
 """Seeds are below this at every server; -1 and its like mean a random one at most."""
@@ -136,6 +137,14 @@ def raw_prompt(model: RemoteModel, request: GenerationRequest) -> str | None:
     if isinstance(request.prompt, TextPrompt):
         return request.prompt.text + delivered_text(model, request)
     return None
+
+
+def json_of(field: str, text: str) -> Any:
+    """The value that JSON text spells. Raises `InvalidRequestError`, naming the field of the request that it is."""
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InvalidRequestError(field, f"is not JSON: {error}") from None
 
 
 def whole(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 import chorus
-from chorus.core.errors import EngineError
+from chorus.core.errors import EngineError, InvalidRequestError
 from chorus.engine.remote.failures import broken, failure
 from chorus.engine.remote.settings import RemoteSettings
 
@@ -94,12 +94,7 @@ class Http:
     async def _answer(
         self, path: str, body: Mapping[str, Any] | None, asked: Asked, timeout: httpx.Timeout | None
     ) -> AsyncIterator[httpx.Response]:
-        request = self._client.build_request(
-            "GET" if body is None else "POST",
-            path,
-            json=body,
-            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
-        )
+        request = self._request(path, body, timeout)
         try:
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
@@ -119,6 +114,13 @@ class Http:
             yield response
         finally:
             await response.aclose()
+
+    def _request(self, path: str, body: Mapping[str, Any] | None, timeout: httpx.Timeout | None) -> httpx.Request:
+        limits = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
+        try:
+            return self._client.build_request("GET" if body is None else "POST", path, json=body, timeout=limits)
+        except ValueError as error:
+            raise InvalidRequestError("request", f"holds what cannot be said in JSON: {error}") from None
 
     async def _content(self, response: httpx.Response, limit: int, *, cut: bool = False) -> bytes:
         content = bytearray()

@@ -31,6 +31,7 @@ from chorus.engine.remote.dialect import (
     as_mapping,
     as_objects,
     as_text,
+    json_of,
     raw_prompt,
     unsupported,
     whole,
@@ -170,7 +171,7 @@ class OllamaDialect:
             "shift": False,
         }
         if request.constraint is not None:
-            body["format"] = json.loads(request.constraint.source)
+            body["format"] = json_of(request.constraint.kind, request.constraint.source)
         prompt = raw_prompt(model, request)
         if prompt is not None:
             return Call("/api/generate", body | {"prompt": prompt, "raw": True})
@@ -361,7 +362,13 @@ def _messages(message: Message) -> list[dict[str, Any]]:
         entry["images"] = images
     if calls:
         entry["tool_calls"] = [
-            {"function": {"name": call.name, "arguments": json.loads(call.arguments_json or "{}")}} for call in calls
+            {
+                "function": {
+                    "name": call.name,
+                    "arguments": json_of("tool_call.arguments_json", call.arguments_json or "{}"),
+                }
+            }
+            for call in calls
         ]
     return [*said, entry]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from chorus.core.generation import (
     ToolChoice,
     ToolResult,
 )
-from chorus.engine.remote.dialect import Call, RemoteModel, delivered_text, raw_prompt, unsupported
+from chorus.engine.remote.dialect import Call, RemoteModel, delivered_text, json_of, raw_prompt, unsupported
 
 
 def call_of(make: str, model: RemoteModel, request: GenerationRequest, seed: int) -> Call:
@@ -48,7 +47,11 @@ def call_of(make: str, model: RemoteModel, request: GenerationRequest, seed: int
         body["max_tokens"] = max(1, request.stop.max_tokens)
     schema = request.constraint is not None and request.constraint.kind is ConstraintKind.JSON_SCHEMA
     if request.constraint is not None and schema:
-        wanted = {"name": "answer", "schema": json.loads(request.constraint.source), "strict": True}
+        wanted = {
+            "name": "answer",
+            "schema": json_of(request.constraint.kind, request.constraint.source),
+            "strict": True,
+        }
         body["response_format"] = {"type": "json_schema", "json_schema": wanted}
     prompt = raw_prompt(model, request)
     if prompt is not None:
