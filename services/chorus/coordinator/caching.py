@@ -266,7 +266,8 @@ class AnswerCache:
             await self._found(self._store.put(new, self._wall()))
 
     async def _compare(self, kept: Kept, recorded: Recorded) -> None:
-        alike = self._semantic.alike(kept, recorded)
+        # Answers may be long, and no stream may wait for their comparison.
+        alike = await asyncio.to_thread(self._semantic.alike, kept, recorded)
         self._metrics.compared(alike=alike)
         await self._found(self._store.judged(kept.id, right=alike))
 

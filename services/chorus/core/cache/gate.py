@@ -1,7 +1,8 @@
 """Whether two questions have one answer. Cosine alone can't tell: swapped roles have cosine 0.99.
 
-A logistic regression over what differs between the two (`comparing.py`), whose weights were learned from pairs made by
-script; see benchmarks/semantic_cache.py for what it accepts and misses. In doubt they have not.
+Where numbers, symbols or upper case are written otherwise (`writing.py`) they have not. Else a logistic regression over
+what differs between the two (`comparing.py`), whose weights were learned from pairs made by script; see
+benchmarks/semantic_cache.py for what it accepts and misses. In doubt they have not.
 """
 
 from __future__ import annotations
@@ -68,12 +69,17 @@ class Gate:
         """How sure it is that one answer serves both, 0 to 1."""
         if max(len(one), len(other)) > MAX_QUESTION:
             return float(one == other)
+        if self._read(one).writing.contradicts(self._read(other).writing):
+            return 0.0
         return self._weights.probability(self.features(one, other, cosine))
 
     def sure(self, one: str, other: str, cosine: float) -> float | None:
         """The probability where the gate accepts the pair, else None; quicker than `probability` for most others."""
         if max(len(one), len(other)) <= MAX_QUESTION:
-            least = least_differences(self._read(one), self._read(other), cosine)
+            first, second = self._read(one), self._read(other)
+            if first.writing.contradicts(second.writing):
+                return None
+            least = least_differences(first, second, cosine)
             if self._weights.probability(least) < self.threshold:
                 return None
         probability = self.probability(one, other, cosine)

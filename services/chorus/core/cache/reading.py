@@ -6,7 +6,6 @@ find none, two readings differ, and the gate says no.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from chorus.core.cache.lexicon import Lexicon
@@ -34,9 +33,11 @@ from chorus.core.cache.words import (
     WH,
     WHAT_IS,
 )
+from chorus.core.cache.writing import TOKEN, Writing, plain_number, written
 
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|\S")
-_MARKS = frozenset(".!?;:\"“”‘’'()[]…")  # punctuation that says nothing here; a comma ends a phrase
+_MARKS = frozenset(
+    ".!?;:\"“”‘’'()[]…"
+)  # punctuation; what of it says something, `writing.py` knows; a comma ends a phrase
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Word:
 class Reading:
     """A question as the gate sees it."""
 
+    writing: Writing
     kind: str = ""
     words: list[Word] = field(default_factory=list)
     numbers: list[tuple[str, str]] = field(default_factory=list)  # each with what governs it
@@ -77,7 +79,7 @@ class _Token:
 def read(question: str, lexicon: Lexicon) -> Reading:
     """Reads a question; never fails, whatever the text."""
     tokens = _unframed(_tokens(question))
-    reading = Reading()
+    reading = Reading(written(question))
     tokens = _fixed(tokens)
     tokens = _kind(tokens, reading)
     _Reader(reading, lexicon).take(tokens)
@@ -86,7 +88,7 @@ def read(question: str, lexicon: Lexicon) -> Reading:
 
 def _tokens(question: str) -> list[_Token]:
     found: list[_Token] = []
-    for text in _TOKEN.findall(question):
+    for text in TOKEN.findall(question):
         if text in _MARKS:
             continue
         name = bool(found) and text[0].isupper() and text != "I"
@@ -95,7 +97,7 @@ def _tokens(question: str) -> list[_Token]:
         if lower == "%":
             found.append(_Token("percent"))
         elif not apostrophe:
-            found.append(_Token(lower.replace(",", "") if lower[0].isdigit() else lower, name))
+            found.append(_Token(plain_number(lower), name))
         elif tail == "t" and head.endswith("n"):
             found += [_Token(SHORT_NOT.get(head, head if head == "can" else head[:-1])), _Token("not")]
         elif tail == "s" and head in SPEAKERS:
