@@ -241,10 +241,7 @@ class Requests:
             return needs if allow_external is None else replace(needs, allow_external=allow_external), asked.priority
 
         message = runner_pb2.EmbedRequest(spec=request.spec)
-        answer = await self._answered(Work.EMBED, asks, message, lambda channel: channel.embed, context)
-        if current_spending() is not None:
-            spent(runner_pb2.EmbedResponse.FromString(answer).result.usage.prompt_token_count, 0)
-        return answer
+        return await self._answered(Work.EMBED, asks, message, lambda channel: channel.embed, context)
 
     async def rerank(self, request: coordinator_pb2.RerankRequest, context: Context) -> bytes:
         """The bytes of a RerankResponse."""
@@ -254,10 +251,7 @@ class Requests:
             return Needs.of_rerank(asked), asked.priority
 
         message = runner_pb2.RerankRequest(spec=request.spec)
-        answer = await self._answered(Work.RERANK, asks, message, lambda channel: channel.rerank, context)
-        if current_spending() is not None:
-            spent(runner_pb2.RerankResponse.FromString(answer).result.usage.prompt_token_count, 0)
-        return answer
+        return await self._answered(Work.RERANK, asks, message, lambda channel: channel.rerank, context)
 
     async def count_tokens(self, request: coordinator_pb2.CountTokensRequest, context: Context) -> bytes:
         """The bytes of a CountTokensResponse."""
@@ -290,7 +284,10 @@ class Requests:
 
             async with self._admission.admitted(_short(work, priority, context)):
                 report.admitted(priority)
-                return await self._placing.attempt(needs, run)
+                answer = await self._placing.attempt(needs, run)
+        if current_spending() is not None and type(message) in _ANSWERS:
+            spent(_ANSWERS[type(message)].FromString(answer).result.usage.prompt_token_count, 0)
+        return answer
 
     async def knows_the_mesh(self, context: Sink) -> None:
         """Waits, for a while, where it is not known yet who is there."""
