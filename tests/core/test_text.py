@@ -168,7 +168,7 @@ def test_json_is_read_as_it_was_written(value: object, ascii_only: bool) -> None
 )
 def test_what_not_every_reader_takes_is_no_json(odd: str) -> None:
     for text in (odd, f"[1, {odd}]"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             parse_json(text)
     call = f'<tool_call>{{"name": "f", "arguments": {odd}}}</tool_call>'
     assert ToolCallReader().feed(call) == (call, [])
