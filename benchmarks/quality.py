@@ -1,6 +1,6 @@
 """What strategies are worth on small tasks that small models can partly do, each figure with its 95% interval.
 
-    python benchmarks/quality.py record    what two models say to each item: half an hour of CPU; may be broken off, and
+    python benchmarks/quality.py record    what two models say to each item: 90 minutes of CPU; may be broken off, and
                                            goes on where it was
     python benchmarks/quality.py compose   what judge and refine make of those answers, on a sample
     python benchmarks/quality.py fit       learns from the tuning half, and writes core/ensemble/learned.py
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("record", "compose", "fit", "report"), default="report")
     parser.add_argument("--recording", type=Path, default=platformdirs.user_cache_path("chorus") / "quality.jsonl")
-    parser.add_argument("--most", type=int, default=504, help="items of a family that are recorded")
+    parser.add_argument("--most", type=int, default=1600, help="items of a family that are recorded")
     parser.add_argument("--sample", type=int, default=120, help="items of a family that are judged and refined")
     parser.add_argument("--skip", type=int, default=0, help="leave so many items out that were recorded first")
     parser.add_argument("--threads", type=int, default=1)

@@ -1,4 +1,4 @@
-"""What `weighing` knows. Written by `python benchmarks/quality.py fit`, from 1764 recorded items."""
+"""What `weighing` knows. Written by `python benchmarks/quality.py fit`, from 5050 recorded items."""
 
 from chorus.core.ensemble.weighing import Learned, Weights
 
@@ -10,34 +10,34 @@ _KINDS = {
     "past": "a is of past q tense the what",
     "plurals": "a is of plural q the what",
     "problems": "0 a and ann apples away ben books buys cards carla coins cookies david does eggs emma finds "
-    "flowers frank gives has have henry how iris jack kate leo loses many marbles more now pencils "
-    "q stamps",
+    "flowers frank gives grace has have henry how iris jack kate leo loses many marbles more now "
+    "pencils q stamps",
     "sums": "+ 0 a is q what",
 }
 _WEIGHTS: dict[str, tuple[tuple[float, ...], dict[str, float]]] = {
-    "*": ((1.556, 1.787, 0.763, -0.552, -0.296), {}),
+    "*": ((1.44, 2.002, -0.264, -0.635, -0.041), {}),
     "gemma-3-270m": (
-        (1.285, 2.233, 4.66, -2.994, 0.161),
+        (0.827, 1.312, 5.253, -2.517, 0.191),
         {
-            "comparisons": -0.387,
-            "geography": 1.177,
-            "larger": -0.744,
-            "past": 0.55,
-            "plurals": 1.352,
-            "problems": -1.618,
-            "sums": -0.331,
+            "comparisons": -0.088,
+            "geography": 1.392,
+            "larger": -0.672,
+            "past": 0.657,
+            "plurals": 1.757,
+            "problems": -1.991,
+            "sums": -1.055,
         },
     ),
     "smollm2-135m-instruct": (
-        (1.532, 1.217, 2.45, -1.224, 0.331),
+        (1.484, 1.616, 1.472, -1.492, 0.588),
         {
-            "comparisons": 0.075,
-            "geography": -0.602,
-            "larger": -0.628,
-            "past": 1.416,
-            "plurals": 1.535,
-            "problems": -0.979,
-            "sums": -0.817,
+            "comparisons": 0.019,
+            "geography": -0.536,
+            "larger": -0.557,
+            "past": 1.287,
+            "plurals": 1.7,
+            "problems": -1.184,
+            "sums": -0.728,
         },
     ),
 }
