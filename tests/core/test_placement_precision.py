@@ -44,12 +44,13 @@ def chosen(*entries: DirectoryEntry, needs: Needs = ALPHA) -> Counter[str]:
      ("Q4_0", 1), ("q4_K_M", 0.5), ("int4", 1), ("IQ3_XS", 1), ("Q2_K", 2), ("IQ1_S", 4)],
 )  # fmt: skip
 def test_what_names_tell(quantization: str, expected: float) -> None:
-    assert loss(quantization, 135_000_000) == expected
+    assert loss(quantization, 10**9) == expected
 
 
 def test_a_large_model_loses_less() -> None:
-    small, large, larger = (loss("Q4_0", count) for count in (10**9, 7 * 10**9, 70 * 10**9))
-    assert 1 == small > large > larger > 0
+    tiny, small, even, large, larger = (loss("Q4_0", count * 10**6) for count in (10, 250, 1000, 7000, 70_000))
+    assert (tiny, small, even) == (4, 2, 1)
+    assert even > large > larger > 0
     assert loss("Q4_0", 0) == large
 
 

@@ -14,9 +14,11 @@ from math import sqrt
 # Such as Q4_K_M, IQ2_XS, q8_0, F16, BF16, int4; the number is that of bits, or near it.
 _BITS = re.compile(r"(?:q|int|f|fp)(\d+)", re.IGNORECASE)
 _KEPT_BITS = 8
-# Four bits of so small a model have to be twice as fast, and each bit less doubles what is added.
+# Four bits of a model of that size have to be twice as fast, and each bit less doubles what is added. So does a fourth
+# of its parameters: the fewer there are, the more each of them tells.
 _EVEN_BITS = 4
-_SMALL = 1e9
+_EVEN_PARAMETERS = 1e9
+_MOST_BY_SIZE = 4.0
 _UNKNOWN = 7e9
 # Of one number of bits, llama.cpp's newer layouts (K and I) lose about half of what the oldest ones do, or less.
 _NEWER = re.compile(r"^I?Q\d_K|^IQ", re.IGNORECASE)
@@ -34,4 +36,4 @@ def loss(quantization: str, parameter_count: int) -> float:
     if found is None or int(found[1]) >= _KEPT_BITS:
         return 0.0
     share = 2.0 ** (_EVEN_BITS - int(found[1])) * (_NEWER_SHARE if _NEWER.search(quantization) else 1.0)
-    return float(share * min(1.0, sqrt(_SMALL / (parameter_count or _UNKNOWN))))
+    return float(share * min(_MOST_BY_SIZE, sqrt(_EVEN_PARAMETERS / (parameter_count or _UNKNOWN))))
