@@ -51,4 +51,5 @@ def judging_prompt(item: Item, text: str) -> str:
 
 def said_yes(text: str) -> bool:
     """Whether a judge's reply begins with a yes."""
-    return normalise(text).split()[:1] == ["yes"]
+    words = (word for word in normalise(text).split() if any(map(str.isalnum, word)))  # a tick may stand before it
+    return next(words, "") == "yes"
