@@ -16,6 +16,7 @@ from chorus.engine.llama.constraint import FormCompiler, Masks, Matcher
 from chorus.engine.llama.gbnf import to_lark
 from tests.engine.conftest import smollm2_path
 
+PATTERNS = [f'"pattern": ".*{letter}.*"' for letter in "abcdefghijklmnopqrstuvwx"]
 GRAMMAR, SCHEMA, REGEX = ConstraintKind.GRAMMAR, ConstraintKind.JSON_SCHEMA, ConstraintKind.REGEX
 
 JSON_GRAMMAR = r"""
@@ -185,6 +186,15 @@ def test_choices_go_their_own_ways_from_what_was_delivered(vocabulary: Vocabular
         (SCHEMA, '{"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}', "multipleOf"),
         (SCHEMA, '{"multipleOf": 1e-300}', "multipleOf"),
         (SCHEMA, '{"properties": {' + ",".join(f'"p{n}": {{}}' for n in range(3001)) + "}}", "has 3002 keys"),
+        (SCHEMA, '{"allOf": [' + ",".join(f'{{"type": "string", {one}}}' for one in PATTERNS) + "]}",
+         "match up to 24 patterns and formats at once"),
+        (SCHEMA, '{"allOf": [' + ",".join(f'{{"properties": {{"a": {{{one}}}}}}}' for one in PATTERNS[:9]) + "]}",
+         "match up to 9 patterns"),
+        (SCHEMA, '{"$ref": "#/$defs/d0", "$defs": {"d24": {"type": "string"},' + ",".join(
+            f'"d{n}": {{"$ref": "#/$defs/d{n + 1}", {one}}}' for n, one in enumerate(PATTERNS)) + "}}", "up to 24"),
+        (SCHEMA, '{"allOf": [{"$ref": "#b"}, {"$ref": "#b"}], "$defs": {"b": {"$anchor": "b", "allOf": ['
+         + ",".join(f"{{{one}}}" for one in PATTERNS[:5]) + "]}}}", "up to 10 patterns"),
+        (GRAMMAR, 'root ::= s\ns ::= [ -~] | s s | s s s', "too many ways to read one text"),
         (REGEX, "(", "unclosed group"),
         (REGEX, r"\bfoo", "lookarounds"),
         (REGEX, "a" * 70_000, "has 70000 characters"),
@@ -199,6 +209,36 @@ def test_what_is_none_is_refused_with_the_reason(
     assert kind.value in caught.value.message
     assert len(caught.value.message) < 500
     assert "%llguidance" not in caught.value.message
+
+
+def test_a_mask_that_would_hold_up_every_stream_ends_its_request(vocabulary: Vocabulary) -> None:
+    """Each took half a second, in the owner thread."""
+    matcher = vocabulary.matcher(GRAMMAR, 'root ::= s\ns ::= "a" | s s | s s s')
+
+    def write() -> None:
+        for token_id in vocabulary.ids("a" * 400):
+            vocabulary.masks.one(matcher)
+            matcher.check()
+            matcher.accept(token_id)
+
+    with pytest.raises(EngineError, match="too many ways to read one text by it"):
+        write()
+
+
+def test_many_patterns_that_never_meet_are_taken(vocabulary: Vocabulary) -> None:
+    kinds = ",".join(
+        f'{{"type": "object", "properties": {{"id": {{"format": "uuid", "type": "string"}}, "x": {{{one}}}}}}}'
+        for one in PATTERNS[:12]
+    )
+    vocabulary.matcher(SCHEMA, f'{{"$defs": {{"a": {{"anyOf": [{kinds}]}}}}, "items": {{"$ref": "#/$defs/a"}}}}')
+    vocabulary.matcher(SCHEMA, f'{{"allOf": [{{"pattern": "^a", "type": "string"}}, {{{PATTERNS[1]}}}]}}')
+    own = ",".join(f'"p{n}": {{"type": "string", "format": "date"}}' for n in range(12))
+    base = (
+        '{"properties": {"children": {"items": {"$ref": "#/$defs/node"}}, "on": {"format": "date", "type": "string"}}}'
+    )
+    vocabulary.matcher(
+        SCHEMA, f'{{"$defs": {{"node": {{"allOf": [{base}, {{"properties": {{{own}}}}}]}}}}, "$ref": "#/$defs/node"}}'
+    )
 
 
 @pytest.mark.parametrize(

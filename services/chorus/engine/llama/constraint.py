@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +20,16 @@ from chorus.core.generation import Constraint, ConstraintKind, DeliveredChoice, 
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.gbnf import to_lark
 from chorus.engine.llama.ranking import Mask
+from chorus.engine.llama.schema import check_schema
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 LONGEST_SOURCE = 65_536  # characters
-_MOST_KEYS = 3_000  # of a JSON Schema; compiling takes seconds at this many
-_DEEPEST = 64
-_MOST_MULTIPLE = 10_000  # a multiple of n takes an automaton of n states, and the time of its square
+# Ways of reading the text so far, all of which each mask follows: with as many a mask takes some 20 ms, all streams of
+# the model waiting for it, and the time grows with their square. JSON's brackets leave few ways to each place of a
+# document, but a schema's properties and alternatives count as ways, and large schemas have thousands.
+_MOST_ITEMS = {ConstraintKind.GRAMMAR: 2_000, ConstraintKind.JSON_SCHEMA: 20_000, ConstraintKind.REGEX: 2_000}
 # Never forced: else a{1000000} would be written out, and tokens be asked of a vocabulary that may be gone.
 _HEADER = '%llguidance {"no_forcing": true}\n'
 # As much as llama.cpp's own grammars allow between the parts of a document; small models would never stop otherwise.
@@ -145,7 +145,7 @@ class FormCompiler:
         with _refusing(field):
             lark = _HEADER + _lark(constraint)
             tokenizer = self._vocabulary(end_tokens)
-            limits = LLParserLimits(verbose_errors=False)
+            limits = LLParserLimits(step_max_items=_MOST_ITEMS[constraint.kind], verbose_errors=False)
             inner = LLMatcher(tokenizer, lark, log_level=0, limits=limits)
             probe = Matcher(inner.deep_copy())
             Masks(tokenizer.vocab_size, threads=1).compute([probe])
@@ -207,50 +207,11 @@ def _lark(constraint: Constraint) -> str:
     schema = json.loads(source)
     if not isinstance(schema, dict | bool):
         raise ValueError("a JSON Schema is an object, or true or false")
-    _check_schema(schema)
+    check_schema(schema)
     if isinstance(schema, dict):
         own = schema.get("x-guidance")
         schema["x-guidance"] = {**_JSON_OPTIONS, **(own if isinstance(own, dict) else {})}
     return "start: %json " + json.dumps(schema)
-
-
-def _check_schema(schema: object) -> None:
-    """Raises `ValueError` for one that would take too long to compile."""
-    keys, multiple = 0, 1
-    level: list[object] = [schema]
-    for depth in range(_DEEPEST + 1):
-        below: list[object] = []
-        for value in level:
-            if isinstance(value, dict):
-                keys += len(value)
-                multiple = math.lcm(multiple, _multiple(value.get("multipleOf", 1)))
-                below += value.values()
-            elif isinstance(value, list):
-                below += value
-        level = below
-        if not level:
-            break
-        if depth == _DEEPEST:
-            raise ValueError(f"is nested more than {_DEEPEST} deep")
-    if keys > _MOST_KEYS:
-        raise ValueError(f"has {keys} keys; at most {_MOST_KEYS} are taken")
-    if multiple > _MOST_MULTIPLE:
-        raise ValueError(f"a multipleOf, or several together, of more than {_MOST_MULTIPLE} is not supported")
-
-
-def _multiple(value: object) -> int:
-    """A multipleOf without its decimal point."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 1  # not valid, which the compiler will say
-    try:
-        digits = Decimal(repr(value)).normalize().as_tuple()
-    except InvalidOperation:
-        return 1
-    exponent = digits.exponent if isinstance(digits.exponent, int) else 0
-    if abs(exponent) > 9:
-        raise ValueError(f"a multipleOf of {value} is not supported")
-    whole = int("".join(map(str, digits.digits)))
-    return max(whole * int(10 ** max(exponent, 0)), 1)
 
 
 @contextmanager
@@ -270,6 +231,11 @@ def _reason(problem: str) -> str:
     """llguidance's message without the source and the state that it quotes."""
     if "NoExtension" in problem:
         return "no text can have this form"
+    if "Too many items" in problem:
+        return (
+            "there are too many ways to read one text by it; let fewer rules or alternatives begin alike, and write "
+            "characters that repeat as [...]+ rather than as a rule that refers to itself"
+        )
     lines = [line.strip() for line in problem.splitlines() if line.strip()] or ["unknown"]
     told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
     return told or _PLACE.sub("", lines[0])[:300]
