@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,7 @@ from chorus.core.generation import (
 )
 from chorus.engine.llama import LlamaEngine, binding
 from chorus.engine.llama.context import Context
+from chorus.engine.llama.sampling import Sampler
 from chorus.testing.engine_subject import hear
 from tests.engine.conftest import SETTINGS, smollm2, smollm2_path
 
@@ -361,3 +364,29 @@ async def test_models_come_and_go_while_it_runs(tmp_path: Path) -> None:
         await engine.stop()
     with pytest.raises(DrainingError):
         await engine.offer([first])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": replace(GREEDY, repetition_penalty=1.1, penalty_window=2**32 - 1), "choice_count": 128},
+        {"resume": tuple(DeliveredChoice(number, (5, 6, 7)) for number in range(128)), "choice_count": 128},
+    ],
+)
+async def test_what_many_choices_need_is_made_beside_the_event_loop(
+    llama: LlamaEngine, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """It took seconds, during which the runner answered nobody."""
+    makers: list[threading.Thread] = []
+    make = Sampler.__init__
+
+    def noted(self: Sampler, *arguments: Any, **named: Any) -> None:
+        makers.append(threading.current_thread())
+        make(self, *arguments, **named)
+
+    monkeypatch.setattr(Sampler, "__init__", noted)
+    answer = llama.generate(ask(tokens=40, prompt=TokenPrompt(tuple(range(100, 200))), **changes))
+    async with contextlib.aclosing(answer):
+        await anext(answer)  # the others need not be heard
+    assert len(makers) == 128
+    assert threading.current_thread() not in makers

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from chorus.core.errors import (
@@ -19,7 +20,6 @@ from chorus.core.errors import (
 )
 from chorus.core.fleet.records import Artifact, EngineInfo, EngineKind, Feature, ModelLoad, ModelStatus
 from chorus.core.generation import (
-    Dry,
     Embedding,
     EmbeddingRequest,
     Event,
@@ -41,9 +41,10 @@ from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit, Vec
 from chorus.engine.llama.constraint import Matcher
 from chorus.engine.llama.devices import DeviceReader
 from chorus.engine.llama.host import Host
-from chorus.engine.llama.job import Job
+from chorus.engine.llama.job import Job, making_size
 from chorus.engine.llama.prompt import text_size
 from chorus.engine.llama.reading import TRUNCATIONS, Reading, TextReader
+from chorus.engine.llama.request_check import check_request
 from chorus.engine.llama.residents import Residents
 from chorus.engine.llama.settings import LlamaSettings, ModelSource
 from chorus.engine.llama.survival import Survival, failing_future
@@ -56,7 +57,7 @@ Item = TypeVar("Item", bound=Sized)
 _NAME = "llama.cpp"
 _LONG_TEXT = 100_000  # characters; about 50 ms
 _READ_AT_ONCE = 20_000  # characters of short texts
-_MOST_BREAKERS = 64  # each is looked for in every token
+_MADE_AT_ONCE = 10_000  # tokens of a request's choices; copying as many takes a fraction of a millisecond
 
 
 class LlamaEngine:
@@ -168,7 +169,8 @@ class LlamaEngine:
         await self._residents.stop()
         for pool in (self._loader, self._text, self._long_text):
             if pool is not None:
-                # Every load was broken off, but a long text is read to its end: not on the event loop's time.
+                # Loads were broken off, and who waits for a thread is refused, but a text that is being read is read to
+                # its end: not on the event loop's time.
                 await asyncio.to_thread(pool.shutdown, wait=True)
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -226,7 +228,7 @@ class LlamaEngine:
         host = self._host(
             request.model, request.needed_features(), request.requirements.artifact_sha256, request.adapter
         )
-        _check(request)
+        check_request(request)
         adapter_source = host.adapter_source(request.adapter) if request.adapter else None
         visit = self._residents.visit(host)
         shelf: AdapterShelf | None = None
@@ -254,7 +256,8 @@ class LlamaEngine:
                 matchers = await self._in_text_thread(
                     host.reader.forms.matchers, request, host.end_tokens, size=_LONG_TEXT
                 )
-            job = Job(
+            make = partial(
+                Job,
                 request,
                 model=host.model,
                 artifact=host.artifact,
@@ -267,6 +270,8 @@ class LlamaEngine:
                 adapter=adapter,
                 matchers=matchers,
             )
+            size = making_size(request, len(prompt))
+            job = await self._in_text_thread(make, size=size) if size > _MADE_AT_ONCE else make()
             worker = host.worker
             host.waiting.add(job, job.stream.push)
             worker.send(Submit(job))
@@ -420,7 +425,12 @@ class LlamaEngine:
         thread = self._text if size < _LONG_TEXT else self._long_text
         if thread is None or self._stopped:
             raise DrainingError("the engine is shutting down")
-        return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*arguments))
+        return await asyncio.get_running_loop().run_in_executor(thread, self._unless_stopped, call, *arguments)
+
+    def _unless_stopped(self, call: Callable[..., T], *arguments: object) -> T:
+        if self._stopped:  # while it waited in the thread's queue
+            raise DrainingError("the engine is shutting down")
+        return call(*arguments)
 
     def _on_changed(self) -> None:
         for callback in list(self._callbacks):
@@ -438,68 +448,9 @@ class LlamaEngine:
             raise PromptTooLongError(longest, host.context_length, model=host.name)
 
 
-def _check(request: GenerationRequest) -> None:
-    """What no engine may be given; a caller past the wire's own checks gets these as errors, not as crashes."""
-    if request.tools and request.tool_choice is ToolChoice.REQUIRED:
-        raise UnsupportedFeatureError(
-            "this engine cannot force a model to call a tool", metadata={"feature": Feature.TOOLS.value}
-        )
-    if request.constraint is not None and request.stop.ignore_eos:
-        raise InvalidRequestError("ignore_eos", "a constrained answer ends where its form is complete")
-    if not 1 <= request.choice_count <= 128:
-        raise InvalidRequestError("choice_count", "must be 1 to 128")
-    for delivered in request.resume:
-        if not 0 <= delivered.choice < request.choice_count:
-            raise InvalidRequestError("resume", f"choice {delivered.choice} is not one of {request.choice_count}")
-        if delivered.text and not delivered.token_ids:
-            raise UnsupportedFeatureError(
-                "this engine resumes from token ids, not from text", metadata={"feature": Feature.RESUME.value}
-            )
-    for field, count in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
-        if count is not None and not 0 <= count <= 20:
-            raise InvalidRequestError(field, "must be 0 to 20")
-    if request.context_shift and request.stop.max_tokens is None:
-        raise InvalidRequestError(
-            "max_tokens", "must be set where the oldest tokens may go: nothing else ends the answer"
-        )
-    if request.stop.max_tokens is not None and request.stop.max_tokens < 0:
-        raise InvalidRequestError("max_tokens", "cannot be negative")
-    sampling = request.sampling
-    if sampling.seed is not None and not 0 <= sampling.seed < 2**64:
-        raise InvalidRequestError("seed", "must fit 64 bits")
-    numbers = (
-        sampling.temperature,
-        sampling.top_p,
-        sampling.min_p,
-        sampling.typical_p,
-        sampling.repetition_penalty,
-        sampling.presence_penalty,
-        sampling.frequency_penalty,
-        *sampling.logit_bias.values(),
-        *((sampling.dry.multiplier, sampling.dry.base) if sampling.dry is not None else ()),
-        *((sampling.xtc.probability, sampling.xtc.threshold) if sampling.xtc is not None else ()),
-    )
-    if not all(abs(number) < 1e6 for number in numbers):
-        raise InvalidRequestError("sampling", "holds a number that is not finite or out of all bounds")
-    if sampling.top_k < 0 or sampling.penalty_window < 0 or sampling.repetition_penalty <= 0 or sampling.top_p <= 0:
-        raise InvalidRequestError("sampling", "holds a number out of its range")
-    if sampling.dry is not None:
-        _check_dry(sampling.dry)
-
-
-def _check_dry(dry: Dry) -> None:
-    if dry.base < 1.0 or dry.allowed_length < 0 or (dry.window is not None and dry.window < 0):
-        raise InvalidRequestError("sampling.dry", "holds a number out of its range")
-    if len(dry.sequence_breakers) > _MOST_BREAKERS:
-        raise InvalidRequestError(
-            "sampling.dry.sequence_breakers", f"has {len(dry.sequence_breakers)}; at most {_MOST_BREAKERS} are taken"
-        )
-
-
-def _check_vocabulary(host: Host, field: str, token_ids: Iterable[int]) -> None:
-    size = host.model.vocabulary_size
-    for token_id in token_ids:
-        if not 0 <= token_id < size:
+def _check_vocabulary(host: Host, field: str, token_ids: Collection[int]) -> None:
+    for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
+        if not 0 <= token_id < host.model.vocabulary_size:
             raise InvalidRequestError(field, f"{token_id} is not in the vocabulary of {host.name}")
 
 

@@ -35,6 +35,8 @@ from chorus.engine.llama.ranking import largest, log_normalizer
 from chorus.engine.llama.sampling import Sampler
 from chorus.engine.llama.stream import EventStream
 
+_REPLAY_COST = 100  # of a delivered token, in those that are only copied
+
 
 class Choice:
     """One answer. `tokens` is prompt and answer; `sequence` is how the scheduler knows it, None once it has ended.
@@ -125,7 +127,10 @@ class Choice:
 
 
 class Job:
-    """One request. Made on the event loop, then touched by the owner thread alone, but for `stream`."""
+    """One request. Made in any thread, then touched by the owner thread alone, but for `stream`.
+
+    Making one takes time that grows with what `making_size` says.
+    """
 
     def __init__(
         self,
@@ -275,3 +280,9 @@ class Job:
                 tokens_per_second=(self._drawn - 1) / decode_s if decode_s > 0 and self._drawn > 1 else 0.0,
             ),
         )
+
+
+def making_size(request: GenerationRequest, prompt_tokens: int) -> int:
+    """About how many tokens are copied for a request's job: those that are read again, one by one, count for more."""
+    replayed = sum(len(choice.token_ids) for choice in request.resume)
+    return request.choice_count * prompt_tokens + _REPLAY_COST * replayed

@@ -88,9 +88,9 @@ class Sampler:
         self._window: deque[int] | None = None
         self._seen: Counter[int] = Counter()
         if sampling.penalizes:
-            self._window = deque()
-            for token_id in history:
-                self._count(token_id)
+            tokens = list(history)
+            recent = tokens[max(len(tokens) - sampling.penalty_window, 0) :]
+            self._window, self._seen = deque(recent), Counter(recent)
         self._changes_row = bool(self._bias_ids.size) or sampling.penalizes or self._repeats is not None
         self._cuts = bool(sampling.top_k) or sampling.typical_p < 1.0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
         self._reach = 6.0  # how far below the likeliest top-p went lately: a guess, which is put right
