@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
 
 from chorus.api.coordinator.v1 import coordinator_pb2 as pb
 from chorus.api.inference.v1.generation_pb2 import Priority
@@ -14,7 +13,6 @@ from chorus.coordinator.spending import Spending, current_spending
 from chorus.core.callers import Grant
 from chorus.core.ensemble.choosing import Offer
 from chorus.core.errors import ChorusError, PermissionDeniedError, QuotaExceededError, UnsupportedFeatureError
-from chorus.core.generation import GenerationRequest
 from chorus.core.placement import Needs
 from chorus.core.placement.needs import LIKELY_CHARACTERS_PER_TOKEN
 from chorus.telemetry.logs import get_logger
@@ -120,25 +118,22 @@ class Entitlements:
     def _estimate(self, grant: Grant, request: pb.GenerateRequest) -> int:
         """Checks a generation's scopes, and returns how many tokens it may take."""
         generation = decode_generation(request.spec)
+        needs = Needs.of_generation(generation)
         try:
-            members = self._check(grant, request, generation)
+            members = self._check(grant, request, needs)
         except PermissionDeniedError as error:
             _log.info("caller.refused", account=grant.account, why=error.message)
             raise
         grant.scopes.check_priority(generation.priority)
-        needs = Needs.of_generation(generation)
         return members * (needs.likely_prompt_tokens + (needs.answer_tokens or ANSWER_TOKENS * generation.choice_count))
 
-    def _check(self, grant: Grant, request: pb.GenerateRequest, generation: GenerationRequest) -> int:
+    def _check(self, grant: Grant, request: pb.GenerateRequest, needs: Needs) -> int:
         """Checks models and strategy; returns how many members answer."""
         scopes = grant.scopes
         if not scopes.all_models:
             request.fallback.similar_model = False
-        # Where none is named, tier, tags or an adapter may choose any model, or else the default one answers.
-        unnamed = Needs.of_generation(replace(generation, model=""))
-        default = "" if unnamed.wants_any_model else self._placing.default_model()
         if not request.HasField("ensemble"):
-            scopes.check_model(request.spec.model or default)
+            scopes.check_model(needs.model or self._unnamed(needs))
             return 1
         ensemble = decode_ensemble(request.ensemble)
         scopes.check_strategy(ensemble.strategy)
@@ -146,8 +141,12 @@ class Entitlements:
         for model in filter(None, (request.spec.model, ensemble.aggregator_model)):
             scopes.check_model(model)
         for member in ensemble.members:
-            scopes.check_model(member.model or default)
+            scopes.check_model(member.model or self._unnamed(needs))
         return sum(member.sample_count or 1 for member in request.ensemble.members) or _MEMBERS
+
+    def _unnamed(self, needs: Needs) -> str:
+        """Who answers where no model is named: the default one; empty where tier, tags or an adapter choose any."""
+        return "" if needs.with_model("").wants_any_model else self._placing.default_model()
 
 
 def of_permitted(offers: Iterable[Offer], *, choosing: bool) -> tuple[Offer, ...]:
