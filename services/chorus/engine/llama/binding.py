@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib
 import importlib.metadata
+import os
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +31,17 @@ _POOLING_RANK = 4
 _TOKEN_CONTROL = (1 << 0) | (1 << 3)  # unknown and control tokens: those whose text ordinary text must not become
 _LARGEST_TEXT = 1 << 28
 _NORMALIZER = "tokenizer.ggml.normalizer"
+# How long OpenMP's threads spin for the next piece of work: some 0.1 ms, which is longer than between two operations.
+# Its own 300,000 are some 5 ms, for which they keep the event loop and other processes off their cores after a step.
+_SPINS = "8000"
+_OPENMP_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 @functools.cache
 def library() -> Any:
     """llama_cpp's C functions, loaded on first use. Raises `ConfigError` where package or library is missing."""
+    if not any(name in os.environ for name in _OPENMP_WAITING):
+        os.environ["GOMP_SPINCOUNT"] = _SPINS  # read when the library is loaded
     try:
         functions = importlib.import_module("llama_cpp.llama_cpp")
     except ImportError as error:

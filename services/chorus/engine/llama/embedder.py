@@ -22,16 +22,17 @@ from chorus.engine.llama.context import (
     ContextParams,
     FloatArray,
 )
+from chorus.engine.llama.cores import FreeCores
 
 _OUTPUT_BYTES = 64 * 1024 * 1024
 _LONGEST_IN_ONE_PIECE = 8192
 # Attention costs the square of a batch, so that on a processor more than enough to keep it busy is slower.
 _BATCH_TOKENS, _GPU_BATCH_TOKENS = 128, 512
 _MOST_TEXTS = 64  # in one batch
-# Weights times tokens of a batch that one thread computes, some 10 ms. llama.cpp's threads meet after each of some 200
-# operations, spinning: where another process has a core, a short question waits for it 200 times and burns the other
-# core, which costs more than a second thread could ever save.
-_FOR_ONE_THREAD = 1_000_000_000
+# Weights times tokens of a batch that takes one thread some 10 ms. llama.cpp's threads meet after each of some 200
+# operations: where another process has a core, a short question waits for it 200 times, which costs more than a second
+# thread could ever save. So it is computed by as many as have a core to themselves.
+_SHORT = 1_000_000_000
 
 
 def longest_input(model: Model, context_length: int) -> int:
@@ -76,6 +77,7 @@ class Embedder:
         self._pooling = model.pooling if model.pooling != POOLING_NONE else POOLING_MEAN
         self._pools_here = model.causal and self._pooling != POOLING_RANK
         self._threads = threads
+        self._free_cores = FreeCores()
         self._parameters = model.parameters
         self._sums: dict[int, _Sum] = {}  # by slot
         batch = self.limits.batch_tokens if model.causal else max(longest, self.limits.batch_tokens)
@@ -98,6 +100,7 @@ class Embedder:
     def close(self) -> None:
         """Frees the context."""
         self._context.close()
+        self._free_cores.close()
 
     def forget(self, slots: Sequence[int]) -> None:
         """Clears what was read of texts that will not be read to their end."""
@@ -112,7 +115,8 @@ class Embedder:
         llama.cpp fails; what it has of these texts is to be forgotten then.
         """
         count = self._fill(pieces, token_ids)
-        self._context.use_threads(1 if count * self._parameters <= _FOR_ONE_THREAD else self._threads)
+        short = count * self._parameters <= _SHORT
+        self._context.use_threads(self._free_cores.count(self._threads) if short else self._threads)
         code = self._context.decode(count)
         if code:
             raise batch_failed(code, count, what="a batch of texts,")
