@@ -78,10 +78,13 @@ class Delivered:
     def choices(self) -> tuple[DeliveredChoice, ...]:
         """Every choice of which something was delivered, in order, what the caller had before included."""
         return tuple(
-            DeliveredChoice(number, tuple(choice.token_ids), "" if choice.token_ids else "".join(choice.text))
-            for number, choice in sorted(self._choices.items())
-            if choice.token_ids or choice.text
+            _told(number, choice) for number, choice in sorted(self._choices.items()) if choice.token_ids or choice.text
         )
+
+    @property
+    def token_total(self) -> int:
+        """How many tokens all choices have, with those that the caller had before, as far as he has counted them."""
+        return sum(choice.next or 0 for choice in self._choices.values())
 
     def take(
         self, number: int, index: int, token_ids: Sequence[int], text: str = "", *, more: bool = False, now: float = 0.0
@@ -146,4 +149,12 @@ _NOTHING = _Choice()
 def _given(choice: DeliveredChoice) -> _Choice:
     if choice.token_ids or not choice.text:
         return _Choice(list(choice.token_ids), next=len(choice.token_ids))
-    return _Choice(text=[choice.text], next=None)
+    return _Choice(text=[choice.text], next=choice.token_count or None)
+
+
+def _told(number: int, choice: _Choice) -> DeliveredChoice:
+    if choice.token_ids:
+        return DeliveredChoice(number, tuple(choice.token_ids))
+    text = "".join(choice.text)
+    # Tokens whose text was still held back are generated anew, so they are none of this text.
+    return DeliveredChoice(number, (), text, min(choice.next or 0, len(text.encode())))

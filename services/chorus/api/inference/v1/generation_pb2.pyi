@@ -581,10 +581,17 @@ class DeliveredChoice(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     choice: _builtins.int
     """Which choice."""
     text: _builtins.str
     """The delivered text, where there are no token ids."""
+    token_count: _builtins.int
+    """How many tokens `text` stands for, as its stream counted them by its indexes, and at most as many as it has bytes.
+    They count towards max_tokens and in usage, and the stream goes on with index = this number. 0: not told; then
+    max_tokens and usage are those of the rest alone, and indexes start at 0. Beside token ids, which are counted
+    themselves, it is 0 or their number.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Every token id delivered so far, in order; the stream goes on with index = their number."""
@@ -595,10 +602,11 @@ class DeliveredChoice(_message.Message):
         choice: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "text", b"text", "token_count", b"token_count", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
