@@ -653,7 +653,9 @@ class Requirements(_message.Message):
     artifact_sha256: _builtins.str
     """Only the artifact with this SHA-256 (lower-case hex); a resume needs it."""
     private: _builtins.bool
-    """The prompt is never given to an engine outside the household, nor sent over plaintext."""
+    """The prompt is never given to an engine outside the household, nor sent over plaintext, and neither it nor its answer is
+    kept by a server that coordinators share; a coordinator's own cache of answers may keep them.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that node or runner must carry, with these values."""
