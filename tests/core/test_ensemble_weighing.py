@@ -24,6 +24,7 @@ from chorus.core.ensemble.weighing import (
     is_weighed,
     kind_of,
     probability,
+    words_of,
 )
 
 PLAIN = Weights((2.0, 1.0, 0.0, 0.0, 0.0))
@@ -124,6 +125,11 @@ def test_a_weighed_vote_is_settled_by_belief(
     learned = replace(KNOWN, best={"sums": "counts"}, margin=0.3)
     answers = [answer(*one) for one in told]
     assert is_weighed(answers, coming, "What is 5 + 7?", same_answer, learned) is settled
+
+
+def test_only_the_end_of_a_long_paragraph_tells_its_kind() -> None:
+    asked = " What is 12 + 30?"
+    assert words_of(f"{'pasted, ' * 5000}{asked * 300}") == words_of(asked)
 
 
 @given(_LOGPROBS)

@@ -22,6 +22,8 @@ from chorus.core.ensemble.records import Answer
 _LEAST = -20.0
 _ROUNDING = 1e-3
 _WORD = re.compile(r"[^\W\d_]+|\d+|[+*/=<>-]")
+# At the end of a paragraph stands what is asked; of megabytes that were pasted before it, reading takes a second.
+_ASKED_CHARACTERS = 4000
 # Of a question's words a kind has to know so many.
 _KNOWN = 0.7
 ANY_MODEL = "*"
@@ -80,7 +82,7 @@ def _piece(logprobs: Sequence[float]) -> tuple[float, ...]:
 
 def words_of(prompt: str) -> frozenset[str]:
     """The words of a prompt's last paragraph, in lower case, every number as `0`: examples may stand before it."""
-    question = prompt.rstrip().rpartition("\n\n")[2]
+    question = prompt.rstrip().rpartition("\n\n")[2][-_ASKED_CHARACTERS:]
     return frozenset("0" if word[0].isdigit() else word.casefold() for word in _WORD.findall(question))
 
 
