@@ -156,3 +156,11 @@ def test_several_choices_of_text_cannot_go_on() -> None:
     delivered = begun(Delivered(2, allow_text=True), with_ids=False)
     delivered.take(0, 0, [], "a")
     assert "single choice" in delivered.obstacle
+
+
+def test_text_that_must_have_a_form_cannot_go_on() -> None:
+    """A grammar would begin anew in the middle of it; from token ids an engine finds its place again."""
+    for with_ids, told in ((False, "form"), (True, "")):
+        delivered = begun(Delivered(allow_text=True, has_form=True), with_ids=with_ids)
+        delivered.take(0, 0, [1] if with_ids else [], '{"age"')
+        assert (told in delivered.obstacle, bool(delivered.obstacle)) == (True, not with_ids)

@@ -383,6 +383,16 @@ async def test_going_on_from_text_where_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("make", EVERY)
+async def test_text_that_must_have_a_form_is_not_gone_on_with(make: str) -> None:
+    """The server would begin the form anew in the middle of it."""
+    had = (DeliveredChoice(0, (), '{"age": '),)
+    form = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}')
+    async with Upstream(make) as upstream, engine_of(upstream) as engine:
+        error = await refusal(engine, ask(resume=had, allow_text_resume=True, constraint=form))
+        assert isinstance(error, UnsupportedFeatureError)
+
+
+@pytest.mark.parametrize("make", EVERY)
 async def test_going_on_takes_what_was_delivered_off_the_limit(make: str) -> None:
     had = (DeliveredChoice(0, (), "Well, there ", token_count=3),)
     path, limit = ("/api/generate", "num_predict") if make == "ollama" else ("/v1/completions", "max_tokens")

@@ -60,7 +60,7 @@ class Carrying:
         self.time_left = time_left
         self._events = events
         self._tab = tab
-        self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
+        self.delivered = Delivered.of(request)
         self.needs = needs
         self.falling_back = falling_back
         self._began_on: Candidate | None = None  # where the first token came from

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chorus.core.errors import EngineError
-from chorus.core.generation import DeliveredChoice
+from chorus.core.generation import DeliveredChoice, GenerationRequest
 
 
 @dataclass(slots=True)
@@ -29,14 +29,21 @@ class Delivered:
     """The record of one generation with `choice_count` choices.
 
     `resume` is what the caller had before it asked us, and `allow_text` whether it lets an engine without token ids go
-    on from text. Token counts are over all choices, without what the caller had before.
+    on from text. `has_form`: the text has to have one, as of a JSON Schema. Token counts are over all choices, without
+    what the caller had before.
     """
 
     def __init__(
-        self, choice_count: int = 1, resume: Sequence[DeliveredChoice] = (), *, allow_text: bool = False
+        self,
+        choice_count: int = 1,
+        resume: Sequence[DeliveredChoice] = (),
+        *,
+        allow_text: bool = False,
+        has_form: bool = False,
     ) -> None:
         self._choice_count = choice_count
         self._allow_text = allow_text
+        self._has_form = has_form
         self._choices = {given.choice: _given(given) for given in resume}
         self._with_ids = True
         self._resumes_from_ids = True
@@ -68,7 +75,19 @@ class Delivered:
             return "the engine that began it streams text without token ids (resume.allow_text lets another go on)"
         if self._more_than_text or self._choice_count > 1:
             return "only plain text of a single choice can go on without token ids"
+        if self._has_form:  # the next engine would begin it anew
+            return "text that must have a form (grammar, json_schema, regex) cannot go on without token ids"
         return ""
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Delivered:
+        """That of a request, at its beginning."""
+        return cls(
+            request.choice_count,
+            request.resume,
+            allow_text=request.allow_text_resume,
+            has_form=request.constraint is not None,
+        )
 
     @property
     def from_text(self) -> bool:

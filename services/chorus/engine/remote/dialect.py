@@ -128,6 +128,8 @@ def delivered_text(model: RemoteModel, request: GenerationRequest) -> str:
     for delivered in request.resume:
         if delivered.token_ids and not delivered.text:
             raise unsupported(model, Feature.RESUME, "go on from token ids; give the delivered text")
+        if delivered.text and request.constraint is not None:  # whose beginning it would look for in what is to come
+            raise unsupported(model, Feature.RESUME, "go on with a text that must have a form; ask for it anew")
         return delivered.text
     return ""
 

@@ -553,7 +553,9 @@ class Resume(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     ALLOW_TEXT_FIELD_NUMBER: _builtins.int
     allow_text: _builtins.bool
-    """Where the engine deals in text without token ids: going on from the delivered text is allowed."""
+    """Where the engine deals in text without token ids: going on from the delivered text is allowed, unless
+    it must have a form (`constraint`), which would begin anew in the middle of it.
+    """
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveredChoice]:
         """One for each choice that has delivered anything."""
