@@ -58,6 +58,18 @@ def test_what_is_never_given_again(request_: GenerationRequest, why: str) -> Non
     found = plan(request_, CacheMode.SEMANTIC, CacheMode.SEMANTIC)
     assert found.mode is CacheMode.OFF
     assert why in found.reason
+    assert found.asks_store  # for an old answer where nobody can give one
+
+
+@pytest.mark.parametrize("asked", [None, *CacheMode])
+def test_a_private_request_is_nothing_to_a_store_on_the_network(asked: CacheMode | None) -> None:
+    private = asks(requirements=Requirements(private=True))
+    found = plan(private, asked, CacheMode.SEMANTIC, on_network=True)
+    assert (found.mode, found.asks_store) == (CacheMode.OFF, False)
+    assert "private" in found.reason or asked is CacheMode.OFF
+    for request_, on_network in ((private, False), (asks(), True)):
+        found = plan(request_, asked, CacheMode.SEMANTIC, on_network=on_network)
+        assert (found.mode, found.asks_store) == (CacheMode.SEMANTIC if asked is None else asked, True)
 
 
 def test_only_a_question_in_words_is_compared() -> None:

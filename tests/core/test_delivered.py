@@ -102,7 +102,7 @@ def test_an_engine_that_counts_anew_has_its_indexes_shifted(begins_at: int) -> N
     assert (delivered.obstacle, delivered.from_text) == ("", True)
     begun(delivered, with_ids=False)
     assert texts(delivered, [(begins_at, "c"), (begins_at + 1, "d")]) == [2, 3]
-    assert delivered.choices() == (DeliveredChoice(0, (), "abcd"),)
+    assert delivered.choices() == (DeliveredChoice(0, (), "abcd", token_count=4),)
     with pytest.raises(EngineError, match="where 4 comes next"):
         delivered.take(0, begins_at + 5, (), "f")
     if begins_at == 0:
@@ -113,7 +113,23 @@ def test_text_of_a_caller_begins_where_the_engine_says() -> None:
     for begins_at in (0, 7):
         delivered = begun(Delivered(1, [DeliveredChoice(0, (), "abc")], allow_text=True), with_ids=False)
         assert texts(delivered, [(begins_at, "d"), (begins_at + 1, "e")]) == [begins_at, begins_at + 1]
-        assert delivered.choices() == (DeliveredChoice(0, (), "abcde"),)
+        assert delivered.choices() == (DeliveredChoice(0, (), "abcde", token_count=min(begins_at + 2, 5)),)
+
+
+@pytest.mark.parametrize("begins_at", [0, 3])
+def test_text_whose_tokens_the_caller_counted_goes_on_with_the_next_index(begins_at: int) -> None:
+    """Whether its engine knows of that count or begins to count anew."""
+    resume = [DeliveredChoice(0, (), "abc def", token_count=3)]
+    delivered = begun(Delivered(1, resume, allow_text=True), with_ids=False)
+    assert delivered.token_total == 3
+    assert texts(delivered, [(begins_at, "d"), (begins_at + 1, "e")]) == [3, 4]
+    assert delivered.token_count(0, begins_at + 2) == delivered.token_total == 5
+
+
+def test_no_more_tokens_are_told_than_their_text_can_have() -> None:
+    delivered = begun(Delivered(allow_text=True), with_ids=False)
+    texts(delivered, [(0, ""), (1, ""), (2, "ü")])
+    assert delivered.choices() == (DeliveredChoice(0, (), "ü", token_count=2),)
 
 
 @pytest.mark.parametrize(
@@ -140,3 +156,11 @@ def test_several_choices_of_text_cannot_go_on() -> None:
     delivered = begun(Delivered(2, allow_text=True), with_ids=False)
     delivered.take(0, 0, [], "a")
     assert "single choice" in delivered.obstacle
+
+
+def test_text_that_must_have_a_form_cannot_go_on() -> None:
+    """A grammar would begin anew in the middle of it; from token ids an engine finds its place again."""
+    for with_ids, told in ((False, "form"), (True, "")):
+        delivered = begun(Delivered(allow_text=True, has_form=True), with_ids=with_ids)
+        delivered.take(0, 0, [1] if with_ids else [], '{"age"')
+        assert (told in delivered.obstacle, bool(delivered.obstacle)) == (True, not with_ids)

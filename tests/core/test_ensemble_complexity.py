@@ -54,6 +54,12 @@ def test_what_was_pasted_in_the_middle_counts_for_nothing() -> None:
     assert features(asked + pasted + asked) == features(asked + asked)
 
 
+def test_nor_does_the_middle_of_what_has_no_spaces() -> None:
+    """A table, a picture in base64: reading megabytes of it took seconds."""
+    end = "a,b=" * 1000
+    assert features(f"Is {end}{'why,' * 5000}{end}?") == features(f"Is {end}{end}?")
+
+
 def test_of_a_conversation_the_last_question_counts() -> None:
     hard = "Prove the lemma, derive the bound, and verify it formally against the axioms of topology."
     turns = [(MessageRole.USER, hard), (MessageRole.ASSISTANT, hard), (MessageRole.USER, "What is 2 + 2?")]

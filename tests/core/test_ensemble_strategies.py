@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from chorus.core.ensemble.auto import choose_strategy
 from chorus.core.ensemble.choosing import Offer, choose_aggregator, choose_members, offers
 from chorus.core.ensemble.complexity import estimate_complexity
-from chorus.core.ensemble.judge import picked
 from chorus.core.ensemble.machine import Conclude, Give
 from chorus.core.ensemble.planning import MAX_MEMBERS, Policy, plan
 from chorus.core.ensemble.records import (
@@ -76,16 +75,6 @@ def test_who_all_agree_need_no_judge() -> None:
     judged = world(Strategy.JUDGE, lambda _: "Paris")
     judged.run()
     assert set(judged.asked) == {"a", "b", "c"}
-
-
-def test_picks_are_read_from_what_models_say() -> None:
-    assert [picked(text) for text in ("A", " B.", "Answer B is better than A", "a good one", "")] == [
-        "A",
-        "B",
-        "B",
-        "",
-        "",
-    ]
 
 
 @pytest.mark.parametrize("strategy", [Strategy.REFINE, Strategy.COUNCIL, Strategy.FACETS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from chorus.core.ensemble.answers import same_answer
 from chorus.core.ensemble.auto import weighed_members
-from chorus.core.ensemble.confidence import confidence_of
+from chorus.core.ensemble.confidence import UNKNOWN, confidence_of
 from chorus.core.ensemble.learned import LEARNED
 from chorus.core.ensemble.records import Answer, Member
 from chorus.core.ensemble.weighing import (
@@ -23,6 +24,7 @@ from chorus.core.ensemble.weighing import (
     is_weighed,
     kind_of,
     probability,
+    words_of,
 )
 
 PLAIN = Weights((2.0, 1.0, 0.0, 0.0, 0.0))
@@ -125,11 +127,30 @@ def test_a_weighed_vote_is_settled_by_belief(
     assert is_weighed(answers, coming, "What is 5 + 7?", same_answer, learned) is settled
 
 
+def test_only_the_end_of_a_long_paragraph_tells_its_kind() -> None:
+    asked = " What is 12 + 30?"
+    assert words_of(f"{'pasted, ' * 5000}{asked * 300}") == words_of(asked)
+
+
 @given(_LOGPROBS)
 def test_features_are_bounded(logprobs: tuple[float, ...]) -> None:
     told = features(logprobs)
     assert len(told) == len(FEATURES)
     assert all(-20.0 <= value <= 1.0 for value in told)
+
+
+@given(st.lists(st.floats(), max_size=20).map(tuple))
+def test_no_number_of_an_engine_makes_a_confidence_that_is_none(logprobs: tuple[float, ...]) -> None:
+    """Infinities and NaN included; what can't be a log-probability is as if it had not been told."""
+    said = Answer("a", "Paris", logprobs=logprobs)
+    assert 0.0 <= confidence_of(said) <= 1.0
+    told = tuple(min(0.0, max(logprob, -1000.0)) for logprob in logprobs if logprob <= 1e-3)
+    assert confidence_of(said) == confidence_of(replace(said, logprobs=told))
+
+
+@pytest.mark.parametrize("nonsense", [math.nan, math.inf, 3.0])
+def test_who_tells_nothing_but_nonsense_is_not_taken_for_sure(nonsense: float) -> None:
+    assert confidence_of(Answer("a", "Paris", logprobs=(nonsense,) * 3)) == UNKNOWN
 
 
 @pytest.mark.parametrize("model", [*LEARNED.weights, "a new one"])

@@ -383,6 +383,44 @@ async def test_going_on_from_text_where_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("make", EVERY)
+async def test_text_that_must_have_a_form_is_not_gone_on_with(make: str) -> None:
+    """The server would begin the form anew in the middle of it."""
+    had = (DeliveredChoice(0, (), '{"age": '),)
+    form = Constraint(ConstraintKind.JSON_SCHEMA, '{"type": "object"}')
+    async with Upstream(make) as upstream, engine_of(upstream) as engine:
+        error = await refusal(engine, ask(resume=had, allow_text_resume=True, constraint=form))
+        assert isinstance(error, UnsupportedFeatureError)
+
+
+@pytest.mark.parametrize("make", EVERY)
+async def test_going_on_takes_what_was_delivered_off_the_limit(make: str) -> None:
+    had = (DeliveredChoice(0, (), "Well, there ", token_count=3),)
+    path, limit = ("/api/generate", "num_predict") if make == "ollama" else ("/v1/completions", "max_tokens")
+    async with Upstream(make) as upstream, engine_of(upstream) as engine:
+
+        async def finished_of(max_tokens: int | None) -> tuple[list[Any], Finished]:
+            request = ask(resume=had, allow_text_resume=True, stop=StopConditions(max_tokens=max_tokens))
+            *deltas, finished = [e for e in await events_of(engine, request) if isinstance(e, TokenDelta | Finished)]
+            assert finished.usage.completion_tokens == finished.choices[0].token_count
+            return deltas, finished
+
+        deltas, finished = await finished_of(10)
+        body = upstream.asked(path)[-1]
+        assert body.get("options", body)[limit] == 7
+        assert [delta.index for delta in deltas] == list(range(3, 10))
+        assert (finished.choices[0].reason, finished.choices[0].token_count) == (FinishReason.LENGTH, 10)
+        deltas, finished = await finished_of(None)
+        assert [delta.index for delta in deltas] == list(range(3, 67))
+        assert (finished.choices[0].reason, finished.choices[0].token_count) == (FinishReason.END, 67)
+        asked = len(upstream.asked(path))
+        for none_left in (3, 2):
+            deltas, finished = await finished_of(none_left)
+            assert deltas == []
+            assert (finished.choices[0].reason, finished.choices[0].token_count) == (FinishReason.LENGTH, 3)
+        assert len(upstream.asked(path)) == asked  # nobody is asked, or paid, for nothing
+
+
+@pytest.mark.parametrize("make", EVERY)
 @pytest.mark.parametrize("sampling", [Sampling(seed=2**64 - 1), Sampling(seed=-1 % 2**31), Sampling(top_k=0)])
 async def test_sampling_is_told_in_the_servers_words(make: str, sampling: Sampling) -> None:
     async with Upstream(make) as upstream, engine_of(upstream) as engine:

@@ -30,6 +30,7 @@ from chorus.core.generation import (
     EmbeddingRequest,
     Event,
     Finished,
+    FinishReason,
     GenerationRequest,
     Priority,
     Queued,
@@ -186,6 +187,20 @@ async def test_a_caller_forgets_its_own_and_an_admin_everybodys(certificates: Me
         assert sum((await ann.clear_cache()).values()) == 1
         assert outcome(await bob.complete(raw("hi"), cache=EXACT)) is CacheOutcome.EXACT
         assert sum((await admin.clear_cache(everybody=True)).values()) == 1
+
+
+@pytest.mark.parametrize("cache", [EXACT, SEMANTIC])
+async def test_what_a_full_context_cut_off_is_not_kept(certificates: MeshCertificates, cache: CacheMode) -> None:
+    engine = WordsEngine([FakeModel(context_length=64)])
+    async with asyncio.timeout(60), InProcessMesh(runners=[engine], certificates=certificates) as mesh:
+        client, request = mesh.client(), chat_request("echo:" + "word " * 8, temperature=0.0)
+        cut = await client.complete(request, cache=cache)
+        assert [choice.reason for choice in cut.choices] == [FinishReason.CONTEXT_FULL]
+        short = await client.complete(request, cache=cache, max_tokens=3)
+        assert [choice.reason for choice in short.choices] == [FinishReason.LENGTH]
+        await kept(client, 1)
+        assert outcome(await client.complete(request, cache=cache, max_tokens=3)) is CacheOutcome.EXACT
+        assert outcome(await client.complete(request, cache=cache)) is CacheOutcome.MISS
 
 
 async def test_what_may_not_be_given_again_is_said_and_made(certificates: MeshCertificates) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from chorus.client import CacheOutcome, MeshClient
+from chorus.api.coordinator.v1 import cache_pb2
+from chorus.client import CacheOutcome, Fallback, MeshClient
 from chorus.config import ChorusConfig
 from chorus.coordinator.service import CoordinatorService
-from chorus.core.errors import ConfigError, UnavailableError
+from chorus.core.errors import ConfigError, RunnersUnavailableError, UnavailableError
+from chorus.core.generation import Requirements
 from chorus.core.identity import Role
 from chorus.testing.certificates import MeshCertificates
 from chorus.testing.engine_fake import FakeEngine, FakeModel, fake_artifact
@@ -66,6 +68,53 @@ async def test_what_one_coordinator_was_told_another_one_gives_again(
         await _kept(mesh.client(role=Role.ADMIN, name="root", coordinators=[0]), 3)
         assert sum((await other.clear_cache()).values()) >= 2
         assert outcome(await one.complete(QUESTION, temperature=0.0, cache=EXACT)) is CacheOutcome.MISS
+
+
+async def test_a_private_request_leaves_nothing_in_the_shared_store(
+    certificates: MeshCertificates, server: ValkeyServer
+) -> None:
+    private = raw("a secret", requirements=Requirements(private=True))
+    async with asyncio.timeout(60), _shared(server, certificates, "secret:", runners=[WordsEngine()]) as mesh:
+        client, fallback = mesh.client(coordinators=[0]), Fallback(cached_answer=True)
+        for _ in range(2):
+            answer = await client.complete(private, cache=SEMANTIC)
+            assert outcome(answer) is CacheOutcome.BYPASSED
+            assert answer.cache is not None
+            assert "private" in answer.cache.reason
+        assert (await client.complete(private)).cache is None  # of one that says nothing nothing is said
+        assert sum(held.entries for held in (await client.cache()).held.values()) == 0
+        # Nor is it asked there for an answer: that to the same request, not marked so, would be an old one to give.
+        public = raw("a secret")
+        await client.complete(public, cache=EXACT)
+        await _kept(client, 1)
+        await mesh.runners[0].stop(0.0)
+        await mesh.until(lambda directory: not directory.entries, coordinator=0)
+        old = await client.complete(public, cache=EXACT, fallback=fallback)
+        assert outcome(old) is CacheOutcome.STALE
+        with pytest.raises(RunnersUnavailableError):
+            await client.complete(private, cache=EXACT, fallback=fallback)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_forgetting_tells_whose_answers_are_forgotten(
+    certificates: MeshCertificates, server: ValkeyServer, shared: bool
+) -> None:
+    mesh = (
+        _shared(server, certificates, "whose:") if shared else InProcessMesh(coordinators=2, certificates=certificates)
+    )
+    async with asyncio.timeout(60), mesh:
+        clients = [mesh.client(coordinators=[number]) for number in range(2)]
+        for client in clients:
+            await client.complete(raw("hi"), cache=EXACT)
+        for client in clients:
+            await _kept(client, 1)
+        told: list[cache_pb2.ClearCacheResponse] = [
+            await client._coordinators.single("ClearCache", cache_pb2.ClearCacheRequest()) for client in clients
+        ]
+    # Each forgets its own, or the first one those of both.
+    assert [(answer.shared_store, answer.forgotten_count) for answer in told] == (
+        [(True, 1), (True, 0)] if shared else [(False, 1), (False, 1)]
+    )
 
 
 async def test_another_file_under_the_models_name_has_no_shared_answer(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -23,6 +25,8 @@ from chorus.client import (
     ensemble_spec,
 )
 from chorus.config import ChorusConfig
+from chorus.coordinator import ensembles
+from chorus.core.ensemble import machine
 from chorus.core.ensemble.records import Complexity, EnsembleSpec, MemberState, Strategy
 from chorus.core.errors import InvalidRequestError, UnknownModelError
 from chorus.core.events import Event, EventFilter, EventKind, Outcome, RequestFinished
@@ -60,6 +64,31 @@ def text_of(events: list[EnsembleEvent], member_id: str = "") -> str:
         if (event.member_id if isinstance(event, MemberEvent) else "") == member_id
     ]
     return "".join(event.text for event in own if isinstance(event, TokenDelta))
+
+
+@pytest.mark.parametrize("strategy", ["vote", "refine"])
+async def test_long_answers_are_compared_beside_the_event_loop(
+    certificates: MeshCertificates, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    threads = set[int]()
+    compare = machine.judged
+
+    def noted(*what: Any, **how: Any) -> Verdict:
+        threads.add(threading.get_ident())
+        return compare(*what, **how)
+
+    monkeypatch.setattr(machine, "judged", noted)
+    async with InProcessMesh(runners=[engine("one", "two")], certificates=certificates) as mesh:
+        spec = ensemble_spec(strategy, ("one", "two"))
+        events = await told(mesh, spec)
+        assert verdict_of(events)
+        assert threads == {threading.get_ident()}
+        threads.clear()
+        monkeypatch.setattr(ensembles, "_LONG_CHARACTERS", len("Paris") * 2)
+        again = await told(mesh, spec)
+        assert (text_of(again), verdict_of(again).agreement) == (text_of(events), verdict_of(events).agreement)
+        assert threads
+        assert threading.get_ident() not in threads
 
 
 async def test_a_vote_is_streamed_and_judged(certificates: MeshCertificates) -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chorus.cli.status import _rows
-from chorus.client import MeshClient
+from chorus.client import AttemptChanged, MeshClient
 from chorus.config import RunnerSettings
 from chorus.config.remote import RemoteKind, RemoteServer
 from chorus.core.errors import ChorusError, ConfigError, UnavailableError
 from chorus.core.fleet.directory import Directory
 from chorus.core.fleet.events import DeltaEvent
 from chorus.core.fleet.records import EngineKind, ModelState, Runner, RunnerState
-from chorus.core.generation import GenerationRequest, Requirements, TextPrompt, TokenDelta
+from chorus.core.generation import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Requirements,
+    StopConditions,
+    TextPrompt,
+    TokenDelta,
+)
 from chorus.core.identity import Role
 from chorus.engine.remote import RemoteEngine, RemoteSettings
 from chorus.registry.service import RegistryService
@@ -107,6 +116,47 @@ async def test_a_caller_who_goes_hangs_up_at_the_server(certificates: MeshCertif
                     if isinstance(event, TokenDelta):
                         break
             await upstream.hung_up.wait()
+
+
+@pytest.mark.parametrize("make", ["ollama", "vllm"])
+@pytest.mark.parametrize("before", [4, 10])
+async def test_an_answer_that_goes_on_from_text_is_as_long_as_asked_for(
+    certificates: MeshCertificates, make: str, before: int
+) -> None:
+    async with Upstream(make) as upstream:
+        upstream.cut_after = before
+        async with InProcessMesh(runners=[engine_at(upstream)], certificates=certificates) as mesh:
+            request = replace(ask(), allow_text_resume=True, stop=StopConditions(max_tokens=10))
+            events = [event async for event in mesh.client().generate(request)]
+    deltas = [event for event in events if isinstance(event, TokenDelta)]
+    assert [delta.index for delta in deltas] == list(range(10))
+    assert len("".join(delta.text for delta in deltas).split()) == 10
+    assert [event.from_text for event in events if isinstance(event, AttemptChanged)] == [True]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert [(outcome.reason, outcome.token_count) for outcome in finished.choices] == [(FinishReason.LENGTH, 10)]
+    assert finished.usage.completion_tokens == 10
+
+
+async def test_a_client_tells_the_next_coordinator_how_many_tokens_it_has(certificates: MeshCertificates) -> None:
+    async with Upstream("vllm") as upstream:
+        upstream.pause_after = 3
+        mesh = InProcessMesh(runners=[engine_at(upstream)], certificates=certificates, coordinators=2)
+        request = replace(ask(), allow_text_resume=True, stop=StopConditions(max_tokens=10))
+        async with mesh, mesh.client().generate(request) as generation:
+            events = []
+            async for event in generation:
+                events.append(event)
+                if sum(isinstance(event, TokenDelta) for event in events) == 3 and upstream.pause_after:
+                    upstream.pause_after = None
+                    (lost,) = (n for n, service in enumerate(mesh.coordinators) if service._admission.running)
+                    await mesh.kill_coordinator(lost)
+        assert upstream.asked("/v1/completions")[-1]["max_tokens"] == 7
+    deltas = [event for event in events if isinstance(event, TokenDelta)]
+    assert [delta.index for delta in deltas] == list(range(10))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.choices[0].token_count, finished.usage.completion_tokens) == (10, 10)
 
 
 @pytest.mark.parametrize(("server", "kind"), [(Elsewhere, EngineKind.REMOTE), (Outside, EngineKind.EXTERNAL)])

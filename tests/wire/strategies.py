@@ -84,11 +84,21 @@ requirements = st.builds(
 
 
 @st.composite
+def delivered(draw: st.DrawFn, number: int, *, from_text: bool) -> core.DeliveredChoice:
+    """What a choice has delivered, as ids or, where that is allowed, as text."""
+    if not from_text:
+        return core.DeliveredChoice(number, draw(token_ids))
+    said = draw(text)
+    return core.DeliveredChoice(number, (), said, draw(st.integers(0, len(said.encode()))))
+
+
+@st.composite
 def requests(draw: st.DrawFn) -> core.GenerationRequest:
     """Requests that are within every documented range."""
     prompt = draw(prompts)
     count = draw(st.integers(1, 128))
     choices = draw(st.lists(st.integers(0, count - 1), unique=True, max_size=3))
+    allow_text = draw(st.booleans())
     offered = draw(st.lists(tools, max_size=2).map(tuple)) if isinstance(prompt, core.Conversation) else ()
     return core.GenerationRequest(
         model=draw(text),
@@ -101,8 +111,8 @@ def requests(draw: st.DrawFn) -> core.GenerationRequest:
         logprobs=draw(st.none() | st.integers(0, 20)),
         prompt_logprobs=draw(st.none() | st.integers(0, 20)),
         constraint=draw(st.none() | constraints),
-        resume=tuple(core.DeliveredChoice(number, draw(token_ids)) for number in choices),
-        allow_text_resume=draw(st.booleans()),
+        resume=tuple(draw(delivered(number, from_text=allow_text)) for number in choices),
+        allow_text_resume=allow_text,
         priority=draw(st.sampled_from(core.Priority)),
         requirements=draw(requirements),
         adapter=draw(text),

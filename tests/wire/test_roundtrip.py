@@ -146,6 +146,11 @@ def test_raw_bytes_are_understood_or_refused(
     assert refusal is None or refusal.metadata["field"]
 
 
+def going_on(spec: Any, **delivered: Any) -> None:
+    spec.resume.allow_text = True
+    spec.resume.choices.add(**delivered)
+
+
 def called_with(spec: Any, arguments: str) -> None:
     message = spec.conversation.messages.add(role=content_pb2.MESSAGE_ROLE_ASSISTANT)
     message.parts.add().tool_call.MergeFrom(content_pb2.ToolCall(id="a", name="f", arguments_json=arguments))
@@ -182,6 +187,9 @@ def called_with(spec: Any, arguments: str) -> None:
         (lambda spec: setattr(spec.requirements, "artifact_sha256", "XY"), "requirements.artifact_sha256"),
         (lambda spec: spec.resume.choices.add(choice=1), "resume.choices[0].choice"),
         (lambda spec: spec.resume.choices.add(text="so far"), "resume.choices[0].text"),
+        (lambda spec: going_on(spec, text="gr\u00fc\u00df", token_count=7), "resume.choices[0].token_count"),
+        (lambda spec: going_on(spec, token_count=1), "resume.choices[0].token_count"),
+        (lambda spec: going_on(spec, token_ids=[1, 2], token_count=1), "resume.choices[0].token_count"),
         (lambda spec: spec.conversation.SetInParent(), "conversation.messages"),
         (lambda spec: spec.conversation.messages.add(role=2), "conversation.messages[0].parts"),
         (lambda spec: spec.conversation.messages.add().parts.add(text="x"), "conversation.messages[0].role"),

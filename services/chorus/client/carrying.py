@@ -38,7 +38,7 @@ class Carrying:
         self._held: list[ClientEvent] = []  # what comes once in a stream, until the token after it makes it certain
         self._told = True  # whether the caller knows who goes on
         self._reason = self._where = ""
-        self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
+        self.delivered = Delivered.of(request)
         self.finished = False
 
     @property

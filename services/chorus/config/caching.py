@@ -23,7 +23,8 @@ class CacheSettings(Section):
     store: Literal["sqlite", "valkey"] = Field(
         default="sqlite",
         description="Where answers are kept: by each coordinator for itself (sqlite), or in the server of "
-        "valkey.url_file (valkey), for all coordinators that share it, unencrypted and for ttl_s at most.",
+        "valkey.url_file (valkey), for all coordinators that share it, unencrypted and for ttl_s at most; nothing of "
+        "requests marked private is kept there.",
     )
     file: AbsolutePath | None = Field(
         default=None,

@@ -65,6 +65,7 @@ class AskedReader:
     def __init__(self, settings: CacheSettings, placing: Placing) -> None:
         self._ttl_s = settings.ttl_s
         self._default = CacheMode(settings.mode)
+        self._on_network = settings.store != "sqlite"
         self._placing = placing
         self._default_model = ""
         self._read: OrderedDict[tuple[str, CacheMode | None, bytes], _Read] = OrderedDict()
@@ -105,7 +106,8 @@ class AskedReader:
         if read is None:
             generation = decode_generation(request.spec)
             plain = normalised(generation)
-            read = _Read(plan(generation, mode, self._default), Needs.of_generation(plain), generation, plain)
+            planned = plan(generation, mode, self._default, on_network=self._on_network)
+            read = _Read(planned, Needs.of_generation(plain), generation, plain)
             if len(spec) <= _LONGEST_REMEMBERED:
                 self._read[place] = read
                 if len(self._read) > _REMEMBERED:

@@ -121,7 +121,7 @@ class AnswerCache:
         if asked is None:
             await self._generate(request, context, None)
             return
-        if not request.fallback.cached_answer:
+        if not request.fallback.cached_answer or not asked.plan.asks_store:
             await self._answer(asked, request, context)
             return
         noting = _Noting(context)
@@ -333,6 +333,11 @@ class AnswerCache:
             saved_token_count=self._metrics.saved_tokens,
             semantic_problem=self._semantic.problem(),
         )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its store is that of other coordinators, too."""
+        return self._settings.store != "sqlite"
 
     async def clear(self, *, everybody: bool) -> int:
         """Forgets the caller's answers, or everybody's, those among them that are just being made.

@@ -60,7 +60,7 @@ class Carrying:
         self.time_left = time_left
         self._events = events
         self._tab = tab
-        self.delivered = Delivered(request.choice_count, request.resume, allow_text=request.allow_text_resume)
+        self.delivered = Delivered.of(request)
         self.needs = needs
         self.falling_back = falling_back
         self._began_on: Candidate | None = None  # where the first token came from
@@ -70,7 +70,7 @@ class Carrying:
         self._why = ""
         self._silent_since = arrived
         self._tokens_before = 0  # the last break
-        self._given = 0  # of the answer, to the attempt under way
+        self._given = 0  # tokens of the answer before the attempt under way
 
     @property
     def begun(self) -> bool:
@@ -100,7 +100,7 @@ class Carrying:
         if self.begun:
             sha256 = candidate.model.artifact.sha256
             ask_to_go_on(spec, self.delivered, seed=self._seed, artifact_sha256=sha256)
-        self._given = sum(len(choice.token_ids) for choice in spec.resume.choices)
+        self._given = self.delivered.token_total
         return message
 
     def broken(self, reason: str) -> Needs:
@@ -185,8 +185,7 @@ class Carrying:
         delivered, finished = self.delivered, message.event.finished
         counts = check_counts(finished, delivered)
         if (bill := self._bill) is not None:
-            # The runner counts what it was given of the answer, too.
-            bill.told(finished.usage.prompt_token_count, finished.usage.completion_token_count - self._given)
+            bill.told(finished.usage.prompt_token_count, sum(counts) - self._given)
         if not self._why:
             delivered.prompt_tokens = finished.usage.prompt_token_count
             delivered.cached_tokens = finished.usage.cached_token_count

@@ -32,7 +32,11 @@ from chorus.core.ensemble.machine import (
     Ensemble,
     Fail,
     Give,
+    PartAnswered,
+    PartBegun,
+    PartEvent,
     PartFailed,
+    PartPlaced,
     TimePassed,
 )
 from chorus.core.ensemble.planning import Policy, plan
@@ -50,6 +54,9 @@ from chorus.wire.generation import decode_generation, encode_generation
 
 # Messages that members may be ahead of the caller.
 _AHEAD = 64
+# From so many characters of answers on, what follows from an event is worked out beside the event loop: comparing
+# answers takes a millisecond or so for each thousand of them.
+_LONG_CHARACTERS = 8_000
 
 _log = get_logger()
 
@@ -191,6 +198,7 @@ class _UnderWay:
         self._parts: dict[str, Part] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: asyncio.Queue[_Message | _Failed] = asyncio.Queue(_AHEAD)
+        self._characters = 0  # of all answers that have come
 
     async def run(self) -> None:
         """Writes the whole stream. Raises the ChorusError that it fails with; however it ends, every part has ended."""
@@ -213,7 +221,7 @@ class _UnderWay:
         look_at = self._ensemble.look_at
         left_s = None if look_at is None else look_at - self._live.now
         if left_s is not None and left_s <= 0:  # whether or not there are messages, of which there may be many
-            return self._ensemble.take(TimePassed(), self._live.now)
+            return await self._take(TimePassed())
         try:
             async with asyncio.timeout(left_s):
                 news = await self._news.get()
@@ -226,10 +234,18 @@ class _UnderWay:
             told, happened = part.take(news.raw)
             for message in told:
                 await self._context.write(message)
-            return self._ensemble.take(happened, self._live.now) if happened is not None else []
+            return await self._take(happened) if happened is not None else []
         if not isinstance(news.error, ChorusError):
             raise news.error
-        return self._ensemble.take(PartFailed(part.part_id, news.error, part.begun), self._live.now)
+        return await self._take(PartFailed(part.part_id, news.error, part.begun))
+
+    async def _take(self, event: PartEvent) -> Sequence[Action]:
+        """What follows from an event; nothing else happens to the ensemble meanwhile."""
+        if isinstance(event, PartAnswered):
+            self._characters += len(event.answer.text)
+        if self._characters < _LONG_CHARACTERS or isinstance(event, PartPlaced | PartBegun):
+            return self._ensemble.take(event, self._live.now)
+        return await asyncio.to_thread(self._ensemble.take, event, self._live.now)
 
     async def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:

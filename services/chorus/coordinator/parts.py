@@ -66,8 +66,9 @@ class Part:
         for delta in self._deltas:
             whole.token_ids.extend(delta.token_ids)
             whole.logprobs.extend(delta.logprobs)
-            whole.text += delta.text
-            whole.reasoning += delta.reasoning
+        # At once: adding to a message's text copies all of it each time.
+        whole.text = "".join(delta.text for delta in self._deltas)
+        whole.reasoning = "".join(delta.reasoning for delta in self._deltas)
         events = [generation_pb2.GenerationEvent(started=self._started)]
         if self._deltas:
             events.append(generation_pb2.GenerationEvent(delta=whole))

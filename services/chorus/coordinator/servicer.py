@@ -147,7 +147,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         """Forgets answers."""
         forgotten = await self._answers.clear(everybody=request.everybody)
         self._auditing.cache_cleared(everybody=request.everybody, forgotten=forgotten)
-        return cache_pb2.ClearCacheResponse(forgotten_count=forgotten)
+        return cache_pb2.ClearCacheResponse(forgotten_count=forgotten, shared_store=self._answers.is_shared)
 
     async def GetCosts(self, request: costs_pb2.GetCostsRequest, context: Any) -> costs_pb2.GetCostsResponse:
         """Tells what requests cost."""

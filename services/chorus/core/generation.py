@@ -224,11 +224,20 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class DeliveredChoice:
-    """What one choice of an interrupted stream has delivered; `text` only where there are no token ids."""
+    """What one choice of an interrupted stream has delivered; `text` only where there are no token ids.
+
+    `token_count` is that of the text, 0 where it is not known.
+    """
 
     choice: int
     token_ids: tuple[int, ...]
     text: str = ""
+    token_count: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were delivered, as far as that is known."""
+        return len(self.token_ids) or self.token_count
 
 
 @dataclass(frozen=True, slots=True)

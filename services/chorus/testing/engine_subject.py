@@ -106,7 +106,7 @@ def check_order(heard: Heard, request: GenerationRequest) -> None:
     assert all(isinstance(event, TokenDelta) for event in rest)
     indexes = dict.fromkeys(range(request.choice_count), 0)
     for delivered in request.resume:
-        indexes[delivered.choice] = len(delivered.token_ids)
+        indexes[delivered.choice] = delivered.tokens
     dealt_in_text = not any(delta.token_ids for delta in heard.deltas)
     for delta in heard.deltas:
         assert delta.index == indexes[delta.choice], "an index was left out or came twice"

@@ -22,6 +22,16 @@ _TOKENS_AT_ONCE = 16
 # What comes in one message, to callers who read that.
 _BYTES_TOGETHER = 64 << 10
 
+# Of LENGTH the limit is part of the request.
+_KEPT = frozenset(
+    (
+        generation_pb2.FINISH_REASON_END,
+        generation_pb2.FINISH_REASON_STOP,
+        generation_pb2.FINISH_REASON_LENGTH,
+        generation_pb2.FINISH_REASON_TOOL_CALL,
+    )
+)
+
 MODES: dict[CacheMode, cache_pb2.CacheMode.ValueType] = {
     mode: cache_pb2.CacheMode.Value(f"CACHE_MODE_{mode.name}") for mode in CacheMode
 }
@@ -95,8 +105,8 @@ class Recorded:
 def record(messages: Iterable[bytes]) -> Recorded | None:
     """The answer in a stream's messages; None where it is one that is not to be given again.
 
-    Those are answers of members and of stand-ins, ones that broke off and were gone on with, and those by an artifact
-    whose content nobody vouches for.
+    Those are answers of members and of stand-ins, ones that broke off and were gone on with, those by an artifact whose
+    content nobody vouches for, and those that were cut off where another runner, with a larger context, goes on.
     """
     kept = cache_pb2.StoredAnswer()
     sha256, text, whole = "", "", False
@@ -112,7 +122,7 @@ def record(messages: Iterable[bytes]) -> Recorded | None:
             _join(kept, event)
         elif kind in ("started", "prompt_scored", "finished"):
             kept.events.append(event)
-        whole = kind == "finished"
+        whole = kind == "finished" and all(outcome.reason in _KEPT for outcome in event.finished.choices)
     if not whole or not sha256:
         return None
     return Recorded(sha256, kept.SerializeToString(), kept.events[-1].finished.usage.completion_token_count, text)

@@ -323,8 +323,19 @@ def _decode_resume(message: pb.Resume, choice_count: int) -> tuple[DeliveredChoi
             raise InvalidRequestError(f"{field}.choice", f"{choice.choice} is there twice")
         if choice.text and not choice.token_ids and not message.allow_text:
             raise InvalidRequestError(f"{field}.text", "going on from text alone needs resume.allow_text")
+        most = len(choice.token_ids) or len(choice.text.encode())
+        if choice.token_count > most or (choice.token_ids and choice.token_count not in (0, most)):
+            what = "token ids" if choice.token_ids else "bytes of text"
+            raise InvalidRequestError(f"{field}.token_count", f"is {choice.token_count}, beside {most} {what}")
         seen.add(choice.choice)
-        choices.append(DeliveredChoice(choice.choice, tuple(choice.token_ids), choice.text))
+        choices.append(
+            DeliveredChoice(
+                choice.choice,
+                tuple(choice.token_ids),
+                choice.text,
+                0 if choice.token_ids else choice.token_count,
+            )
+        )
     return tuple(choices)
 
 
@@ -391,9 +402,15 @@ def encode_generation(request: GenerationRequest) -> pb.GenerationSpec:
         setattr(message, request.constraint.kind.value, request.constraint.source)
     if request.resume or request.allow_text_resume:
         message.resume.allow_text = request.allow_text_resume
-        for choice in request.resume:
-            message.resume.choices.add(choice=choice.choice, token_ids=choice.token_ids, text=choice.text)
+        message.resume.choices.extend(map(encode_delivered, request.resume))
     return message
+
+
+def encode_delivered(choice: DeliveredChoice) -> pb.DeliveredChoice:
+    """What one choice of an interrupted stream has delivered."""
+    return pb.DeliveredChoice(
+        choice=choice.choice, token_ids=choice.token_ids, text=choice.text, token_count=choice.token_count
+    )
 
 
 def encode_requirements(requirements: Requirements) -> pb.Requirements:

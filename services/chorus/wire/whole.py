@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from chorus.api.inference.v1 import generation_pb2 as pb
 from chorus.core.resilience.delivered import Delivered
+from chorus.wire.generation import encode_delivered
 from chorus.wire.resources import encode_duration
 
 
@@ -15,8 +16,7 @@ def ask_to_go_on(spec: pb.GenerationSpec, delivered: Delivered, *, seed: int | N
     """
     spec.ClearField("prompt_logprobs")  # they were told before the first token
     del spec.resume.choices[:]
-    for choice in delivered.choices():
-        spec.resume.choices.add(choice=choice.choice, token_ids=choice.token_ids, text=choice.text)
+    spec.resume.choices.extend(map(encode_delivered, delivered.choices()))
     if seed is not None:
         spec.sampling.seed = seed
     if artifact_sha256:

@@ -19,10 +19,14 @@ class CacheMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the cache may do for a request; `reason` says, for people, why it is less than was asked for."""
+    """What the cache may do for a request; `reason` says, for people, why it is less than was asked for.
+
+    `asks_store`: the store may be told what is asked, be it for an old answer where nobody can give one.
+    """
 
     mode: CacheMode
     reason: str = ""
+    asks_store: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,14 @@ class Permission:
         return cls(request.requirements.private, bool(request.model), fallback.external, fallback.similar_model)
 
 
-def plan(request: GenerationRequest, asked: CacheMode | None, default: CacheMode) -> Plan:
-    """What the cache may do. `asked` None: the request says nothing, and `default` counts if it is deterministic."""
+def plan(request: GenerationRequest, asked: CacheMode | None, default: CacheMode, *, on_network: bool = False) -> Plan:
+    """What the cache may do. `asked` None: the request says nothing, and `default` counts if it is deterministic.
+
+    `on_network`: answers are kept by a server that coordinators share, where nothing of a private request may go.
+    """
     mode = default if asked is None else asked
+    if on_network and request.requirements.private:
+        return Plan(CacheMode.OFF, "it is private, and answers are kept by a server on the network", asks_store=False)
     if mode is CacheMode.OFF:
         return Plan(CacheMode.OFF)
     if request.resume:

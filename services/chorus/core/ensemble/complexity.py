@@ -73,10 +73,14 @@ _MATHEMATICS = re.compile(
 _LONG_WORD = 10  # letters
 # Of a long prompt, words of each end: there stands what is asked, in between what was pasted.
 _END_WORDS = 60
+# And characters, since what was pasted may have no spaces.
+_END_CHARACTERS = 4000
 
 
 def features(question: str) -> tuple[float, ...]:
     """What a question has of each of FEATURES."""
+    if len(question) > 2 * _END_CHARACTERS:
+        question = f"{question[:_END_CHARACTERS]} {question[-_END_CHARACTERS:]}"
     words = question.split()
     if len(words) > 2 * _END_WORDS:
         words = words[:_END_WORDS] + words[-_END_WORDS:]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chorus.core.ensemble.learned import LEARNED
 from chorus.core.ensemble.records import Answer
-from chorus.core.ensemble.weighing import evidence, probability
+from chorus.core.ensemble.weighing import believable, evidence, probability
 
 # What is believed of an answer of which nothing is known.
 UNKNOWN = 0.5
@@ -19,7 +19,9 @@ def confidence_of(answer: Answer) -> float:
     """
     if answer.is_blank:
         return 0.0
-    return probability(evidence(answer, LEARNED.of(answer.model))) if answer.logprobs else UNKNOWN
+    if not believable(answer.logprobs or ()):
+        return UNKNOWN
+    return probability(evidence(answer, LEARNED.of(answer.model)))
 
 
 def confidence_of_all(agreement: float, agreeing: Sequence[float], answered: int) -> float:

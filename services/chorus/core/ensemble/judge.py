@@ -7,15 +7,13 @@ other, and keeps it at a tie.
 
 from __future__ import annotations
 
-import re
-
+from chorus.core.ensemble.picks import picked
 from chorus.core.ensemble.prompts import SHOWN_CHARACTERS, clipped, question_of, side_request
 from chorus.core.ensemble.records import Answer
 from chorus.core.ensemble.steps import SIDE_MARK, Ask, Round, Steps, Task, distinct, drafts
 
 MOST_COMPARED = 4
 _PICK_TOKENS = 8
-_PICK = re.compile(r"\b([AB])\b")
 
 
 def judge(task: Task) -> Steps:
@@ -33,12 +31,6 @@ def judge(task: Task) -> Steps:
         if said.get("ab") == "B" and said.get("ba") == "A":
             best = other
     return best
-
-
-def picked(text: str) -> str:
-    """`A` or `B`, whichever a judge names first; empty where it names neither."""
-    found = _PICK.search(text)
-    return found[1] if found is not None else ""
 
 
 def _compare(task: Task, name: str, first: Answer, second: Answer) -> Ask:

@@ -20,7 +20,10 @@ from chorus.core.ensemble.answers import SameAnswer, clusters
 from chorus.core.ensemble.records import Answer
 
 _LEAST = -20.0
+_ROUNDING = 1e-3
 _WORD = re.compile(r"[^\W\d_]+|\d+|[+*/=<>-]")
+# At the end of a paragraph stands what is asked; of megabytes that were pasted before it, reading takes a second.
+_ASKED_CHARACTERS = 4000
 # Of a question's words a kind has to know so many.
 _KNOWN = 0.7
 ANY_MODEL = "*"
@@ -56,13 +59,18 @@ class Learned:
         return self.weights.get(model) or self.weights[ANY_MODEL]
 
 
+def believable(logprobs: Sequence[float]) -> list[float]:
+    """Those that can be log-probabilities, bounded to -20 to 0: NaN tells nothing, nor does what is clearly above 0."""
+    return [min(0.0, max(_LEAST, logprob)) for logprob in logprobs if logprob <= _ROUNDING]
+
+
 def features(logprobs: Sequence[float]) -> tuple[float, ...]:
     """What an answer's token log-probabilities (natural, its end included) tell, in the order of `FEATURES`.
 
     A text is taken in pieces as long as the answers that were learnt from, and is the mean of them: by its sum it would
     be wrong for its length alone.
     """
-    bounded = [max(_LEAST, logprob) for logprob in logprobs] or [log(0.5)]
+    bounded = believable(logprobs) or [log(0.5)]
     pieces = [_piece(bounded[at : at + _LEARNT_TOKENS]) for at in range(0, len(bounded), _LEARNT_TOKENS)]
     return tuple(sum(column) / len(pieces) for column in zip(*pieces, strict=True))
 
@@ -74,7 +82,7 @@ def _piece(logprobs: Sequence[float]) -> tuple[float, ...]:
 
 def words_of(prompt: str) -> frozenset[str]:
     """The words of a prompt's last paragraph, in lower case, every number as `0`: examples may stand before it."""
-    question = prompt.rstrip().rpartition("\n\n")[2]
+    question = prompt.rstrip().rpartition("\n\n")[2][-_ASKED_CHARACTERS:]
     return frozenset("0" if word[0].isdigit() else word.casefold() for word in _WORD.findall(question))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chorus.core.errors import EngineError
-from chorus.core.generation import DeliveredChoice
+from chorus.core.generation import DeliveredChoice, GenerationRequest
 
 
 @dataclass(slots=True)
@@ -29,14 +29,21 @@ class Delivered:
     """The record of one generation with `choice_count` choices.
 
     `resume` is what the caller had before it asked us, and `allow_text` whether it lets an engine without token ids go
-    on from text. Token counts are over all choices, without what the caller had before.
+    on from text. `has_form`: the text has to have one, as of a JSON Schema. Token counts are over all choices, without
+    what the caller had before.
     """
 
     def __init__(
-        self, choice_count: int = 1, resume: Sequence[DeliveredChoice] = (), *, allow_text: bool = False
+        self,
+        choice_count: int = 1,
+        resume: Sequence[DeliveredChoice] = (),
+        *,
+        allow_text: bool = False,
+        has_form: bool = False,
     ) -> None:
         self._choice_count = choice_count
         self._allow_text = allow_text
+        self._has_form = has_form
         self._choices = {given.choice: _given(given) for given in resume}
         self._with_ids = True
         self._resumes_from_ids = True
@@ -68,7 +75,19 @@ class Delivered:
             return "the engine that began it streams text without token ids (resume.allow_text lets another go on)"
         if self._more_than_text or self._choice_count > 1:
             return "only plain text of a single choice can go on without token ids"
+        if self._has_form:  # the next engine would begin it anew
+            return "text that must have a form (grammar, json_schema, regex) cannot go on without token ids"
         return ""
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Delivered:
+        """That of a request, at its beginning."""
+        return cls(
+            request.choice_count,
+            request.resume,
+            allow_text=request.allow_text_resume,
+            has_form=request.constraint is not None,
+        )
 
     @property
     def from_text(self) -> bool:
@@ -78,10 +97,13 @@ class Delivered:
     def choices(self) -> tuple[DeliveredChoice, ...]:
         """Every choice of which something was delivered, in order, what the caller had before included."""
         return tuple(
-            DeliveredChoice(number, tuple(choice.token_ids), "" if choice.token_ids else "".join(choice.text))
-            for number, choice in sorted(self._choices.items())
-            if choice.token_ids or choice.text
+            _told(number, choice) for number, choice in sorted(self._choices.items()) if choice.token_ids or choice.text
         )
+
+    @property
+    def token_total(self) -> int:
+        """How many tokens all choices have, with those that the caller had before, as far as he has counted them."""
+        return sum(choice.next or 0 for choice in self._choices.values())
 
     def take(
         self, number: int, index: int, token_ids: Sequence[int], text: str = "", *, more: bool = False, now: float = 0.0
@@ -146,4 +168,12 @@ _NOTHING = _Choice()
 def _given(choice: DeliveredChoice) -> _Choice:
     if choice.token_ids or not choice.text:
         return _Choice(list(choice.token_ids), next=len(choice.token_ids))
-    return _Choice(text=[choice.text], next=None)
+    return _Choice(text=[choice.text], next=choice.token_count or None)
+
+
+def _told(number: int, choice: _Choice) -> DeliveredChoice:
+    if choice.token_ids:
+        return DeliveredChoice(number, tuple(choice.token_ids))
+    text = "".join(choice.text)
+    # Tokens whose text was still held back are generated anew, so they are none of this text.
+    return DeliveredChoice(number, (), text, min(choice.next or 0, len(text.encode())))

@@ -20,7 +20,7 @@ from chorus.core.generation import (
     Usage,
 )
 from chorus.core.text.stops import StopMatcher, StopStrings
-from chorus.engine.remote.dialect import Piece, Spent
+from chorus.engine.remote.dialect import Piece, Spent, tokens_left
 
 _NOTHING = Piece()
 # After the end of an answer most servers tell what it used; some neither do that nor close the connection.
@@ -56,7 +56,8 @@ class Answer:
         self._stops = StopMatcher(StopStrings(request.stop.strings if match_stops else ()))
         self._echo = echo
         self._repeated = ""
-        self._delivered = sum(len(choice.token_ids) for choice in request.resume)
+        self._delivered = sum(choice.tokens for choice in request.resume)
+        self._left = tokens_left(request)
         self._index = self._delivered
         self._started = False
         self._first_at: float | None = None
@@ -66,6 +67,8 @@ class Answer:
         self._spent = Spent()
         self.ended = False
         """Whether nothing more need be read."""
+        if self._left == 0 and self._delivered:
+            self._reason, self.ended = FinishReason.LENGTH, True
 
     def take(self, piece: Piece, now: float) -> Iterator[Event]:
         """The events of the next piece."""
@@ -82,7 +85,7 @@ class Answer:
         """The events of a piece that is part of the answer."""
         if piece.finish is not None:
             self._whole_at = now
-        if self._request.stop.max_tokens == 0:  # no server can do that: it was asked for one token
+        if self._left == 0:  # no server can do that: it was asked for one token
             self._reason = FinishReason.LENGTH if piece.finish is not None else None
             return
         if piece.reasoning:
@@ -119,7 +122,7 @@ class Answer:
                 "before the answer was complete"
             )
         yield from self._start()
-        spent, limit = self._spent, self._request.stop.max_tokens
+        spent, limit = self._spent, self._left
         pieces = self._index - self._delivered
         count = 0 if limit == 0 else spent.completion_tokens or pieces
         reason = self._reason

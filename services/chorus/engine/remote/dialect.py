@@ -128,8 +128,16 @@ def delivered_text(model: RemoteModel, request: GenerationRequest) -> str:
     for delivered in request.resume:
         if delivered.token_ids and not delivered.text:
             raise unsupported(model, Feature.RESUME, "go on from token ids; give the delivered text")
+        if delivered.text and request.constraint is not None:  # whose beginning it would look for in what is to come
+            raise unsupported(model, Feature.RESUME, "go on with a text that must have a form; ask for it anew")
         return delivered.text
     return ""
+
+
+def tokens_left(request: GenerationRequest) -> int | None:
+    """How many tokens may still come, 0 where all were delivered; None without a limit."""
+    limit = request.stop.max_tokens
+    return None if limit is None else max(0, limit - sum(choice.tokens for choice in request.resume))
 
 
 def raw_prompt(model: RemoteModel, request: GenerationRequest) -> str | None:

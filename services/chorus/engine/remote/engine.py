@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
 from chorus.config.remote import RemoteKind
 from chorus.core.errors import (
@@ -200,6 +201,13 @@ class RemoteEngine:
         call = self._dialect.generation(host.model, request, seed % SEED_LIMIT)
         clock = asyncio.get_running_loop().time
         arrived = clock()
+        answer_of = partial(
+            Answer, host.status, request, seed, match_stops=call.counts, echo=call.echo, arrived=arrived
+        )
+        if (answer := answer_of(admitted=arrived, load_s=0.0)).ended:  # all of it was delivered: nobody need be asked
+            for event in answer.finish(arrived):
+                yield event
+            return
         with host.slots.entered() as run:
             if not host.is_loaded() and self._dialect.loads:
                 async for progress in self._loaded(host):
@@ -209,16 +217,7 @@ class RemoteEngine:
             if position is not None:
                 yield Queued(position, host.slots.room.rate.wait_s(position + 1))
                 await run.wait(run.admission)
-            answer = Answer(
-                host.status,
-                request,
-                seed,
-                match_stops=call.counts,
-                echo=call.echo,
-                arrived=arrived,
-                admitted=clock(),
-                load_s=load_s,
-            )
+            answer = answer_of(admitted=clock(), load_s=load_s)
             reader = self._dialect.reader(host.model)
             async with AsyncExitStack() as stack:
                 try:

@@ -33,6 +33,7 @@ from chorus.engine.remote.dialect import (
     as_text,
     json_of,
     raw_prompt,
+    tokens_left,
     unsupported,
     whole,
 )
@@ -142,7 +143,7 @@ class OllamaDialect:
     def generation(self, model: RemoteModel, request: GenerationRequest, seed: int) -> Call:
         """A call of /api/chat, or of /api/generate with the text as it is."""
         sampling = request.sampling
-        limit = request.stop.max_tokens
+        limit = tokens_left(request)
         options: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,

@@ -20,7 +20,15 @@ from chorus.core.generation import (
     ToolChoice,
     ToolResult,
 )
-from chorus.engine.remote.dialect import Call, RemoteModel, delivered_text, json_of, raw_prompt, unsupported
+from chorus.engine.remote.dialect import (
+    Call,
+    RemoteModel,
+    delivered_text,
+    json_of,
+    raw_prompt,
+    tokens_left,
+    unsupported,
+)
 
 
 def call_of(make: str, model: RemoteModel, request: GenerationRequest, seed: int) -> Call:
@@ -43,8 +51,9 @@ def call_of(make: str, model: RemoteModel, request: GenerationRequest, seed: int
         body["stop"] = list(request.stop.strings)
     if request.stop.token_ids and make != "vllm":
         raise unsupported(model, Feature.TOKEN_IDS, "stop at token ids")
-    if request.stop.max_tokens is not None:
-        body["max_tokens"] = max(1, request.stop.max_tokens)
+    limit = tokens_left(request)
+    if limit is not None:
+        body["max_tokens"] = max(1, limit)
     schema = request.constraint is not None and request.constraint.kind is ConstraintKind.JSON_SCHEMA
     if request.constraint is not None and schema:
         wanted = {
@@ -56,7 +65,7 @@ def call_of(make: str, model: RemoteModel, request: GenerationRequest, seed: int
     prompt = raw_prompt(model, request)
     if prompt is not None:
         body["prompt"] = prompt
-        if request.stop.max_tokens is None and make != "llama-server":
+        if limit is None and make != "llama-server":
             body["max_tokens"] = None  # by itself it would be 16
         if make == "llama-server" and schema:
             body["json_schema"] = body.pop("response_format")["json_schema"]["schema"]

@@ -26,17 +26,17 @@ from chorus.api.inference.v1 import generation_pb2 as chorus_dot_api_dot_inferen
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%chorus/api/coordinator/v1/cache.proto\x12\x19\x63horus.api.coordinator.v1\x1a(chorus/api/inference/v1/generation.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb9\x01\n\x0b\x43\x61\x63heReport\x12\x38\n\x07outcome\x18\x01 \x01(\x0e\x32\'.chorus.api.coordinator.v1.CacheOutcome\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08question\x18\x03 \x01(\t\x12\x12\n\nsimilarity\x18\x04 \x01(\x02\x12\x12\n\nconfidence\x18\x05 \x01(\x02\x12\x0e\n\x06reason\x18\x06 \x01(\t\"H\n\x0cStoredAnswer\x12\x38\n\x06\x65vents\x18\x01 \x03(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\"\x11\n\x0fGetCacheRequest\"\x91\x03\n\x10GetCacheResponse\x12:\n\x0c\x64\x65\x66\x61ult_mode\x18\x01 \x01(\x0e\x32$.chorus.api.coordinator.v1.CacheMode\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmax_entries\x18\x04 \x01(\x04\x12\x11\n\tmax_bytes\x18\x05 \x01(\x04\x12&\n\x03ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x65xact_hit_count\x18\x07 \x01(\x04\x12\x1a\n\x12semantic_hit_count\x18\x08 \x01(\x04\x12\x14\n\x0cjoined_count\x18\t \x01(\x04\x12\x12\n\nmiss_count\x18\n \x01(\x04\x12\x16\n\x0e\x65xplored_count\x18\x0b \x01(\x04\x12\x1c\n\x14\x65xplored_wrong_count\x18\x0c \x01(\x04\x12\x19\n\x11saved_token_count\x18\r \x01(\x04\x12\x18\n\x10semantic_problem\x18\x0e \x01(\t\"&\n\x11\x43learCacheRequest\x12\x11\n\teverybody\x18\x01 \x01(\x08\"-\n\x12\x43learCacheResponse\x12\x17\n\x0f\x66orgotten_count\x18\x01 \x01(\x04*j\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43\x41\x43HE_MODE_OFF\x10\x01\x12\x14\n\x10\x43\x41\x43HE_MODE_EXACT\x10\x02\x12\x17\n\x13\x43\x41\x43HE_MODE_SEMANTIC\x10\x03*\xc9\x01\n\x0c\x43\x61\x63heOutcome\x12\x1d\n\x19\x43\x41\x43HE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_EXACT\x10\x01\x12\x1a\n\x16\x43\x41\x43HE_OUTCOME_SEMANTIC\x10\x02\x12\x18\n\x14\x43\x41\x43HE_OUTCOME_JOINED\x10\x03\x12\x16\n\x12\x43\x41\x43HE_OUTCOME_MISS\x10\x04\x12\x1a\n\x16\x43\x41\x43HE_OUTCOME_BYPASSED\x10\x05\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_STALE\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%chorus/api/coordinator/v1/cache.proto\x12\x19\x63horus.api.coordinator.v1\x1a(chorus/api/inference/v1/generation.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb9\x01\n\x0b\x43\x61\x63heReport\x12\x38\n\x07outcome\x18\x01 \x01(\x0e\x32\'.chorus.api.coordinator.v1.CacheOutcome\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08question\x18\x03 \x01(\t\x12\x12\n\nsimilarity\x18\x04 \x01(\x02\x12\x12\n\nconfidence\x18\x05 \x01(\x02\x12\x0e\n\x06reason\x18\x06 \x01(\t\"H\n\x0cStoredAnswer\x12\x38\n\x06\x65vents\x18\x01 \x03(\x0b\x32(.chorus.api.inference.v1.GenerationEvent\"\x11\n\x0fGetCacheRequest\"\x91\x03\n\x10GetCacheResponse\x12:\n\x0c\x64\x65\x66\x61ult_mode\x18\x01 \x01(\x0e\x32$.chorus.api.coordinator.v1.CacheMode\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmax_entries\x18\x04 \x01(\x04\x12\x11\n\tmax_bytes\x18\x05 \x01(\x04\x12&\n\x03ttl\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x65xact_hit_count\x18\x07 \x01(\x04\x12\x1a\n\x12semantic_hit_count\x18\x08 \x01(\x04\x12\x14\n\x0cjoined_count\x18\t \x01(\x04\x12\x12\n\nmiss_count\x18\n \x01(\x04\x12\x16\n\x0e\x65xplored_count\x18\x0b \x01(\x04\x12\x1c\n\x14\x65xplored_wrong_count\x18\x0c \x01(\x04\x12\x19\n\x11saved_token_count\x18\r \x01(\x04\x12\x18\n\x10semantic_problem\x18\x0e \x01(\t\"&\n\x11\x43learCacheRequest\x12\x11\n\teverybody\x18\x01 \x01(\x08\"C\n\x12\x43learCacheResponse\x12\x17\n\x0f\x66orgotten_count\x18\x01 \x01(\x04\x12\x14\n\x0cshared_store\x18\x02 \x01(\x08*j\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43\x41\x43HE_MODE_OFF\x10\x01\x12\x14\n\x10\x43\x41\x43HE_MODE_EXACT\x10\x02\x12\x17\n\x13\x43\x41\x43HE_MODE_SEMANTIC\x10\x03*\xc9\x01\n\x0c\x43\x61\x63heOutcome\x12\x1d\n\x19\x43\x41\x43HE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_EXACT\x10\x01\x12\x1a\n\x16\x43\x41\x43HE_OUTCOME_SEMANTIC\x10\x02\x12\x18\n\x14\x43\x41\x43HE_OUTCOME_JOINED\x10\x03\x12\x16\n\x12\x43\x41\x43HE_OUTCOME_MISS\x10\x04\x12\x1a\n\x16\x43\x41\x43HE_OUTCOME_BYPASSED\x10\x05\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_STALE\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.api.coordinator.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CACHEMODE']._serialized_start=914
-  _globals['_CACHEMODE']._serialized_end=1020
-  _globals['_CACHEOUTCOME']._serialized_start=1023
-  _globals['_CACHEOUTCOME']._serialized_end=1224
+  _globals['_CACHEMODE']._serialized_start=936
+  _globals['_CACHEMODE']._serialized_end=1042
+  _globals['_CACHEOUTCOME']._serialized_start=1045
+  _globals['_CACHEOUTCOME']._serialized_end=1246
   _globals['_CACHEREPORT']._serialized_start=143
   _globals['_CACHEREPORT']._serialized_end=328
   _globals['_STOREDANSWER']._serialized_start=330
@@ -48,5 +48,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLEARCACHEREQUEST']._serialized_start=827
   _globals['_CLEARCACHEREQUEST']._serialized_end=865
   _globals['_CLEARCACHERESPONSE']._serialized_start=867
-  _globals['_CLEARCACHERESPONSE']._serialized_end=912
+  _globals['_CLEARCACHERESPONSE']._serialized_end=934
 # @@protoc_insertion_point(module_scope)

@@ -280,21 +280,27 @@ Global___ClearCacheRequest: _TypeAlias = ClearCacheRequest  # noqa: Y015
 
 @_typing.final
 class ClearCacheResponse(_message.Message):
-    """How many answers were forgotten."""
+    """How many answers were forgotten, and where."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FORGOTTEN_COUNT_FIELD_NUMBER: _builtins.int
+    SHARED_STORE_FIELD_NUMBER: _builtins.int
     forgotten_count: _builtins.int
     """The count."""
+    shared_store: _builtins.bool
+    """They were in a store that coordinators share, and are gone for all of those. False: they were this coordinator's own,
+    and every other coordinator still has its own; ask each.
+    """
     def __init__(
         self,
         *,
         forgotten_count: _builtins.int = ...,
+        shared_store: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten_count", b"forgotten_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten_count", b"forgotten_count", "shared_store", b"shared_store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

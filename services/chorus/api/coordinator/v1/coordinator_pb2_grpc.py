@@ -268,8 +268,10 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Forgets answers, and keeps none that this coordinator is just making.
-        Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+        """Forgets the answers in the store of the coordinator that is called, and keeps none that it is just making. No other
+        coordinator is told: where each has a store of its own, as by default, each has to be called (`chorus cache clear` and the
+        Python client do). Where they share one (cache.store = valkey) all answers in it are forgotten; `shared_store` tells.
+        Callers: clients, of their own answers; admins, of everybody's.
         Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
         store failed, and answers are left.
         Retry: safe.

@@ -113,8 +113,10 @@ class CoordinatorStub:
     Retry: safe.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]
-    """Forgets answers, and keeps none that this coordinator is just making.
-    Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+    """Forgets the answers in the store of the coordinator that is called, and keeps none that it is just making. No other
+    coordinator is told: where each has a store of its own, as by default, each has to be called (`chorus cache clear` and the
+    Python client do). Where they share one (cache.store = valkey) all answers in it are forgotten; `shared_store` tells.
+    Callers: clients, of their own answers; admins, of everybody's.
     Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
     store failed, and answers are left.
     Retry: safe.
@@ -272,8 +274,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Retry: safe.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]  # type: ignore[assignment]
-    """Forgets answers, and keeps none that this coordinator is just making.
-    Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+    """Forgets the answers in the store of the coordinator that is called, and keeps none that it is just making. No other
+    coordinator is told: where each has a store of its own, as by default, each has to be called (`chorus cache clear` and the
+    Python client do). Where they share one (cache.store = valkey) all answers in it are forgotten; `shared_store` tells.
+    Callers: clients, of their own answers; admins, of everybody's.
     Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
     store failed, and answers are left.
     Retry: safe.
@@ -488,8 +492,10 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.ClearCacheRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.ClearCacheResponse, _abc.Awaitable[_cache_pb2.ClearCacheResponse]]:
-        """Forgets answers, and keeps none that this coordinator is just making.
-        Callers: clients, of their own answers; admins, of everybody's. Of a shared store, for all coordinators.
+        """Forgets the answers in the store of the coordinator that is called, and keeps none that it is just making. No other
+        coordinator is told: where each has a store of its own, as by default, each has to be called (`chorus cache clear` and the
+        Python client do). Where they share one (cache.store = valkey) all answers in it are forgotten; `shared_store` tells.
+        Callers: clients, of their own answers; admins, of everybody's.
         Errors: PERMISSION_DENIED (PERMISSION_DENIED) for a client that asks for everybody's; UNAVAILABLE (UNAVAILABLE) where the
         store failed, and answers are left.
         Retry: safe.

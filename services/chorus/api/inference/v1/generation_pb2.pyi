@@ -553,7 +553,9 @@ class Resume(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     ALLOW_TEXT_FIELD_NUMBER: _builtins.int
     allow_text: _builtins.bool
-    """Where the engine deals in text without token ids: going on from the delivered text is allowed."""
+    """Where the engine deals in text without token ids: going on from the delivered text is allowed, unless
+    it must have a form (`constraint`), which would begin anew in the middle of it.
+    """
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveredChoice]:
         """One for each choice that has delivered anything."""
@@ -581,10 +583,17 @@ class DeliveredChoice(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     choice: _builtins.int
     """Which choice."""
     text: _builtins.str
     """The delivered text, where there are no token ids."""
+    token_count: _builtins.int
+    """How many tokens `text` stands for, as its stream counted them by its indexes, and at most as many as it has bytes.
+    They count towards max_tokens and in usage, and the stream goes on with index = this number. 0: not told; then
+    max_tokens and usage are those of the rest alone, and indexes start at 0. Beside token ids, which are counted
+    themselves, it is 0 or their number.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Every token id delivered so far, in order; the stream goes on with index = their number."""
@@ -595,10 +604,11 @@ class DeliveredChoice(_message.Message):
         choice: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "text", b"text", "token_count", b"token_count", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,7 +655,9 @@ class Requirements(_message.Message):
     artifact_sha256: _builtins.str
     """Only the artifact with this SHA-256 (lower-case hex); a resume needs it."""
     private: _builtins.bool
-    """The prompt is never given to an engine outside the household, nor sent over plaintext."""
+    """The prompt is never given to an engine outside the household, nor sent over plaintext, and neither it nor its answer is
+    kept by a server that coordinators share; a coordinator's own cache of answers may keep them.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that node or runner must carry, with these values."""
