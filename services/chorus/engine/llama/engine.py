@@ -146,6 +146,8 @@ class LlamaEngine:
         ]
         # Every host is asked, not only up to the first one that has changed.
         renewed = [kept[name].renew(source) for name, source in offered.items() if name in kept]
+        for name in offered.keys() & kept.keys():
+            self._residents.renewed(kept[name])
         if not fresh and kept.keys() == self._hosts.keys():
             if any(renewed):
                 self._on_changed()
@@ -387,8 +389,9 @@ class LlamaEngine:
             visit.end()
 
     async def _load_again(self, host: Host, context_length: int) -> None:
-        async with self._in_memory(host, None, context_length):
-            return
+        with contextlib.suppress(InvalidRequestError):  # who waits for it has chosen another context
+            async with self._in_memory(host, None, context_length):
+                return
 
     async def _vectors(
         self,

@@ -56,6 +56,7 @@ class Host:
         self.source = source
         self.artifact = source.artifact
         self.name = source.artifact.name
+        self._engine_settings = settings
         self._settings = settings.tuned(source.tuned)
         self._engine = engine
         self._loader = loader
@@ -144,7 +145,7 @@ class Host:
         Returns whether the adapters have changed.
         """
         changed = self.source.adapters != source.adapters
-        self.source = source
+        self.source, self._settings = source, self._engine_settings.tuned(source.tuned)
         return changed
 
     @property
@@ -219,8 +220,8 @@ class Host:
         """It can't be loaded."""
         self._become(ModelState.FAILED, error.message)
 
-    async def load(self, allocation: Allocation, context_length: int | None) -> None:
-        """Loads it, which nobody does at the same time, to where `allocation` says.
+    async def load(self, allocation: Allocation, context_length: int) -> None:
+        """Loads it, which nobody does at the same time, to where `allocation` says, with the context it is made for.
 
         Raises `ModelFileError`, `OutOfMemoryError`, or `DrainingError` if it is broken off by `unload`.
         """
@@ -228,8 +229,9 @@ class Host:
         self._loading = asyncio.create_task(self._load(allocation, context_length))
         await asyncio.shield(self._loading)
 
-    async def _load(self, allocation: Allocation, context_length: int | None) -> None:
+    async def _load(self, allocation: Allocation, context_length: int) -> None:
         loop = asyncio.get_running_loop()
+        source, settings = self.source, self._settings  # as they were planned for; both may be renewed meanwhile
         size = self.artifact.size_bytes
         told_at = 0.0
 
@@ -245,7 +247,8 @@ class Host:
         began = time.monotonic()
         try:
             await self._bury()
-            model, reader, end_tokens, draft = await loop.run_in_executor(self._loader, self._open, allocation, report)
+            opened = loop.run_in_executor(self._loader, self._open, source, settings, allocation, report)
+            model, reader, end_tokens, draft = await opened
             self.facts = reader.facts
             self.end_tokens = end_tokens
             self.context_length = self.context_for(context_length)
@@ -255,7 +258,7 @@ class Host:
                 name=self.name,
                 context_length=self.context_length,
                 embedding_length=self.embedding_length,
-                settings=self._settings,
+                settings=settings,
                 turns=self._turns,
                 failed=self._on_failed,
                 draft=draft,
@@ -267,7 +270,12 @@ class Host:
                 raise self._explained(error, allocation) from error
         except ChorusError as error:
             broken_off = self._break_off
-            self._become(ModelState.AVAILABLE if broken_off else ModelState.FAILED, "" if broken_off else error.message)
+            # that there is no memory for a context somebody has chosen says nothing of the usual one
+            too_large = isinstance(error, OutOfMemoryError) and context_length != self.context_for(None)
+            if broken_off or too_large:
+                self._become(ModelState.AVAILABLE)
+            else:
+                self._become(ModelState.FAILED, error.message)
             if broken_off:
                 raise DrainingError("the load was broken off: the engine is shutting down") from error
             raise
@@ -277,7 +285,7 @@ class Host:
         finally:
             self._loading = None
         self._model, self._reader, self._worker = model, reader, worker
-        self._shelf = AdapterShelf(model, self._settings, loader=self._loader, send=worker.send)
+        self._shelf = AdapterShelf(model, settings, loader=self._loader, send=worker.send)
         _log.info("model loaded", model=self.name, seconds=round(time.monotonic() - began, 2))
         self._become(ModelState.LOADED)
         if self._break_off:
@@ -285,43 +293,47 @@ class Host:
             raise DrainingError("the engine is shutting down")
 
     def _open(
-        self, allocation: Allocation, report: Callable[[float], bool]
+        self,
+        source: ModelSource,
+        settings: LlamaSettings,
+        allocation: Allocation,
+        report: Callable[[float], bool],
     ) -> tuple[binding.Model, PromptReader, frozenset[int], binding.Model | None]:
         """In the loader's thread: reads the weights."""
         if self._break_off:
             raise DrainingError("the engine is shutting down")
-        if not self.source.path.is_file():
-            raise ModelFileError(f"{self.source.path} is not there any more")
+        if not source.path.is_file():
+            raise ModelFileError(f"{source.path} is not there any more")
         offload = ggml.Offload([(share.device, share.layers) for share in allocation.shares])
         try:
-            model = binding.Model(
-                self.source.path, offload=offload, lock_memory=self._settings.lock_memory, progress=report
-            )
+            model = binding.Model(source.path, offload=offload, lock_memory=settings.lock_memory, progress=report)
         except EngineError as error:
             explained = self._explained(error, allocation)
             raise (ModelFileError(error.message) if explained is error else explained) from error
         try:
-            reader, end_tokens = PromptReader(model, self.source.chat_template), model.end_tokens()
-            draft = self._open_draft(model, allocation)
+            reader, end_tokens = PromptReader(model, source.chat_template), model.end_tokens()
+            draft = self._open_draft(model, source, settings, allocation)
             give_back_freed_memory()  # reading a file takes twenty megabytes for a while
             return model, reader, end_tokens, draft
         except BaseException:
             model.close()
             raise
 
-    def _open_draft(self, target: binding.Model, allocation: Allocation) -> binding.Model | None:
+    def _open_draft(
+        self, target: binding.Model, source: ModelSource, settings: LlamaSettings, allocation: Allocation
+    ) -> binding.Model | None:
         """The model that is to draft for this one, if there is one and guesses are of use."""
-        source, settings = self.source.draft, self._settings
-        if source is None or not settings.speculation or not target.generates or not target.copies_prefixes:
+        guesser = source.draft
+        if guesser is None or not settings.speculation or not target.generates or not target.copies_prefixes:
             return None
         # It goes where the target's last layers are; with more layers than there are, whole.
         beside = [(share.device, _ALL_LAYERS) for share in allocation.shares[-1:]]
         try:
-            draft = binding.Model(source.path, offload=ggml.Offload(beside), lock_memory=settings.lock_memory)
+            draft = binding.Model(guesser.path, offload=ggml.Offload(beside), lock_memory=settings.lock_memory)
         except EngineError as error:
             raise ModelFileError(f"the draft model of {self.name}: {error.message}") from error
         try:
-            check_vocabularies(target, draft, target_name=self.name, draft_name=source.artifact.name)
+            check_vocabularies(target, draft, target_name=self.name, draft_name=guesser.artifact.name)
         except BaseException:
             draft.close()
             raise
