@@ -219,8 +219,12 @@ class LlamaEngine:
         for host in self._hosts.values():
             if host.in_memory and not host.closing:
                 result: asyncio.Future[None] = loop.create_future()
+                host.waiting.add(result, failing_future(result))
                 host.worker.send(ForgetCache(result))
-                await result
+                try:
+                    await result
+                finally:
+                    host.waiting.discard(result)
 
     # --- generation ---------------------------------------------------------------------------------------------------
 

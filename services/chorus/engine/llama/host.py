@@ -434,6 +434,8 @@ class Host:
         """
         if self._unloading is not None:
             self._unloading.cancel()
+        if self._worker is not None:
+            self._worker.give_up(error)
         self._forget()
         self.closing = True
         self._become(ModelState.FAILED, error.message)
