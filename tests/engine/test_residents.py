@@ -387,7 +387,7 @@ async def test_what_was_tuned_since_counts_for_the_next_load(copies: Callable[[s
     async with engine_of([source]) as engine:
         await engine.load("a")
         await engine.offer([replace(source, tuned=Tuned(batch_tokens=64))])
-        assert engine._hosts["a.gguf"].worker._params.batch_tokens == SETTINGS.batch_tokens
+        assert engine._hosts["a.gguf"].loaded.worker._params.batch_tokens == SETTINGS.batch_tokens
         await engine.unload("a")
         await engine.load("a")
-        assert engine._hosts["a.gguf"].worker._params.batch_tokens == 64
+        assert engine._hosts["a.gguf"].loaded.worker._params.batch_tokens == 64

@@ -178,7 +178,7 @@ async def hear(engine: LlamaEngine, request: GenerationRequest) -> list[Event]:
 def last_positions(engine: LlamaEngine) -> list[int]:
     """What llama.cpp has of each sequence id: -1 for nothing. The engine must be idle."""
     (host,) = engine._hosts.values()
-    context = host.worker._context
+    context = host.loaded.worker._context
     assert context is not None
     return [context.last_position(slot) for slot in range(SETTINGS.slots + SETTINGS.kept_sequences)]
 
@@ -256,7 +256,7 @@ async def test_whatever_is_sent_to_a_thread_that_ends_is_answered(monkeypatch: p
     await engine.start()
     await engine.load("")
     (host,) = engine._hosts.values()
-    worker, model = host.worker, host.model
+    worker, model = host.loaded.worker, host.loaded.model
     endings = Endings(monkeypatch)
     unloading = asyncio.create_task(engine.unload(""))
     await endings.reached.wait()
