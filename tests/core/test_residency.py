@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chorus.core.residency.allocation import Wish
+from chorus.core.errors import InvalidRequestError
+from chorus.core.residency.allocation import Allocation, Wish
 from chorus.core.residency.devices import HOST, Device, Machine, Use
 from chorus.core.residency.footprint import Footprint
-from chorus.core.residency.residents import Admit, Evict, Load, Nothing, Refuse, Residency, Rules, Why
+from chorus.core.residency.residents import Admit, Ask, Evict, Load, Nothing, Refuse, Residency, Rules, Why
 from chorus.core.residency.shortage import Held, Shortage
 
 GIB = 1 << 30
@@ -47,8 +48,11 @@ class World:
         return Machine(Device(HOST, self.total - held - self.foreign, self.total - self.reserve, self.reserve))
 
     def ask(self, name: str, size: int = 100, **changes: object) -> bool:
+        return self.waits(name, size, **changes) is None
+
+    def waits(self, name: str, size: int = 100, *, chosen: bool = False, **changes: object) -> Ask | None:
         self.names.add(name)
-        return self.residency.ask(wish(name, size, **changes), self.now)
+        return self.residency.ask(wish(name, size, **changes), self.now, chosen=chosen)
 
     def leave(self, name: str) -> None:
         self.residency.leave(name, self.now)
@@ -283,16 +287,50 @@ def test_who_gives_up_opens_the_model_again() -> None:
     world = World(100, load_s=1.0)
     world.ask("a")
     world.settle()
-    asked_at = world.now
-    world.ask("b")
+    gives_up = world.waits("b")
+    assert gives_up is not None
     world.now += 1.0
     world.settle()
     assert not world.ask("a")
     assert world.residency.place_in_queue("b") == 0
-    world.residency.withdraw("b", asked_at)
+    world.residency.withdraw(gives_up)
     assert world.settle() == ["=a"]
     assert world.ask("a")
     assert world.residency.place_in_queue("b") == 0
+
+
+def test_who_chooses_a_context_has_it_and_who_chooses_another_is_told() -> None:
+    world = World(300)
+    assert not world.ask("a", 100, context_length=8)
+    first = world.waits("a", 250, context_length=60, chosen=True)
+    assert first is not None
+    with pytest.raises(InvalidRequestError, match="a is about to be loaded with 60"):
+        world.waits("a", 120, context_length=10, chosen=True)
+    world.residency.withdraw(first)
+    assert world.waits("a", 120, context_length=10, chosen=True)
+    decision = world.residency.decide(world.now, world.machine)
+    assert decision == Load("a", Allocation(120), 10), "planned for the very context that it is loaded with"
+    with pytest.raises(InvalidRequestError, match="a is being loaded with 10"):
+        world.waits("a", 100, context_length=8, chosen=True)
+    assert not world.ask("a", 100, context_length=8), "who chooses none takes what comes"
+    world.residency.loaded("a", world.now)
+    with pytest.raises(InvalidRequestError, match="a is loaded with 10"):
+        world.waits("a", 250, context_length=60, chosen=True)
+    assert world.ask("a", 120, context_length=10, chosen=True)
+    assert world.ask("a", 100, context_length=8)
+
+
+def test_a_context_that_does_not_fit_costs_those_alone_who_chose_it() -> None:
+    world = World(300)
+    modest = world.waits("a", 100, context_length=8)
+    greedy = world.waits("a", 900, context_length=60, chosen=True)
+    decision = world.residency.decide(world.now, world.machine)
+    assert isinstance(decision, Refuse)
+    assert decision.asks == (greedy,)
+    assert decision.shortage.needed_bytes == 900
+    assert modest is not None
+    assert world.settle() == ["+a"]
+    assert world.residency.allocation("a") == Allocation(100)
 
 
 def test_nothing_is_decided_while_something_is_on_its_way() -> None:
@@ -306,10 +344,14 @@ def test_nothing_is_decided_while_something_is_on_its_way() -> None:
     assert isinstance(residency.decide(0.0, machine), Load)
     residency.loaded("a", 0.0)
     residency.leaving("a")
-    assert not residency.ask(wish("a"), 0.0)
+    assert residency.ask(wish("a"), 0.0)
     assert residency.decide(0.0, machine) == Nothing()
-    residency.stays("a")
-    assert residency.is_loaded("a")
+    residency.gone("a")
+    assert residency.decide(0.0, machine) == Load("a", Allocation(100), 0)
+    residency.leaving("a")
+    assert not residency.loaded("a", 0.0), "its owner did not wait for it"
+    assert not residency.is_loaded("a")
+    assert residency.decide(0.0, machine) == Nothing()
     with pytest.raises(ValueError, match="nobody uses b"):
         residency.leave("b", 0.0)
 
@@ -317,6 +359,7 @@ def test_nothing_is_decided_while_something_is_on_its_way() -> None:
 # --- any world ------------------------------------------------------------------------------------------------------
 
 NAMES = ("a", "b", "c", "d", "e")
+CONTEXTS = (8, 1, 60)  # the first one is what the settings say; each token is a byte
 
 
 class AnyWorld(RuleBasedStateMachine):
@@ -341,7 +384,11 @@ class AnyWorld(RuleBasedStateMachine):
         reserve: int,
         uses: list[Use],
     ) -> None:
-        self.wishes = {name: wish(name, size, pinned=name in pinned) for name, size in zip(NAMES, sizes, strict=True)}
+        self.wishes = {
+            (name, context): wish(name, size + context, pinned=name in pinned, context_length=context)
+            for name, size in zip(NAMES, sizes, strict=True)
+            for context in CONTEXTS
+        }
         self.totals = {HOST: 200, **{f"CUDA{i}": size for i, size in enumerate(gpus)}}
         self.uses = dict(zip(list(self.totals)[1:], uses, strict=False))
         self.reserve = reserve
@@ -350,9 +397,10 @@ class AnyWorld(RuleBasedStateMachine):
         self.residency = Residency(self.rules)
         self.now = 0.0
         self.loading: str | None = None
+        self.context: dict[str, int] = {}  # of those in memory or on their way there
         self.loaded_names: set[str] = set()
         self.inside = dict.fromkeys(NAMES, 0)
-        self.waiting: dict[str, list[float]] = {name: [] for name in NAMES}
+        self.waiting: dict[str, list[Ask]] = {name: [] for name in NAMES}
 
     def machine(self) -> Machine:
         def device(name: str) -> Device:
@@ -377,9 +425,14 @@ class AnyWorld(RuleBasedStateMachine):
         machine = self.machine()
         decision = self.residency.decide(self.now, machine)
         match decision:
-            case Load(name, allocation):
+            case Load(name, allocation, context):
                 assert self.loading is None
                 assert self.waiting[name]
+                assert {ask.wish.context_length for ask in self.waiting[name] if ask.chosen} <= {context}
+                assert any(ask.wish.context_length == context for ask in self.waiting[name])
+                if not allocation.shares:
+                    assert allocation.host_bytes == self.wishes[name, context].footprint.total_bytes
+                self.context[name] = context
                 for device in machine.devices:
                     after = device.free_bytes - allocation.bytes_on(device.name)
                     assert not allocation.bytes_on(device.name) or after >= self.reserve
@@ -387,13 +440,16 @@ class AnyWorld(RuleBasedStateMachine):
                 self.loading = name
             case Evict(name):
                 assert name in self.loaded_names
-                assert not self.wishes[name].pinned
+                assert not self.wishes[name, 1].pinned
                 assert not self.inside[name]
                 self.loaded_names.discard(name)
                 self.residency.gone(name)
-            case Refuse(shortage):
-                assert self.waiting[shortage.model]
-                self.waiting[shortage.model].clear()
+            case Refuse(shortage, asks):
+                assert asks
+                for ask in asks:
+                    assert ask.wish.footprint.total_bytes == shortage.needed_bytes or not ask.chosen
+                    self.waiting[shortage.model].remove(ask)
+                assert not any(ask.chosen for ask in self.waiting[shortage.model])
             case Admit(name):
                 assert name in self.loaded_names
                 assert self.waiting[name]
@@ -412,17 +468,33 @@ class AnyWorld(RuleBasedStateMachine):
             self.admit(name)
         else:
             self.residency.gone(name)
-            for asked_at in self.waiting[name]:
-                self.residency.withdraw(name, asked_at)
+            for ask in self.waiting[name]:
+                self.residency.withdraw(ask)
             self.waiting[name].clear()
 
     @rule(name=st.sampled_from(NAMES))
     def ask(self, name: str) -> None:
-        if self.residency.ask(self.wishes[name], self.now):
+        self.enter(name, self.residency.ask(self.wishes[name, CONTEXTS[0]], self.now))
+
+    @rule(name=st.sampled_from(NAMES), context=st.sampled_from(CONTEXTS))
+    def ask_with_a_context(self, name: str, context: int) -> None:
+        others = {ask.wish.context_length for ask in self.waiting[name] if ask.chosen}
+        if name in self.loaded_names or name == self.loading:
+            others.add(self.context[name])
+        try:
+            ask = self.residency.ask(self.wishes[name, context], self.now, chosen=True)
+        except InvalidRequestError:
+            assert others - {context}
+        else:
+            assert others <= {context}
+            self.enter(name, ask)
+
+    def enter(self, name: str, ask: Ask | None) -> None:
+        if ask is None:
             assert name in self.loaded_names
             self.inside[name] += 1
         else:
-            self.waiting[name].append(self.now)
+            self.waiting[name].append(ask)
 
     @rule(name=st.sampled_from(NAMES))
     def leave(self, name: str) -> None:
@@ -433,7 +505,7 @@ class AnyWorld(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def give_up(self, name: str) -> None:
         if self.waiting[name]:
-            self.residency.withdraw(name, self.waiting[name].pop())
+            self.residency.withdraw(self.waiting[name].pop())
 
     @rule()
     def decide(self) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from chorus.core.errors import DrainingError, ModelFileError, OutOfMemoryError
+from chorus.core.errors import DrainingError, InvalidRequestError, ModelFileError, OutOfMemoryError
 from chorus.core.fleet.records import ModelState
 from chorus.core.generation import (
     Event,
@@ -30,6 +30,7 @@ from chorus.core.generation import (
 from chorus.core.residency.devices import HOST, Device, Machine
 from chorus.engine.llama import LlamaEngine, LlamaSettings, ModelSource, ResidencySettings
 from chorus.engine.llama.host import Host
+from chorus.engine.llama.settings import Tuned
 from chorus.engine.llama.sizing import wish_of
 from chorus.models import inspect, shape_of
 from chorus.testing.engine_subject import hear
@@ -324,3 +325,69 @@ async def test_models_take_turns_where_only_one_may_compute(
         both = await asyncio.gather(*(hear(engine, ask(name, 30)) for name in "ab"))
         assert both[0].ids() == both[1].ids()
         assert most == [1]
+
+
+async def test_a_model_is_loaded_with_the_context_its_memory_was_planned_for(
+    copies: Callable[[str], ModelSource],
+) -> None:
+    """It was planned for who came first, and loaded as another one who waited with him had asked."""
+    async with engine_of([copies("a")]) as engine:
+        answer = asyncio.create_task(hear(engine, ask("a")))
+        too_much = asyncio.create_task(engine.load("a", context_length=8192))
+        with pytest.raises(OutOfMemoryError, match=r"a\.gguf needs about"):
+            await too_much
+        assert (await answer).started.context_length == SETTINGS.context_length
+        assert state(engine, "a") is ModelState.LOADED
+
+
+async def test_a_context_that_does_not_fit_leaves_the_model_to_others(copies: Callable[[str], ModelSource]) -> None:
+    async with engine_of([copies("a")]) as engine:
+        with pytest.raises(OutOfMemoryError):
+            await engine.load("a", context_length=8192)
+        assert state(engine, "a") is ModelState.AVAILABLE, "nobody is placed on a model that has failed"
+
+
+async def test_of_two_contexts_the_first_is_loaded_and_who_asked_for_the_other_is_told(
+    copies: Callable[[str], ModelSource], loads: Loads
+) -> None:
+    async with engine_of([copies("a")]) as engine:
+        loads.go.clear()
+        first = asyncio.create_task(engine.load("a", context_length=64))
+        other = asyncio.create_task(engine.load("a", context_length=128))
+        anyhow = asyncio.create_task(hear(engine, ask("a")))
+        with pytest.raises(InvalidRequestError, match="about to be loaded with 64"):
+            await other
+        await loads.begun.wait()
+        with pytest.raises(InvalidRequestError, match="being loaded with 64"):
+            await engine.load("a", context_length=128)
+        same = asyncio.create_task(engine.load("a", context_length=64))
+        loads.go.set()
+        assert [(await load).context_length for load in (first, same)] == [64, 64]
+        assert (await anyhow).started.context_length == 64
+        assert loads.names == ["a"]
+
+
+async def test_a_context_is_forgotten_with_who_asked_for_it(
+    copies: Callable[[str], ModelSource],
+) -> None:
+    async with engine_of([copies(name) for name in "ab"]) as engine:
+        busy = engine.generate(ask("a", 30))
+        await until(busy, TokenDelta)
+        waiting = asyncio.create_task(hear(engine, ask("b")))
+        chosen = asyncio.create_task(engine.load("b", context_length=64))
+        await asyncio.sleep(0)  # both have asked
+        chosen.cancel()
+        await read(busy)
+        assert (await waiting).started.context_length == SETTINGS.context_length
+
+
+async def test_what_was_tuned_since_counts_for_the_next_load(copies: Callable[[str], ModelSource]) -> None:
+    """Memory was planned for what was tuned, and the model loaded as before."""
+    source = copies("a")
+    async with engine_of([source]) as engine:
+        await engine.load("a")
+        await engine.offer([replace(source, tuned=Tuned(batch_tokens=64))])
+        assert engine._hosts["a.gguf"].loaded.worker._params.batch_tokens == SETTINGS.batch_tokens
+        await engine.unload("a")
+        await engine.load("a")
+        assert engine._hosts["a.gguf"].loaded.worker._params.batch_tokens == 64

@@ -5,19 +5,31 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from chorus.core.errors import ChorusError, EngineError, ModelFileError
+from chorus.core.batching.scheduler import Scheduler
+from chorus.core.errors import ChorusError, DrainingError, EngineError, ModelFileError
 from chorus.core.fleet.records import ModelState
-from chorus.core.generation import Event, Finished, GenerationRequest, StopConditions, TextPrompt, TokenDelta
+from chorus.core.generation import (
+    Event,
+    Finished,
+    GenerationRequest,
+    Priority,
+    StopConditions,
+    TextPrompt,
+    TokenDelta,
+)
 from chorus.core.resilience.restarts import RestartPolicy
 from chorus.core.resilience.stuck import Patience
-from chorus.engine.llama import LlamaEngine
+from chorus.engine.llama import LlamaEngine, binding
 from chorus.engine.llama.codes import batch_failed
+from chorus.engine.llama.commands import Cancel, Embed, ForgetCache, Submit
 from chorus.engine.llama.context import Context
+from chorus.engine.llama.job import Job
 from chorus.engine.llama.pulse import Pulse
 from chorus.engine.llama.survival import RELOADS, Survival
 from tests.engine.conftest import SETTINGS, smollm2, smollm2_path
@@ -166,7 +178,7 @@ async def hear(engine: LlamaEngine, request: GenerationRequest) -> list[Event]:
 def last_positions(engine: LlamaEngine) -> list[int]:
     """What llama.cpp has of each sequence id: -1 for nothing. The engine must be idle."""
     (host,) = engine._hosts.values()
-    context = host.worker._context
+    context = host.loaded.worker._context
     assert context is not None
     return [context.last_position(slot) for slot in range(SETTINGS.slots + SETTINGS.kept_sequences)]
 
@@ -212,6 +224,77 @@ async def test_an_owner_thread_that_dies_is_replaced_without_anybody_asking(monk
         assert engine.models()[0].state is ModelState.FAILED
     await loaded.wait()
     assert any(isinstance(event, TokenDelta) for event in await hear(engine, ask()))
+    await engine.stop()
+
+
+class Endings:
+    """Holds each owner thread up where it has told everybody, and is about to free the weights, until `go` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = asyncio.Event()
+        self.go = threading.Event()
+        loop, close = asyncio.get_running_loop(), binding.Model.close
+
+        def held_up(model: binding.Model) -> None:
+            loop.call_soon_threadsafe(self.reached.set)
+            assert self.go.wait(LONG_S)
+            close(model)
+
+        monkeypatch.setattr(binding.Model, "close", held_up)
+
+
+def request_of(model: binding.Model) -> Job:
+    return Job(
+        ask(), model=model, artifact=smollm2().artifact, prompt=[1, 2, 3], seed=1, context_length=64,
+        end_tokens=frozenset(), arrived=0.0, load_s=0.0,
+    )  # fmt: skip
+
+
+async def test_whatever_is_sent_to_a_thread_that_ends_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came once the thread had emptied its queue was never read, and its sender waited for ever."""
+    engine = LlamaEngine([smollm2()], SETTINGS)
+    await engine.start()
+    await engine.load("")
+    (host,) = engine._hosts.values()
+    worker, model = host.loaded.worker, host.loaded.model
+    endings = Endings(monkeypatch)
+    unloading = asyncio.create_task(engine.unload(""))
+    await endings.reached.wait()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(LONG_S):
+            for ended in (False, True):
+                if ended:
+                    endings.go.set()
+                    await unloading
+                job = request_of(model)
+                vectors: asyncio.Future[list[tuple[float, ...]]] = loop.create_future()
+                forgotten: asyncio.Future[None] = loop.create_future()
+                worker.send(Submit(job))
+                worker.send(Cancel(job))
+                worker.send(Embed([[1, 2]], False, Priority.INTERACTIVE, vectors))
+                worker.send(ForgetCache(forgotten))
+                endings.go.set()
+                with pytest.raises(DrainingError):
+                    await job.stream.next()
+                with pytest.raises(DrainingError):
+                    await vectors
+                await forgotten
+    finally:
+        endings.go.set()
+        await engine.stop()
+
+
+async def test_a_thread_that_dies_of_its_scheduler_answers_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To answer a request it asked the scheduler to let go of it, which may be what has failed."""
+    engine = LlamaEngine([smollm2()], SETTINGS)
+    await engine.start()
+    await engine.load("")
+    with monkeypatch.context() as patched:
+        patched.setattr(Scheduler, "plan", lambda *_: 1 / 0)
+        patched.setattr(Scheduler, "leave", lambda *_, **__: 1 / 0)
+        with pytest.raises(EngineError, match="ZeroDivisionError"):
+            await hear(engine, ask())
     await engine.stop()
 
 

@@ -62,7 +62,9 @@ class Engine(Protocol):
     ) -> ModelStatus:
         """Loads a model; calls for the same one at the same time share one load.
 
-        `progress` is called on the event loop. Raises `ModelFileError`, `OutOfMemoryError`, `UnknownModelError`.
+        `progress` is called on the event loop. Without `context_length`, in tokens, the model is taken as it is. An
+        engine that chooses contexts itself raises `InvalidRequestError` where the model has another one, or is being
+        loaded with another. Raises `ModelFileError`, `OutOfMemoryError`, `UnknownModelError`, too.
         """
         ...
 

@@ -47,7 +47,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A model as somebody wants it loaded.
+    """A model as somebody wants it loaded: for requests of `context_length` tokens, with which it takes `footprint`.
 
     At most `gpu_layers` of it go to graphics devices, or all that fit; only to `only_on`, where that is not None. One
     that is `pinned` is never evicted. `family` is its other name, by which a device may be dedicated to it.
@@ -55,6 +55,7 @@ class Wish:
 
     name: str
     footprint: Footprint
+    context_length: int = 0
     family: str = ""
     gpu_layers: int = ALL_THAT_FIT
     only_on: frozenset[str] | None = None

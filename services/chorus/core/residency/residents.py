@@ -11,6 +11,9 @@ This is the rule for renting skis (Karlin et al., Competitive snoopy caching, 19
 what comes. And it is bounded: that long after somebody began to wait, the model in the way takes nobody new, ends what
 it has and goes; then everybody who came for the other is served together. Models that are waited for have their turn by
 who has waited longest. One that fits beside all those is loaded at once.
+
+Contexts. A model is loaded with one context, for which its memory is planned. Who chooses none takes whatever is there;
+of those who choose one the first has it, and who chooses another one is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from chorus.core.errors import InvalidRequestError
 from chorus.core.residency.allocation import Allocation, Wish, allocate
 from chorus.core.residency.devices import HOST, Machine
 from chorus.core.residency.shortage import Held, Shortage
@@ -34,12 +38,25 @@ class Rules:
     longest_hold_s: float = 5.0
 
 
+@dataclass(slots=True, eq=False)
+class Ask:
+    """Somebody who waits for a model since `at`: with the context of this `wish` where it was `chosen`, else with any.
+
+    Another wish, for the same context, may take the place of this one while it waits.
+    """
+
+    wish: Wish
+    at: float
+    chosen: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load this model; then say `loaded` or `gone`."""
+    """Load this model, with this context, as large as what was planned for; then say `loaded` or `gone`."""
 
     model: str
     allocation: Allocation
+    context_length: int
 
 
 class Why(StrEnum):
@@ -59,9 +76,10 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Everybody who waits for this model is to be refused; they wait no more."""
+    """These are to be refused; they wait no more. Who else waits for the model did not choose what does not fit."""
 
     shortage: Shortage
+    asks: tuple[Ask, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +111,11 @@ class _State(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class _Model:
-    wish: Wish
+    given: Wish  # what it is loaded for, or was last
     state: _State = _State.ABSENT
     allocation: Allocation = _NOWHERE
     users: int = 0
-    asked: list[float] = field(default_factory=list)  # when each of those who wait came
+    asked: list[Ask] = field(default_factory=list)  # those who wait, in the order in which they came
     began: float = 0.0
     loaded_at: float = 0.0
     used_at: float = 0.0
@@ -105,7 +123,19 @@ class _Model:
 
     @property
     def name(self) -> str:
-        return self.wish.name
+        return self.given.name
+
+    @property
+    def chosen(self) -> Ask | None:
+        """The one who waits whose context it is to have."""
+        return next((ask for ask in self.asked if ask.chosen), None)
+
+    @property
+    def wish(self) -> Wish:
+        """What it is loaded for, or would be."""
+        if self.state is not _State.ABSENT or not self.asked:
+            return self.given
+        return (self.chosen or self.asked[0]).wish
 
     @property
     def idle(self) -> bool:
@@ -129,22 +159,25 @@ class Residency:
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    def ask(self, wish: Wish, now: float) -> bool:
-        """A request comes for a model; True: it uses it already, False: it waits to be admitted."""
+    def ask(self, wish: Wish, now: float, *, chosen: bool = False) -> Ask | None:
+        """A request comes for a model; None: it uses it already, else it waits to be admitted.
+
+        Raises `InvalidRequestError` where its context was `chosen` and the model has, or is to have, another one.
+        """
         model = self._models.setdefault(wish.name, _Model(wish))
-        if model.state is _State.ABSENT and not model.asked:
-            model.wish = wish
+        if chosen:
+            self._check_context(model, wish.context_length)
         if model.state is _State.LOADED and model.name not in self._closed:
             model.users += 1
             model.used_at = now
-            return True
-        model.asked.append(now)
-        return False
+            return None
+        ask = Ask(wish, now, chosen)
+        model.asked.append(ask)
+        return ask
 
-    def withdraw(self, name: str, asked_at: float) -> None:
-        """Somebody who asked at that time waits no more."""
-        model = self._models[name]
-        model.asked.remove(asked_at)
+    def withdraw(self, ask: Ask) -> None:
+        """Somebody who asked waits no more."""
+        self._models[ask.wish.name].asked.remove(ask)
 
     def leave(self, name: str, now: float) -> None:
         """Somebody who used the model is done."""
@@ -154,23 +187,21 @@ class Residency:
         model.users -= 1
         model.used_at = now
 
-    def loaded(self, name: str, now: float) -> None:
-        """The model is in memory; everybody who waited for it uses it from now on."""
+    def loaded(self, name: str, now: float) -> bool:
+        """The model is in memory; everybody who waited for it uses it from now on. False: it is on its way out."""
         model = self._models[name]
-        model.state = _State.LOADED
         model.loaded_at = model.used_at = now
         model.load_s = now - model.began
+        if model.state is not _State.LOADING:
+            return False
+        model.state = _State.LOADED
         self._admit(model)
+        return True
 
     def leaving(self, name: str) -> None:
         """The model's owner has it unloaded, whoever uses it."""
         if name in self._models:
             self._models[name].state = _State.LEAVING
-
-    def stays(self, name: str) -> None:
-        """It is not unloaded after all."""
-        if name in self._models and self._models[name].state is _State.LEAVING:
-            self._models[name].state = _State.LOADED
 
     def gone(self, name: str) -> None:
         """The model is no longer in memory: it was unloaded, could not be loaded, or failed. Who waits, waits on."""
@@ -215,8 +246,7 @@ class Residency:
         for model in self._waited_for():
             plan = self._plan(model.wish, machine)
             if plan is None:
-                model.asked.clear()
-                return Refuse(self._shortage(model.wish, machine))
+                return self._refuse(model, machine)
             if not plan.victims:
                 if self._leaves_room(plan.allocation, earlier, machine):
                     return self._load(model, plan.allocation, now)
@@ -246,7 +276,11 @@ class Residency:
         assert self._closed <= {model.name for model in held}
         for name, model in self._models.items():
             assert name == model.name
-            assert model.asked == sorted(model.asked)
+            assert model.asked == sorted(model.asked, key=lambda ask: ask.at)
+            contexts = {ask.wish.context_length for ask in model.asked if ask.chosen}
+            if model.state in (_State.LOADING, _State.LOADED):
+                assert contexts <= {model.given.context_length}
+            assert len(contexts) <= 1
             assert model.users >= 0
             assert model.state is not _State.ABSENT or model.allocation == _NOWHERE
             if model.state is _State.LOADED and model.asked:
@@ -254,9 +288,22 @@ class Residency:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _check_context(model: _Model, context_length: int) -> None:
+        if model.state is _State.LOADED:
+            there, how = model.given.context_length, "is loaded"
+        elif model.state is _State.LOADING:
+            there, how = model.given.context_length, "is being loaded"
+        elif model.chosen is not None:
+            there, how = model.chosen.wish.context_length, "is about to be loaded"
+        else:
+            return
+        if context_length != there:
+            raise InvalidRequestError("context_length", f"{model.name} {how} with {there}; unload it first")
+
     def _waited_for(self) -> list[_Model]:
         absent = [model for model in self._models.values() if model.state is _State.ABSENT and model.asked]
-        return sorted(absent, key=lambda model: model.asked[0])
+        return sorted(absent, key=lambda model: model.asked[0].at)
 
     def _evictable(self) -> list[_Model]:
         """Idle ones first, the least recently used of each kind first."""
@@ -319,7 +366,7 @@ class Residency:
         ready, wake = True, math.inf
         for victim in victims:
             hold = min(max(victim.load_s, model.load_s), self.rules.longest_hold_s)
-            closes = max(model.asked[0], victim.loaded_at) + hold
+            closes = max(model.asked[0].at, victim.loaded_at) + hold
             if now >= closes:
                 self._closed.add(victim.name)
             opens = closes if victim.users else min(closes, victim.used_at + hold)
@@ -329,8 +376,15 @@ class Residency:
         return ready, wake
 
     def _load(self, model: _Model, allocation: Allocation, now: float) -> Load:
+        model.given = model.wish
         model.state, model.allocation, model.began = _State.LOADING, allocation, now
-        return Load(model.name, allocation)
+        return Load(model.name, allocation, model.given.context_length)
+
+    def _refuse(self, model: _Model, machine: Machine) -> Refuse:
+        shortage = self._shortage(model.wish, machine)
+        asks = tuple(ask for ask in model.asked if ask.chosen) or tuple(model.asked)
+        model.asked = [ask for ask in model.asked if ask not in asks]
+        return Refuse(shortage, asks)
 
     def _evict(self, model: _Model, why: Why) -> Evict:
         model.state = _State.LEAVING

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import psutil
 
 from chorus.core.errors import (
-    DrainingError,
     EngineError,
     ModelFileError,
     NotFoundError,
@@ -124,6 +123,4 @@ class AdapterShelf:
         try:
             return self._model.load_adapter(source.path)
         except EngineError as error:
-            if self._model.closed:
-                raise DrainingError("the model is being unloaded") from error
             raise ModelFileError(error.message) from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chorus.core.errors import ConfigError, EngineError
+from chorus.core.errors import ConfigError, DrainingError, EngineError
 from chorus.engine.llama import log
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _WORDPIECE = 3
 _POOLING_RANK = 4
 _TOKEN_CONTROL = (1 << 0) | (1 << 3)  # unknown and control tokens: those whose text ordinary text must not become
 _LARGEST_TEXT = 1 << 28
+_LARGEST_POSITION = (1 << 31) - 1
 _NORMALIZER = "tokenizer.ggml.normalizer"
 # How long OpenMP's threads spin for the next piece of work: some 0.1 ms, which is longer than between two operations.
 # Its own 300,000 are some 5 ms, for which they keep the event loop and other processes off their cores after a step.
@@ -165,14 +166,21 @@ class Model:
             self._handle: int | None = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
             raise EngineError(f"llama.cpp cannot load {path.name}: {'; '.join(errors) or 'no reason given'}")
+        try:
+            self._read(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, path: Path) -> None:
+        """What the loaded file says of itself."""
         vocab = self._lib.llama_model_get_vocab(self._handle)
         if not vocab or not self._lib.llama_vocab_type(vocab):
-            self.close()
             raise EngineError(f"{path.name} holds no vocabulary")
         self._vocab: int = vocab
         self.vocabulary_size = int(self._lib.llama_vocab_n_tokens(vocab))
         self.architecture = self.metadata("general.architecture") or ""
-        self.trained_context = int(self.metadata(f"{self.architecture}.context_length") or 0)
+        self.trained_context = self._trained_context(path)
         self.embedding_size = int(self._lib.llama_model_n_embd_out(self._handle))
         self.class_count = int(self._lib.llama_model_n_cls_out(self._handle))
         declared = self.metadata(f"{self.architecture}.pooling_type") or ""
@@ -188,20 +196,15 @@ class Model:
 
     @property
     def handle(self) -> int:
-        """The C pointer. Raises `EngineError` once closed."""
+        """The C pointer. Raises `DrainingError` once closed."""
         if not self._handle:
-            raise EngineError("the model has been unloaded")
+            raise DrainingError("the model has been unloaded")
         return self._handle
 
     @property
     def offloaded(self) -> bool:
         """Whether any of it may be on a graphics device."""
         return self._offload is not None and self._offload.layers != 0
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was unloaded."""
-        return not self._handle
 
     def close(self) -> None:
         """Frees weights and adapters; every context of this model must be closed before. May be called twice."""
@@ -224,6 +227,14 @@ class Model:
             if needed < size:
                 return buffer.raw[:needed].decode("utf-8", "replace")
             size = needed + 1
+
+    def _trained_context(self, path: Path) -> int:
+        """In tokens; 0 where the file does not say. llama.cpp looks at it only where it reads weights, too."""
+        key = f"{self.architecture}.context_length"
+        text = self.metadata(key) or "0"
+        if not (text.isascii() and text.isdecimal()):
+            raise EngineError(f"{path.name} is damaged: its {key} is {text[:40]!r}, which is no number of tokens")
+        return min(int(text[:20]), _LARGEST_POSITION)
 
     def chat_template(self, name: str | None = None) -> str | None:
         """The model's default chat template, or the one called `name`, where it has one."""

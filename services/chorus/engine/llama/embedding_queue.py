@@ -100,9 +100,10 @@ class EmbeddingQueue:
             self._progress(piece, vector)
 
     def end(self, error: ChorusError) -> None:
-        """Answers everybody with `error`."""
-        for request in list(self._under_way):
-            self._fail(request, error)
+        """Answers everybody with `error`, and takes nothing more."""
+        for request in self._under_way:
+            self._outbox.settle(request.result, error)
+        self._under_way.clear()
 
     def close(self) -> None:
         """Frees the context, before the model is closed."""

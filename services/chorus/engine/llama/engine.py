@@ -42,6 +42,7 @@ from chorus.engine.llama.constraint import Matcher
 from chorus.engine.llama.devices import DeviceReader
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.job import Job, making_size
+from chorus.engine.llama.loaded import Loaded
 from chorus.engine.llama.prompt import text_size
 from chorus.engine.llama.reading import TRUNCATIONS, Reading, TextReader
 from chorus.engine.llama.request_check import check_request
@@ -146,6 +147,8 @@ class LlamaEngine:
         ]
         # Every host is asked, not only up to the first one that has changed.
         renewed = [kept[name].renew(source) for name, source in offered.items() if name in kept]
+        for name in offered.keys() & kept.keys():
+            self._residents.renewed(kept[name])
         if not fresh and kept.keys() == self._hosts.keys():
             if any(renewed):
                 self._on_changed()
@@ -215,10 +218,14 @@ class LlamaEngine:
         """Drops what finished sequences have left in memory for those that begin alike."""
         loop = asyncio.get_running_loop()
         for host in self._hosts.values():
-            if host.in_memory and not host.closing:
+            if host.in_memory:
                 result: asyncio.Future[None] = loop.create_future()
-                host.worker.send(ForgetCache(result))
-                await result
+                host.waiting.add(result, failing_future(result))
+                host.loaded.worker.send(ForgetCache(result))
+                try:
+                    await result
+                finally:
+                    host.waiting.discard(result)
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -237,34 +244,35 @@ class LlamaEngine:
         try:
             async for progress in visit.events():
                 yield progress
+            loaded = host.loaded
             load_s = time.monotonic() - arrived
-            if not host.facts.generates:
+            if not loaded.reader.facts.generates:
                 raise UnsupportedFeatureError(
                     f"{host.name} makes vectors of text and cannot generate", metadata={"feature": "generate"}
                 )
             tools = request.tools if request.tool_choice is not ToolChoice.NONE else ()
-            prompt = await self._in_text_thread(host.reader.read, request.prompt, tools, size=text_size(request.prompt))
-            self._check_ids(host, request, len(prompt))
+            read = loaded.reader.read
+            prompt = await self._in_text_thread(read, request.prompt, tools, size=text_size(request.prompt))
+            self._check_ids(host, loaded, request, len(prompt))
             adapter = None
             if adapter_source is not None:
-                wanted = host.shelf
-                adapter = await wanted.take(adapter_source)
-                shelf = wanted
+                adapter = await loaded.shelf.take(adapter_source)
+                shelf = loaded.shelf
             matchers: Sequence[Matcher] = ()
             if request.constraint is not None:
                 # where long prompts are read: compiling takes a second at the first time, and at worst some seconds
                 matchers = await self._in_text_thread(
-                    host.reader.forms.matchers, request, host.end_tokens, size=_LONG_TEXT
+                    loaded.reader.forms.matchers, request, loaded.end_tokens, size=_LONG_TEXT
                 )
             make = partial(
                 Job,
                 request,
-                model=host.model,
+                model=loaded.model,
                 artifact=host.artifact,
                 prompt=prompt,
                 seed=secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed,
-                context_length=host.context_length,
-                end_tokens=host.end_tokens,
+                context_length=loaded.context_length,
+                end_tokens=loaded.end_tokens,
                 arrived=arrived,
                 load_s=load_s,
                 adapter=adapter,
@@ -272,13 +280,12 @@ class LlamaEngine:
             )
             size = making_size(request, len(prompt))
             job = await self._in_text_thread(make, size=size) if size > _MADE_AT_ONCE else make()
-            worker = host.worker
+            worker = loaded.worker
             host.waiting.add(job, job.stream.push)
             worker.send(Submit(job))
             while (event := await job.stream.next()) is not None:
                 yield event
         finally:
-            # To the worker that has it: while the model waits to be unloaded, the host gives none away.
             if worker is not None and job is not None and not job.stream.ended:
                 worker.send(Cancel(job))
             if shelf is not None and adapter_source is not None:
@@ -328,10 +335,10 @@ class LlamaEngine:
     ) -> tuple[Artifact, list[int]]:
         """Token ids of `text`, with the artifact whose vocabulary they are of."""
         host = self._host(model, {Feature.TOKENIZE})
-        async with self._in_memory(host):
+        async with self._in_memory(host) as loaded:
             try:
                 ids = await self._in_text_thread(
-                    lambda: host.model.tokenize(text, add_special=add_special, parse_special=parse_special),
+                    lambda: loaded.model.tokenize(text, add_special=add_special, parse_special=parse_special),
                     size=len(text),
                 )
             except UnicodeEncodeError as error:
@@ -341,18 +348,18 @@ class LlamaEngine:
     async def detokenize(self, model: str, token_ids: Sequence[int], *, show_special: bool) -> str:
         """Text of `token_ids`. Raises `InvalidRequestError` for an id outside of the vocabulary."""
         host = self._host(model, {Feature.TOKENIZE})
-        async with self._in_memory(host):
-            _check_vocabulary(host, "token_ids", token_ids)
+        async with self._in_memory(host) as loaded:
+            _check_vocabulary(host, loaded, "token_ids", token_ids)
             return await self._in_text_thread(
-                lambda: host.model.detokenize(token_ids, show_special=show_special), size=len(token_ids)
+                lambda: loaded.model.detokenize(token_ids, show_special=show_special), size=len(token_ids)
             )
 
     async def count_tokens(self, model: str, prompt: Prompt, tools: Sequence[Tool]) -> tuple[ModelStatus, int]:
         """How many tokens a prompt has after the model's template, with the model that would read it."""
         request = GenerationRequest(model, prompt, tuple(tools))
         host = self._host(model, request.needed_features())
-        async with self._in_memory(host):
-            ids = await self._in_text_thread(host.reader.read, prompt, tools, size=text_size(prompt))
+        async with self._in_memory(host) as loaded:
+            ids = await self._in_text_thread(loaded.reader.read, prompt, tools, size=text_size(prompt))
             return host.status, len(ids)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -375,20 +382,23 @@ class LlamaEngine:
     @contextlib.asynccontextmanager
     async def _in_memory(
         self, host: Host, progress: ProgressCallback | None = None, context_length: int | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[Loaded]:
         """Loads a model where it isn't, and keeps it for the length of the block."""
         visit = self._residents.visit(host, context_length)
         try:
             async for event in visit.events():
                 if progress is not None and isinstance(event, Progress):
                     progress(event)
-            yield
+            yield host.loaded
         finally:
             visit.end()
 
     async def _load_again(self, host: Host, context_length: int) -> None:
-        async with self._in_memory(host, None, context_length):
+        if self._hosts.get(host.name) is not host:  # it has been offered anew, or no more
             return
+        with contextlib.suppress(InvalidRequestError):  # who waits for it has chosen another context
+            async with self._in_memory(host, None, context_length):
+                return
 
     async def _vectors(
         self,
@@ -400,15 +410,15 @@ class LlamaEngine:
         priority: Priority,
     ) -> tuple[list[Reading], list[Vector]]:
         """What the model reads of each item, and what it makes of it, in order."""
-        async with self._in_memory(host):
-            reader = TextReader(host.model, host.name, host.embedding_length)
+        async with self._in_memory(host) as loaded:
+            reader = TextReader(loaded.model, host.name, loaded.embedding_length)
             readings: list[Reading] = []
             for part in _parts(items):
                 readings += await self._in_text_thread(read, reader, part, size=sum(map(len, part)))
             if not readings:
                 return [], []
             result: asyncio.Future[list[Vector]] = asyncio.get_running_loop().create_future()
-            worker = host.worker
+            worker = loaded.worker
             command = Embed([reading.token_ids for reading in readings], normalize, priority, result)
             host.waiting.add(command, failing_future(result))
             worker.send(command)
@@ -437,20 +447,20 @@ class LlamaEngine:
             callback()
 
     @staticmethod
-    def _check_ids(host: Host, request: GenerationRequest, prompt_tokens: int) -> None:
+    def _check_ids(host: Host, loaded: Loaded, request: GenerationRequest, prompt_tokens: int) -> None:
         for delivered in request.resume:
-            _check_vocabulary(host, "resume", delivered.token_ids)
-        _check_vocabulary(host, "logit_bias", request.sampling.logit_bias)
+            _check_vocabulary(host, loaded, "resume", delivered.token_ids)
+        _check_vocabulary(host, loaded, "logit_bias", request.sampling.logit_bias)
         longest = prompt_tokens
         if not request.context_shift:
             longest += max((len(delivered.token_ids) for delivered in request.resume), default=0)
-        if prompt_tokens >= host.context_length or longest > host.context_length:
-            raise PromptTooLongError(longest, host.context_length, model=host.name)
+        if prompt_tokens >= loaded.context_length or longest > loaded.context_length:
+            raise PromptTooLongError(longest, loaded.context_length, model=host.name)
 
 
-def _check_vocabulary(host: Host, field: str, token_ids: Collection[int]) -> None:
+def _check_vocabulary(host: Host, loaded: Loaded, field: str, token_ids: Collection[int]) -> None:
     for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
-        if not 0 <= token_id < host.model.vocabulary_size:
+        if not 0 <= token_id < loaded.model.vocabulary_size:
             raise InvalidRequestError(field, f"{token_id} is not in the vocabulary of {host.name}")
 
 

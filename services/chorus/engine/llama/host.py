@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from typing import Any
 
 import psutil
 
@@ -19,6 +20,7 @@ from chorus.engine.llama.adapters import AdapterShelf, find_adapter
 from chorus.engine.llama.devices import give_back_freed_memory
 from chorus.engine.llama.drafting import check_vocabularies
 from chorus.engine.llama.embedder import longest_input
+from chorus.engine.llama.loaded import Loaded
 from chorus.engine.llama.prompt import ModelFacts, PromptReader
 from chorus.engine.llama.pulse import Pulse
 from chorus.engine.llama.settings import AdapterSource, LlamaSettings, ModelSource
@@ -56,6 +58,7 @@ class Host:
         self.source = source
         self.artifact = source.artifact
         self.name = source.artifact.name
+        self._engine_settings = settings
         self._settings = settings.tuned(source.tuned)
         self._engine = engine
         self._loader = loader
@@ -67,12 +70,7 @@ class Host:
         self.error = ""
         self.facts = _UNKNOWN
         self.context_length = 0
-        self.end_tokens: frozenset[int] = frozenset()
-        self.embedding_length = 0
-        self._model: binding.Model | None = None
-        self._reader: PromptReader | None = None
-        self._worker: Worker | None = None
-        self._shelf: AdapterShelf | None = None
+        self._loaded: Loaded | None = None
         self._dead: Worker | None = None  # failed by itself, and perhaps still freeing what it had
         self._loading: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
@@ -81,7 +79,8 @@ class Host:
         self._users = 0
         self._unused: asyncio.Event = asyncio.Event()
         self._unused.set()
-        self.closing = False
+        self._unloaders = 0  # those whose `unload` has not ended
+        self._abandoned = False
         self.waiting = Waiting()
         self.on_death: Callable[[Host, float], None] | None = None  # given the seconds for which its thread lived
 
@@ -104,39 +103,23 @@ class Host:
     @property
     def load_report(self) -> ModelLoad | None:
         """Its load, if it is loaded."""
-        return self._worker.load if self._worker is not None and self.state is ModelState.LOADED else None
+        return self._loaded.worker.load if self._loaded is not None and self.state is ModelState.LOADED else None
 
     @property
-    def model(self) -> binding.Model:
-        """The weights. Raises `DrainingError` if it is not loaded (any more)."""
-        if self._model is None or self._worker is None or self.closing:
+    def loaded(self) -> Loaded:
+        """What a request works with that was let in. Raises `DrainingError` if it is not loaded any more."""
+        if self._loaded is None or self._unloading is not None:
             raise DrainingError(f"{self.name} is being unloaded")
-        return self._model
+        return self._loaded
 
     @property
-    def worker(self) -> Worker:
-        """The owner thread. Raises `DrainingError` if it is not loaded (any more)."""
-        if self._worker is None or self.closing:
-            raise DrainingError(f"{self.name} is being unloaded")
-        return self._worker
-
-    @property
-    def reader(self) -> PromptReader:
-        """Template and tokenizer. Raises `DrainingError` if it is not loaded (any more)."""
-        if self._reader is None or self.closing:
-            raise DrainingError(f"{self.name} is being unloaded")
-        return self._reader
+    def closing(self) -> bool:
+        """Whether nobody is let in: its owner has it unloaded, or its thread hangs. Who is in goes on."""
+        return self._unloaders > 0 or self._abandoned
 
     def adapter_source(self, name: str) -> AdapterSource:
         """The adapter that a request names. Raises `NotFoundError`."""
         return find_adapter(self.source.adapters, name, model=self.name)
-
-    @property
-    def shelf(self) -> AdapterShelf:
-        """The adapters in memory. Raises `DrainingError` if the model is not loaded (any more)."""
-        if self._shelf is None or self.closing:
-            raise DrainingError(f"{self.name} is being unloaded")
-        return self._shelf
 
     def renew(self, source: ModelSource) -> bool:
         """Takes over another source of the same artifact: its adapters at once, the rest for the next load.
@@ -144,13 +127,13 @@ class Host:
         Returns whether the adapters have changed.
         """
         changed = self.source.adapters != source.adapters
-        self.source = source
+        self.source, self._settings = source, self._engine_settings.tuned(source.tuned)
         return changed
 
     @property
     def pulse(self) -> Pulse | None:
         """Of its owner thread, if that lives."""
-        return self._worker.pulse if self._worker is not None else None
+        return self._loaded.worker.pulse if self._loaded is not None else None
 
     @property
     def is_failed(self) -> bool:
@@ -160,17 +143,17 @@ class Host:
     @property
     def is_idle(self) -> bool:
         """Whether nobody uses it and nothing of it is in memory, so that it can be forgotten."""
-        return not self._users and self._loading is None and self._worker is None
+        return not self._users and self._loading is None and self._loaded is None
 
     @property
     def in_memory(self) -> bool:
         """Whether it is loaded, and not on its way out."""
-        return self._worker is not None and self._unloading is None
+        return self._loaded is not None and self._unloading is None
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing of it is in memory, nor on its way in."""
-        return self._worker is None and self._loading is None and self._unloading is None
+        return self._loaded is None and self._loading is None and self._unloading is None
 
     # --- users ------------------------------------------------------------------------------------------------------
 
@@ -219,8 +202,8 @@ class Host:
         """It can't be loaded."""
         self._become(ModelState.FAILED, error.message)
 
-    async def load(self, allocation: Allocation, context_length: int | None) -> None:
-        """Loads it, which nobody does at the same time, to where `allocation` says.
+    async def load(self, allocation: Allocation, context_length: int) -> None:
+        """Loads it, which nobody does at the same time, to where `allocation` says, with the context it is made for.
 
         Raises `ModelFileError`, `OutOfMemoryError`, or `DrainingError` if it is broken off by `unload`.
         """
@@ -228,8 +211,9 @@ class Host:
         self._loading = asyncio.create_task(self._load(allocation, context_length))
         await asyncio.shield(self._loading)
 
-    async def _load(self, allocation: Allocation, context_length: int | None) -> None:
+    async def _load(self, allocation: Allocation, context_length: int) -> None:
         loop = asyncio.get_running_loop()
+        source, settings = self.source, self._settings  # as they were planned for; both may be renewed meanwhile
         size = self.artifact.size_bytes
         told_at = 0.0
 
@@ -245,17 +229,17 @@ class Host:
         began = time.monotonic()
         try:
             await self._bury()
-            model, reader, end_tokens, draft = await loop.run_in_executor(self._loader, self._open, allocation, report)
+            opened = loop.run_in_executor(self._loader, self._open, source, settings, allocation, report)
+            model, reader, end_tokens, draft = await opened
             self.facts = reader.facts
-            self.end_tokens = end_tokens
             self.context_length = self.context_for(context_length)
-            self.embedding_length = longest_input(model, self.context_length)
+            embedding_length = longest_input(model, self.context_length)
             worker = Worker(
                 model,
                 name=self.name,
                 context_length=self.context_length,
-                embedding_length=self.embedding_length,
-                settings=self._settings,
+                embedding_length=embedding_length,
+                settings=settings,
                 turns=self._turns,
                 failed=self._on_failed,
                 draft=draft,
@@ -267,7 +251,12 @@ class Host:
                 raise self._explained(error, allocation) from error
         except ChorusError as error:
             broken_off = self._break_off
-            self._become(ModelState.AVAILABLE if broken_off else ModelState.FAILED, "" if broken_off else error.message)
+            # that there is no memory for a context somebody has chosen says nothing of the usual one
+            too_large = isinstance(error, OutOfMemoryError) and context_length != self.context_for(None)
+            if broken_off or too_large:
+                self._become(ModelState.AVAILABLE)
+            else:
+                self._become(ModelState.FAILED, error.message)
             if broken_off:
                 raise DrainingError("the load was broken off: the engine is shutting down") from error
             raise
@@ -276,8 +265,8 @@ class Host:
             raise
         finally:
             self._loading = None
-        self._model, self._reader, self._worker = model, reader, worker
-        self._shelf = AdapterShelf(model, self._settings, loader=self._loader, send=worker.send)
+        shelf = AdapterShelf(model, settings, loader=self._loader, send=worker.send)
+        self._loaded = Loaded(model, reader, worker, shelf, end_tokens, self.context_length, embedding_length)
         _log.info("model loaded", model=self.name, seconds=round(time.monotonic() - began, 2))
         self._become(ModelState.LOADED)
         if self._break_off:
@@ -285,43 +274,47 @@ class Host:
             raise DrainingError("the engine is shutting down")
 
     def _open(
-        self, allocation: Allocation, report: Callable[[float], bool]
+        self,
+        source: ModelSource,
+        settings: LlamaSettings,
+        allocation: Allocation,
+        report: Callable[[float], bool],
     ) -> tuple[binding.Model, PromptReader, frozenset[int], binding.Model | None]:
         """In the loader's thread: reads the weights."""
         if self._break_off:
             raise DrainingError("the engine is shutting down")
-        if not self.source.path.is_file():
-            raise ModelFileError(f"{self.source.path} is not there any more")
+        if not source.path.is_file():
+            raise ModelFileError(f"{source.path} is not there any more")
         offload = ggml.Offload([(share.device, share.layers) for share in allocation.shares])
         try:
-            model = binding.Model(
-                self.source.path, offload=offload, lock_memory=self._settings.lock_memory, progress=report
-            )
+            model = binding.Model(source.path, offload=offload, lock_memory=settings.lock_memory, progress=report)
         except EngineError as error:
             explained = self._explained(error, allocation)
             raise (ModelFileError(error.message) if explained is error else explained) from error
         try:
-            reader, end_tokens = PromptReader(model, self.source.chat_template), model.end_tokens()
-            draft = self._open_draft(model, allocation)
+            reader, end_tokens = PromptReader(model, source.chat_template), model.end_tokens()
+            draft = self._open_draft(model, source, settings, allocation)
             give_back_freed_memory()  # reading a file takes twenty megabytes for a while
             return model, reader, end_tokens, draft
         except BaseException:
             model.close()
             raise
 
-    def _open_draft(self, target: binding.Model, allocation: Allocation) -> binding.Model | None:
+    def _open_draft(
+        self, target: binding.Model, source: ModelSource, settings: LlamaSettings, allocation: Allocation
+    ) -> binding.Model | None:
         """The model that is to draft for this one, if there is one and guesses are of use."""
-        source, settings = self.source.draft, self._settings
-        if source is None or not settings.speculation or not target.generates or not target.copies_prefixes:
+        guesser = source.draft
+        if guesser is None or not settings.speculation or not target.generates or not target.copies_prefixes:
             return None
         # It goes where the target's last layers are; with more layers than there are, whole.
         beside = [(share.device, _ALL_LAYERS) for share in allocation.shares[-1:]]
         try:
-            draft = binding.Model(source.path, offload=ggml.Offload(beside), lock_memory=settings.lock_memory)
+            draft = binding.Model(guesser.path, offload=ggml.Offload(beside), lock_memory=settings.lock_memory)
         except EngineError as error:
             raise ModelFileError(f"the draft model of {self.name}: {error.message}") from error
         try:
-            check_vocabularies(target, draft, target_name=self.name, draft_name=source.artifact.name)
+            check_vocabularies(target, draft, target_name=self.name, draft_name=guesser.artifact.name)
         except BaseException:
             draft.close()
             raise
@@ -347,31 +340,37 @@ class Host:
     async def unload(self, *, wait: bool, closes: Callable[[], None] = lambda: None) -> None:
         """Unloads it; with `wait`, once nobody uses it any more. A load under way is broken off.
 
-        `closes` is called when nothing can keep it in memory any more.
+        Nobody is let in meanwhile. `closes` is called when nothing can keep it in memory any more.
         """
-        if self._loading is not None:
-            self._break_off = True
-            await asyncio.wait([self._loading])
-        if self._worker is None:
-            await self._bury()
-            self._become(ModelState.AVAILABLE)
-            return
-        worker, self.closing = self._worker, True
-        if wait and self._unloading is None:
-            try:
-                await self._unused.wait()
-            except asyncio.CancelledError:
-                self.closing = False
-                raise
-        if self._worker is not worker:  # somebody else did not wait
-            return
-        closes()
-        await self.evict()
+        self._unloaders += 1
+        try:
+            if self._loading is not None:
+                self._break_off = True
+                await asyncio.wait([self._loading])
+            if wait and self._loaded is not None and self._unloading is None:
+                await self._served(self._loaded.worker)
+            if self._loaded is not None or self._unloading is not None:
+                closes()
+                await self.evict()
+            elif not self._abandoned:
+                await self._bury()
+                self._become(ModelState.AVAILABLE)
+        finally:
+            self._unloaders -= 1
+
+    async def _served(self, worker: Worker) -> None:
+        """Returns once nobody uses it any more, or its thread has ended, by itself or since somebody did not wait."""
+        unused = asyncio.create_task(self._unused.wait())
+        either: set[asyncio.Future[Any]] = {unused, worker.ended}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            unused.cancel()
 
     async def evict(self) -> None:
         """Unloads it to make room; who comes meanwhile may have it loaded again."""
-        if self._unloading is None and self._worker is not None:
-            self._unloading = asyncio.create_task(self._unload(self._worker))
+        if self._unloading is None and self._loaded is not None:
+            self._unloading = asyncio.create_task(self._unload(self._loaded))
         unloading = self._unloading
         if unloading is not None:
             await asyncio.wait([unloading])
@@ -385,14 +384,14 @@ class Host:
         else:
             self._unloading.add_done_callback(lambda _: call())
 
-    async def _unload(self, worker: Worker) -> None:
+    async def _unload(self, loaded: Loaded) -> None:
         try:
-            await worker.stop()
-            self._forget()
+            await loaded.worker.stop()
+            self._loaded = None
             await self._give_back()
         finally:
-            if self._worker is worker:
-                self._forget()
+            if self._loaded is loaded:
+                self._loaded = None
             self._unloading = None
         self._become(ModelState.AVAILABLE)
         _log.info("model unloaded", model=self.name)
@@ -408,12 +407,12 @@ class Host:
         """The owner thread died. Called before its streams hear of it, so that none comes back to a dead one."""
         if self._unloading is not None:
             return
-        self._dead = dead = self._worker
-        self._forget()
+        dead, self._loaded = self._loaded, None
+        self._dead = None if dead is None else dead.worker
         self._become(ModelState.FAILED, error.message)
         self._failed(self)
         if self.on_death is not None and dead is not None:
-            self.on_death(self, time.monotonic() - dead.pulse.born)
+            self.on_death(self, time.monotonic() - dead.worker.pulse.born)
 
     def abandon(self, error: ChorusError) -> None:
         """The owner thread hangs: whatever waits for it ends with `error`, and nothing is loaded here again.
@@ -422,8 +421,9 @@ class Host:
         """
         if self._unloading is not None:
             self._unloading.cancel()
-        self._forget()
-        self.closing = True
+        if self._loaded is not None:
+            self._loaded.worker.give_up(error)
+        self._loaded, self._abandoned = None, True
         self._become(ModelState.FAILED, error.message)
         self.waiting.end_all(error)
 
@@ -432,13 +432,11 @@ class Host:
         await self._again(self, self.context_length)
 
     async def _bury(self) -> None:
-        dead, self._dead = self._dead, None
+        dead = self._dead
         if dead is not None:
             await dead.stop()
-
-    def _forget(self) -> None:
-        self._model = self._reader = self._worker = self._shelf = None
-        self.closing = False
+        if self._dead is dead:  # it stays there for the next one where this was cancelled
+            self._dead = None
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 
-from chorus.core.errors import ChorusError, DrainingError, EngineError, InvalidRequestError
+from chorus.core.errors import ChorusError, DrainingError, EngineError
 from chorus.core.generation import Progress, Queued
-from chorus.core.residency.allocation import Allocation
+from chorus.core.residency.allocation import Wish
 from chorus.core.residency.devices import Machine
-from chorus.core.residency.residents import Admit, Decision, Evict, Load, Nothing, Refuse, Residency, Rules
+from chorus.core.residency.residents import Admit, Ask, Decision, Evict, Load, Nothing, Refuse, Residency, Rules
 from chorus.engine.llama.host import Host
 from chorus.engine.llama.settings import LlamaSettings
 from chorus.engine.llama.sizing import wish_of
@@ -31,7 +31,7 @@ class Visit:
     def __init__(self, residents: Residents, host: Host, context_length: int | None) -> None:
         self.host = host
         self.context_length = context_length
-        self.asked_at: float | None = None  # while it waits
+        self.ask: Ask | None = None  # while it waits
         self.inside = False
         self._residents = residents
         self._news: asyncio.Queue[Queued | Progress | ChorusError | None] = asyncio.Queue()
@@ -62,12 +62,12 @@ class Visit:
 
     def admitted(self) -> None:
         """The model can be used."""
-        self.asked_at, self.inside = None, True
+        self.ask, self.inside = None, True
         self._news.put_nowait(None)
 
     def refused(self, error: ChorusError) -> None:
         """It never can."""
-        self.asked_at = None
+        self.ask = None
         self._news.put_nowait(error)
 
 
@@ -110,7 +110,7 @@ class Residents:
         """Refuses those who wait, unloads everything and ends."""
         self._stopped = True
         for name in list(self._visits):
-            self._refuse(name, DrainingError("the engine is shutting down"), withdraw=True)
+            self._refuse(name, DrainingError("the engine is shutting down"))
         await asyncio.gather(*(host.unload(wait=False) for host in self._hosts.values()))
         self.look()
         if self._keeper is not None:
@@ -125,32 +125,34 @@ class Residents:
     def visit(self, host: Host, context_length: int | None = None) -> Visit:
         """Begins a request's use of a model; the caller ends it whatever happens.
 
-        Raises `DrainingError` where the model's owner has it unloaded, `InvalidRequestError` where it is in memory with
-        another context than asked for.
+        Without a `context_length` it takes whatever the model is loaded with. Raises `DrainingError` where the model's
+        owner has it unloaded, `InvalidRequestError` where it has, or is to have, another context than asked for.
         """
         if self._stopped:
             raise DrainingError("the engine is shutting down")
         if host.closing:
             raise DrainingError(f"{host.name} is being unloaded")
-        if context_length is not None and self._book.is_loaded(host.name):
-            wanted = host.context_for(context_length)
-            if wanted != host.context_length:
-                raise InvalidRequestError(
-                    "context_length", f"{host.name} is loaded with {host.context_length}; unload it first"
-                )
+        ask = self._book.ask(self._wish(host, context_length), self._clock(), chosen=context_length is not None)
         visit = Visit(self, host, context_length)
-        now = self._clock()
-        wish = wish_of(host.source, self._settings, host.context_for(context_length))
         self._hosts[host.name] = host
         host.enter()
-        if self._book.ask(wish, now):
+        if ask is None:
             visit.admitted()
             return visit
-        visit.asked_at = now
+        visit.ask = ask
         self._visits.setdefault(host.name, []).append(visit)
         host.listen(visit.told)
         self.look()
         return visit
+
+    def renewed(self, host: Host) -> None:
+        """It has another source, and so do those who wait for it."""
+        for visit in self._visits.get(host.name, ()):
+            if visit.ask is not None:
+                visit.ask.wish = self._wish(host, visit.context_length)
+
+    def _wish(self, host: Host, context_length: int | None) -> Wish:
+        return wish_of(host.source, self._settings, host.context_for(context_length))
 
     def ended(self, visit: Visit) -> None:
         """See `Visit.end`."""
@@ -159,10 +161,10 @@ class Residents:
             visit.inside = False
             self._book.leave(host.name, self._clock())
             host.leave()
-        elif visit.asked_at is not None:
-            self._book.withdraw(host.name, visit.asked_at)
+        elif visit.ask is not None:
+            self._book.withdraw(visit.ask)
             self._visits[host.name].remove(visit)
-            visit.asked_at = None
+            visit.ask = None
             self._go(visit)
         else:
             return
@@ -171,7 +173,7 @@ class Residents:
 
     async def unload(self, host: Host, *, wait: bool) -> None:
         """The owner wants it unloaded, pinned or not. Those who wait for it are refused; see `Engine.unload`."""
-        self._refuse(host.name, DrainingError(f"{host.name} is being unloaded"), withdraw=True)
+        self._refuse(host.name, DrainingError(f"{host.name} is being unloaded"))
         try:
             await host.unload(wait=wait, closes=lambda: self._book.leaving(host.name))
         finally:
@@ -179,9 +181,7 @@ class Residents:
             host.after_unloading(lambda: self._unloaded(host))
 
     def _unloaded(self, host: Host) -> None:
-        if host.in_memory:
-            self._book.stays(host.name)
-        elif host.is_settled:
+        if host.is_settled:
             self._book.gone(host.name)
         self.look()
 
@@ -204,7 +204,7 @@ class Residents:
             except Exception as error:  # a defect: those who wait must not wait for ever, and the others go on
                 _log.exception("the keeper of models failed")
                 for name in list(self._visits):
-                    self._refuse(name, EngineError(f"loading failed: {type(error).__name__}"), withdraw=True)
+                    self._refuse(name, EngineError(f"loading failed: {type(error).__name__}"))
                 await self._pause(math.inf)
 
     async def _read(self) -> Machine:
@@ -213,8 +213,8 @@ class Residents:
 
     async def _carry_out(self, decision: Decision) -> None:
         match decision:
-            case Load(name, allocation):
-                await self._load(name, allocation)
+            case Load():
+                await self._load(decision)
             case Evict(name, why):
                 _log.info("model evicted", model=name, why=str(why))
                 try:
@@ -223,27 +223,27 @@ class Residents:
                     self._book.gone(name)
             case Admit(name):
                 self._admit(name)
-            case Refuse(shortage):
+            case Refuse(shortage, asks):
                 error = shortage.error
-                self._hosts[shortage.model].fail(error)
-                self._refuse(shortage.model, error)
+                if not any(ask.chosen for ask in asks):  # a context that is too large says nothing of the usual one
+                    self._hosts[shortage.model].fail(error)
+                self._refuse(shortage.model, error, asks)
             case Nothing(until):
                 await self._pause(until)
 
-    async def _load(self, name: str, allocation: Allocation) -> None:
-        host = self._hosts[name]
-        wanted = next((v.context_length for v in self._visits.get(name, ()) if v.context_length is not None), None)
+    async def _load(self, load: Load) -> None:
+        name = load.model
         try:
-            await host.load(allocation, wanted)
+            await self._hosts[name].load(load.allocation, load.context_length)
         except ChorusError as error:
             self._book.gone(name)
-            self._refuse(name, error, withdraw=True)
+            self._refuse(name, error)
             return
         except BaseException:
             self._book.gone(name)
             raise
-        self._book.loaded(name, self._clock())
-        self._admit(name)
+        if self._book.loaded(name, self._clock()):
+            self._admit(name)
 
     async def _pause(self, until: float) -> None:
         """Until something happens, or that time."""
@@ -259,10 +259,17 @@ class Residents:
             visit.host.deafen(visit.told)
             visit.admitted()
 
-    def _refuse(self, name: str, error: ChorusError, *, withdraw: bool = False) -> None:
-        for visit in self._visits.pop(name, ()):
-            if withdraw and visit.asked_at is not None:
-                self._book.withdraw(name, visit.asked_at)
+    def _refuse(self, name: str, error: ChorusError, asks: tuple[Ask, ...] | None = None) -> None:
+        """Refuses those who wait, or of them only those of `asks`, whom the book knows no more."""
+        waiting = self._visits.pop(name, [])
+        staying = [] if asks is None else [visit for visit in waiting if visit.ask not in asks]
+        if staying:
+            self._visits[name] = staying
+        for visit in waiting:
+            if visit in staying:
+                continue
+            if asks is None and visit.ask is not None:
+                self._book.withdraw(visit.ask)
             self._go(visit)
             visit.refused(error)
 

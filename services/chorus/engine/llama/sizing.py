@@ -70,6 +70,7 @@ def wish_of(source: ModelSource, settings: LlamaSettings, context_length: int) -
         name=artifact.name,
         family=artifact.family,
         footprint=taken,
+        context_length=context_length,
         gpu_layers=settings.gpu_layers,
         only_on=frozenset(device for devices in assigned for device in devices) if assigned else None,
         pinned=bool(names & residency.pinned),

@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 
 from chorus.core.batching.batch import Chunk, Copy, Plan, Sequence
@@ -28,7 +29,6 @@ from chorus.engine.llama.commands import (
     ReleaseAdapter,
     Stop,
     Submit,
-    Withdraw,
 )
 from chorus.engine.llama.constraint import Masks
 from chorus.engine.llama.context import Context, FloatArray
@@ -101,6 +101,7 @@ class Worker:
         self._allowed: dict[Choice, Mask] = {}
         self._constrained = 0  # choices with a form to keep to
         self._queue_changed = False
+        self._over: ChorusError | None = None  # why no command is taken any more; the event loop's
         self._steps = 0
         self._params = context_params(settings, context_length, shares_prefixes=model.copies_prefixes)
         cells = self._params.cells
@@ -129,8 +130,15 @@ class Worker:
         self._thread.start()
 
     def send(self, command: Command) -> None:
-        """Hands over a command; from the event loop."""
-        self._commands.put(command)
+        """Hands over a command; from the event loop. Once the thread has ended it is answered with why that was."""
+        if self._over is None:
+            self._commands.put(command)
+        else:
+            _answer(command, self._over)
+
+    def give_up(self, error: ChorusError) -> None:
+        """The thread hangs: whatever is sent from now on is answered with `error`. From the event loop."""
+        self._over = error
 
     async def stop(self) -> None:
         """Ends everything and joins the thread; streams end with `DrainingError`."""
@@ -152,7 +160,6 @@ class Worker:
             while self._take_commands():
                 self._step()
                 self.pulse.end()
-            self._end_all(DrainingError(f"{self._name} is being unloaded"))
         except ChorusError as error:
             failure = error
         except BaseException as error:
@@ -161,8 +168,8 @@ class Worker:
         try:
             if failure is not None:
                 self._post(self._settle_failed, failure)
-                self._end_all(failure)
-                self._hand_over()
+            self._end_all(failure or DrainingError(f"{self._name} is being unloaded"))
+            self._hand_over()
             self._embeds.close()
             if self._drafter is not None:
                 self._drafter.close()
@@ -246,18 +253,13 @@ class Worker:
         self._post(job.stream.push, error)
 
     def _end_all(self, error: ChorusError) -> None:
-        for job in list(self._jobs):
-            self._fail(job, error)
-        while not self._commands.empty():
-            command = self._commands.get()
-            if isinstance(command, Submit):
-                self._post(command.job.stream.push, error)
-            elif isinstance(command, Embed | Withdraw):
-                self._embeds.take(command)
-            elif isinstance(command, ForgetCache):
-                self._outbox.settle(command.result, None)
+        """Answers everybody; the thread takes no commands any more. Asks nothing of what may have failed."""
+        self._post(self._close, error)
+        for job in self._jobs:
+            self._post(job.stream.push, error)
+        self._jobs.clear()
         self._embeds.end(error)
-        self.load = self._load_report()
+        self.load = replace(self.load, slots_used=0, queued=0, kv_used_tokens=0)
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -520,6 +522,12 @@ class Worker:
         if not self._outbox.hand_over():
             self._commands.put(Stop())
 
+    def _close(self, error: ChorusError) -> None:
+        """On the event loop, where commands come from: none is put into the queue after this."""
+        self._over = self._over or error
+        while not self._commands.empty():
+            _answer(self._commands.get(), self._over)
+
     def _end(self, _: None) -> None:
         self._outbox.close()
         self.ended.set_result(None)
@@ -529,3 +537,13 @@ class Worker:
             self._failed(error)
         else:
             self.ready.set_exception(error)
+
+
+def _answer(command: Command, error: ChorusError) -> None:
+    """On the event loop: says that a command is not carried out, to whoever waits for that."""
+    if isinstance(command, Submit):
+        command.job.stream.push(error)
+    elif isinstance(command, Embed) and not command.result.done():
+        command.result.set_exception(error)
+    elif isinstance(command, ForgetCache) and not command.result.done():
+        command.result.set_result(None)  # it went with the model

@@ -391,7 +391,7 @@ class LoadModelRequest(_message.Message):
     model: _builtins.str
     """A family or an artifact's name."""
     context_length: _builtins.int
-    """What one request may use, in tokens. Absent: as configured."""
+    """What one request may use, in tokens. Absent: as it is loaded already, else as configured."""
     def __init__(
         self,
         *,

@@ -179,7 +179,8 @@ class ModelRunnerServicer:
         Two calls for one model load it once, and both are told.
         Callers: coordinators, admins.
         Errors: NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION (MODEL_FILE_INVALID), RESOURCE_EXHAUSTED (OUT_OF_MEMORY, without
-        RetryInfo), PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
+        RetryInfo), INVALID_ARGUMENT where the model has another `context_length` than asked for, or is being loaded with
+        another, PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
         Retry: safe; a loaded model stays loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -88,7 +88,8 @@ class ModelRunnerStub:
     Two calls for one model load it once, and both are told.
     Callers: coordinators, admins.
     Errors: NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION (MODEL_FILE_INVALID), RESOURCE_EXHAUSTED (OUT_OF_MEMORY, without
-    RetryInfo), PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
+    RetryInfo), INVALID_ARGUMENT where the model has another `context_length` than asked for, or is being loaded with
+    another, PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
     Retry: safe; a loaded model stays loaded.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_runner_pb2.UnloadModelRequest, _runner_pb2.UnloadModelResponse]
@@ -170,7 +171,8 @@ class ModelRunnerAsyncStub(ModelRunnerStub):
     Two calls for one model load it once, and both are told.
     Callers: coordinators, admins.
     Errors: NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION (MODEL_FILE_INVALID), RESOURCE_EXHAUSTED (OUT_OF_MEMORY, without
-    RetryInfo), PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
+    RetryInfo), INVALID_ARGUMENT where the model has another `context_length` than asked for, or is being loaded with
+    another, PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
     Retry: safe; a loaded model stays loaded.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_runner_pb2.UnloadModelRequest, _runner_pb2.UnloadModelResponse]  # type: ignore[assignment]
@@ -297,7 +299,8 @@ class ModelRunnerServicer(metaclass=_abc_1.ABCMeta):
         Two calls for one model load it once, and both are told.
         Callers: coordinators, admins.
         Errors: NOT_FOUND (UNKNOWN_MODEL), FAILED_PRECONDITION (MODEL_FILE_INVALID), RESOURCE_EXHAUSTED (OUT_OF_MEMORY, without
-        RetryInfo), PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
+        RetryInfo), INVALID_ARGUMENT where the model has another `context_length` than asked for, or is being loaded with
+        another, PERMISSION_DENIED where the runner's owner allows no loading, UNAVAILABLE (DRAINING).
         Retry: safe; a loaded model stays loaded.
         """
 
