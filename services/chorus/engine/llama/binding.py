@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib
 import importlib.metadata
+import itertools
 import os
 import threading
 import unicodedata
@@ -22,6 +23,7 @@ import numpy as np
 
 from chorus.core.errors import ConfigError, DrainingError, EngineError
 from chorus.engine.llama import log
+from chorus.engine.llama.special_texts import SpecialTexts
 
 if TYPE_CHECKING:
     from chorus.engine.llama.ggml import Offload
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
 _WORDPIECE = 3
 _POOLING_RANK = 4
 _TOKEN_CONTROL = (1 << 0) | (1 << 3)  # unknown and control tokens: those whose text ordinary text must not become
+_TOKEN_SPECIAL = _TOKEN_CONTROL | 1 << 4  # those that the users of a vocabulary defined, too
+_TOKEN_STRIPS_LEFT, _TOKEN_STRIPS_RIGHT = 1 << 7, 1 << 8  # white space
 _LARGEST_TEXT = 1 << 28
 _LARGEST_POSITION = (1 << 31) - 1
+_SHORT_TEXT = 1024  # bytes; whatever it holds is read in a millisecond or two
 _NORMALIZER = "tokenizer.ggml.normalizer"
 # How long OpenMP's threads spin for the next piece of work: some 0.1 ms, which is longer than between two operations.
 # Its own 300,000 are some 5 ms, for which they keep the event loop and other processes off their cores after a step.
@@ -191,6 +196,7 @@ class Model:
         self.adds_sep = bool(self._lib.llama_vocab_get_add_sep(vocab)) and self.sep >= 0
         self.adds_bos = bool(self._lib.llama_vocab_get_add_bos(vocab)) and self.bos >= 0
         self._strips_accents = self._find_strips_accents()
+        self._specials: dict[bool, SpecialTexts] = {}  # by whether control tokens are read
         self._pieces: list[bytes | None] = [None] * self.vocabulary_size
         self._can_add_special = self._find_can_add_special()
 
@@ -319,6 +325,18 @@ class Model:
         if len(data) > _LARGEST_TEXT:
             raise EngineError(f"a text of {len(data)} bytes is too large to tokenize")
         add_special = add_special and self._can_add_special
+        cuts = self._special_texts(parse_special).cuts(data) if len(data) > _SHORT_TEXT else []
+        if not cuts:
+            return self._token_ids(data, add_special=add_special, parse_special=parse_special)
+        around = self._token_ids(b"", add_special=True, parse_special=False) if add_special else []
+        before = 1 if self.adds_bos or len(around) > 1 else 0
+        ids = around[:before]
+        for start, end in itertools.pairwise((0, *cuts, len(data))):
+            ids += self._token_ids(data[start:end], add_special=False, parse_special=parse_special)
+        return ids + around[before:]
+
+    def _token_ids(self, data: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """What llama.cpp makes of a text in one piece."""
         room = len(data) + 16
         while True:
             ids = np.empty(room, dtype=np.int32)
@@ -331,6 +349,25 @@ class Model:
             if -count <= room:
                 raise EngineError("llama.cpp cannot tokenize this text")
             room = -count
+
+    def _special_texts(self, parse_special: bool) -> SpecialTexts:
+        """Found when first needed: it takes a tenth of a second for 262,144 tokens."""
+        found = self._specials.get(parse_special)
+        if found is None:
+            texts: list[bytes] = []
+            strip_left: list[bytes] = []
+            strip = False
+            attributes = self._lib.llama_vocab_get_attr
+            ignored = 0 if parse_special else _TOKEN_CONTROL
+            with self._in_use() as vocab:
+                for token_id in range(self.vocabulary_size):
+                    attribute = attributes(vocab, token_id)
+                    if attribute & _TOKEN_SPECIAL and not attribute & ignored:
+                        texts.append(self._lib.llama_vocab_get_text(vocab, token_id) or b"")
+                        strip = strip or bool(attribute & (_TOKEN_STRIPS_LEFT | _TOKEN_STRIPS_RIGHT))
+                        strip_left += texts[-1:] if attribute & _TOKEN_STRIPS_LEFT else []
+            found = self._specials[parse_special] = SpecialTexts(texts, strip=strip, strip_left=strip_left)
+        return found
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of a token as part of an answer; none for special tokens. The id must be in the vocabulary."""

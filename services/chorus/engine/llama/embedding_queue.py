@@ -33,12 +33,12 @@ class EmbeddingQueue:
         most_waiting: int,
         most_beside_streams: int,
         gap_s: float,
-        begins: Callable[[int], None] = lambda _: None,
+        begins: Callable[[int, str], None] = lambda *_: None,
     ) -> None:
         """`make` makes the context for these limits; at most `most_waiting` requests wait that have not begun.
 
         While streams run, a batch has at most `most_beside_streams` tokens, and no more than take `gap_s` seconds.
-        `begins` is told of each batch, by the number of its tokens, before llama.cpp gets it.
+        `begins` is told of whatever llama.cpp is about to do: the number of tokens, and what kind of work it is.
         """
         self._texts = TextQueue(limits)
         self._make = make
@@ -88,8 +88,9 @@ class EmbeddingQueue:
         began = time.monotonic()
         try:
             if self._embedder is None:
+                self._begins(1, "context")
                 self._embedder = self._make()
-            self._begins(sum(piece.count for piece in pieces))
+            self._begins(sum(piece.count for piece in pieces), "texts")
             vectors = self._embedder.read(pieces, [self._tokens(piece) for piece in pieces])
         except ChorusError as error:
             for request in {self._request(piece.text) for piece in pieces}:

@@ -9,42 +9,46 @@ from collections.abc import Iterator
 
 
 class Turns:
-    """At most `places` threads at a time are inside `taken`; the others come in the order in which they asked.
+    """At most `places` owners at a time are inside `taken`; the others come in the order in which they asked.
 
-    A thread that wants a turn again, as each does after every step, stands behind those who wait already: so models
-    take steps in turn, however unlike these are. With 0 places nobody ever waits.
+    An owner is a thread's own object. One that wants a turn again, as each does after every step, stands behind those
+    who wait already: so models take steps in turn, however unlike these are. With 0 places nobody ever waits.
     """
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._inside = 0
-        self._waiting: deque[threading.Event] = deque()
+        self._inside: set[object] = set()
+        self._waiting: deque[tuple[object, threading.Event]] = deque()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def taken(self, owner: object) -> Iterator[None]:
         """Waits for a turn, and gives it on at the end."""
         if not self._places:
             yield
             return
-        self._take()
+        self._take(owner)
         try:
             yield
         finally:
-            self._give()
+            self.give_on(owner)
 
-    def _take(self) -> None:
+    def give_on(self, owner: object) -> None:
+        """Ends the turn of `owner`, if it has one. From any thread: of one that hangs in it, nobody else gets it on."""
         with self._lock:
-            if self._inside < self._places:
-                self._inside += 1
+            if owner not in self._inside:
+                return
+            self._inside.remove(owner)
+            if self._waiting:
+                following, called = self._waiting.popleft()
+                self._inside.add(following)  # the place goes over, so nobody slips in between
+                called.set()
+
+    def _take(self, owner: object) -> None:
+        with self._lock:
+            if len(self._inside) < self._places:
+                self._inside.add(owner)
                 return
             called = threading.Event()
-            self._waiting.append(called)
+            self._waiting.append((owner, called))
         called.wait()
-
-    def _give(self) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()  # the place goes over, so nobody slips in between
-            else:
-                self._inside -= 1

@@ -92,7 +92,7 @@ class Worker:
             most_waiting=settings.max_queue,
             most_beside_streams=settings.prefill_tokens,
             gap_s=settings.gap_s,
-            begins=lambda tokens: self.pulse.begin(tokens, "texts"),
+            begins=self.pulse.begin,
         )
         self._context: Context | None = None
         self._choices: dict[Sequence, Choice] = {}
@@ -265,8 +265,9 @@ class Worker:
 
     def _step(self) -> None:
         if not self._embeds.idle:
-            with self._turns.taken():
+            with self._turns.taken(self):
                 self._embeds.step(streams=not self._scheduler.idle)
+            self.pulse.end()  # a wait for the next turn is no step
             self.load = self._load_report()
             self._hand_over()
         if self._scheduler.idle:
@@ -331,15 +332,17 @@ class Worker:
         """Lets the draft model guess; one that fails is given up, as streams go on without it."""
         drafter = self._drafter
         assert drafter is not None
-        self.pulse.begin(len(wanted), "guesses")
         try:
-            with self._turns.taken():
+            with self._turns.taken(self):
+                self.pulse.begin(len(wanted), "guesses")
                 guesses = drafter.propose([request for _, request in wanted])
         except ChorusError as error:
             _log.warning("draft model given up", model=self._name, why=error.message)
             self._drafter = None
             drafter.close()
             return
+        finally:
+            self.pulse.end()
         for (choice, _), guess in zip(wanted, guesses, strict=True):
             if guess and choice.sequence is not None:
                 choice.sequence.draft = guess
@@ -351,15 +354,15 @@ class Worker:
         assert plan.lane is None or isinstance(plan.lane, Adapter)
         context.use_adapter(plan.lane)
         count = self._fill(context, plan.chunks)
+        outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])
         self._hand_over()  # the event loop tells what the last step gave while this one is computed
-        with self._turns.taken():
+        with self._turns.taken(self):
             self.pulse.begin(count)
             began = time.monotonic()
             code = context.decode(count)
-        if code:
-            raise batch_failed(code, count)
-        outputs = sum([chunk.outputs + len(chunk.draft) for chunk in plan.chunks])
-        rows = context.logits(outputs) if outputs else None
+            if code:
+                raise batch_failed(code, count)
+            rows = context.logits(outputs) if outputs else None  # where a graphics device computes, it is waited for
         self._scheduler.stepped(plan, time.monotonic() - began)
         self._compute_masks(plan.chunks)
         first = 0
