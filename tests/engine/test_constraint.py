@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from chorus.core.errors import EngineError, InvalidRequestError
 from chorus.core.generation import Constraint, ConstraintKind, DeliveredChoice, GenerationRequest, TextPrompt
+from chorus.engine.llama import constraint
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.constraint import FormCompiler, Masks, Matcher
 from chorus.engine.llama.gbnf import to_lark
@@ -221,8 +224,88 @@ def test_a_mask_that_would_hold_up_every_stream_ends_its_request(vocabulary: Voc
             matcher.check()
             matcher.accept(token_id)
 
-    with pytest.raises(EngineError, match="too many ways to read one text by it"):
+    with pytest.raises(InvalidRequestError, match=r"grammar: .*too many ways to read one text by it"):
         write()
+
+
+def lists(count: int) -> list[dict[str, Any]]:
+    """So many alternatives, each a list of any of them, that all begin alike."""
+    return [{"type": "array", "items": {"$ref": "#/$defs/list"}, "minItems": least} for least in range(count)]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_masks_that_hold_up_every_stream_end_their_request_however_few_ways_it_takes(
+    vocabulary: Vocabulary, together: int
+) -> None:
+    """Each takes a tenth of a second, and no limit of llguidance is met; also in the company of others."""
+    schema = {"items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/list"}]}, "type": "array"}
+    matcher = vocabulary.matcher(SCHEMA, json.dumps({**schema, "$defs": {"list": {"anyOf": lists(200)}}}))
+    others = [vocabulary.matcher(REGEX, "[ab]*") for _ in range(together - 1)]
+
+    def write() -> None:
+        for token_id in vocabulary.ids('["' + '", "'.join(["a"] * 60)):
+            vocabulary.masks.compute([matcher, *others])
+            matcher.check()
+            matcher.accept(token_id)
+
+    with pytest.raises(InvalidRequestError, match="json_schema: takes too long to follow"):
+        write()
+    for other in others:
+        other.check()
+
+
+def test_what_takes_too_long_from_the_beginning_is_refused(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "_LONGEST_FIRST_MASK_S", 0.005)  # it takes 50 times as long
+    with pytest.raises(InvalidRequestError, match="json_schema: takes too long to follow"):
+        vocabulary.matcher(SCHEMA, json.dumps({"$ref": "#/$defs/list", "$defs": {"list": {"anyOf": lists(400)}}}))
+
+
+def test_what_was_delivered_is_not_followed_for_minutes(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "_LONGEST_REPLAY_S", 0.2)
+    schema = {"type": "array", "items": {"$ref": "#/$defs/list"}, "$defs": {"list": {"anyOf": lists(200)}}}
+    ids = tuple(vocabulary.ids("[" + "[[]], " * 300))
+    with pytest.raises(InvalidRequestError, match="json_schema: takes too long to follow"):
+        vocabulary.matchers(SCHEMA, json.dumps(schema), resume=(DeliveredChoice(0, ids),))
+
+
+def test_a_step_into_too_many_ways_is_the_fault_of_the_form(vocabulary: Vocabulary) -> None:
+    """It was told that the token did not fit, as a failure of the engine, for which others were asked the same."""
+    kinds = [
+        {"type": "object", "properties": {"a": {"$ref": "#"}, f"k{number}": {}}, "additionalProperties": False}
+        for number in range(400)
+    ]
+    matcher = vocabulary.matcher(SCHEMA, json.dumps({"anyOf": kinds}))
+    first = vocabulary.ids('{"a"')[0]
+    with pytest.raises(InvalidRequestError, match=r"json_schema: .*too many ways to read one text"):
+        matcher.accept(first)
+
+
+def test_large_schemas_are_followed_in_good_time(vocabulary: Vocabulary) -> None:
+    """What is allowed is far above what ordinary ones take: a hundredth of it."""
+
+    def text(count: int) -> dict[str, Any]:
+        return {f"field_{number}": {"type": "string"} for number in range(count)}
+
+    tools = [
+        {"type": "object", "properties": {"name": {"const": f"t{number}"}, "arguments": {"properties": text(6)}}}
+        for number in range(120)
+    ]
+    for schema in (
+        {"type": "object", "properties": text(300), "additionalProperties": False},
+        {"type": "array", "items": {"anyOf": tools}},
+        {"type": "array", "items": {"enum": [f"value {number}" for number in range(2000)]}},
+    ):
+        matcher = vocabulary.matcher(SCHEMA, json.dumps(schema))
+        opening = "[" if schema["type"] == "array" else '{"field_1": "'
+        for token_id in vocabulary.ids(opening):
+            vocabulary.masks.compute([matcher])
+            matcher.accept(token_id)
+        vocabulary.masks.compute([matcher])
+        matcher.check()
 
 
 def test_many_patterns_that_never_meet_are_taken(vocabulary: Vocabulary) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,15 @@ _MOST_ITEMS = {ConstraintKind.GRAMMAR: 2_000, ConstraintKind.JSON_SCHEMA: 20_000
 _HEADER = '%llguidance {"no_forcing": true}\n'
 # As much as llama.cpp's own grammars allow between the parts of a document; small models would never stop otherwise.
 _JSON_OPTIONS = {"whitespace_pattern": r"(\x20|\x0A{1,2}[\x20\x09]{0,20})"}
+# What following one request's form may cost, in seconds of a processor: masks of ordinary forms, with thousands of keys
+# too, take a millisecond, and no limit of llguidance bounds those of many alternatives that begin alike.
+_CHEAP_S = 0.02  # a mask that takes no longer is free
+_LONGEST_S = 0.5  # for all beyond that of one answer, every stream of the model waiting
+_LONGEST_FIRST_MASK_S = 0.25
+_LONGEST_REPLAY_S = 2.0
+_REPLAYED_AT_ONCE = 16  # tokens
+_SUSPECTED_STEPS = 16
+_LIMITS = ("Too many items", "Current row has", "fuel", "too many states")  # words of llguidance about them
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
 
 
@@ -42,11 +52,28 @@ def is_available() -> bool:
     return importlib.util.find_spec("llguidance") is not None
 
 
+class Cost:
+    """What following one request's form has cost beyond what is free, in seconds of a processor."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """A step of it took so long."""
+        if seconds > _CHEAP_S:
+            self.seconds += seconds - _CHEAP_S
+
+
 class Matcher:
     """How far the answer of one choice has come in its form. Used by one thread at a time."""
 
-    def __init__(self, inner: LLMatcher) -> None:
+    def __init__(self, inner: LLMatcher, field: str, cost: Cost) -> None:
+        """`field` of the request has the form; the choices of one request share their `cost`."""
         self.inner = inner
+        self.cost = cost
+        self._field = field
 
     @property
     def is_complete(self) -> bool:
@@ -59,17 +86,44 @@ class Matcher:
         return bool(self.inner.is_stopped())
 
     def check(self) -> None:
-        """Raises `EngineError` if the form could not be followed here; the mask then allows only the end of text."""
+        """Raises if the form can't be followed any further, when masks allow only the end of text.
+
+        `InvalidRequestError` where it costs too much, which it would elsewhere too; else `EngineError`.
+        """
+        if self.cost.seconds > _LONGEST_S:
+            raise _too_slow(self._field)
         if self.inner.is_error():
+            problem = self.inner.get_error()
+            if any(limit in problem for limit in _LIMITS):
+                raise InvalidRequestError(self._field, _reason(problem))
             raise EngineError(
-                f"the form that was asked for cannot be followed any further ({_reason(self.inner.get_error())}); "
+                f"the form that was asked for cannot be followed any further ({_reason(problem)}); "
                 "make the grammar or schema simpler"
             )
 
     def accept(self, token_id: int) -> None:
-        """Takes the next token. Raises `EngineError` for one that the mask did not allow."""
-        if not self.inner.consume_token(token_id):
+        """Takes the next token. Raises `EngineError` for one that the mask did not allow, and as `check` does."""
+        began = time.thread_time()
+        taken = self.inner.consume_token(token_id)
+        self.cost.add(time.thread_time() - began)
+        if not taken:
+            if any(limit in self.inner.get_error() for limit in _LIMITS):
+                self.check()
             raise EngineError(f"token {token_id} does not fit the form that was asked for")
+
+    def replay(self, token_ids: Sequence[int]) -> int:
+        """Takes tokens for as long as they fit; returns how many. Raises `InvalidRequestError` as `check` does."""
+        taken, spent = 0, 0.0
+        while taken < len(token_ids):
+            began = time.thread_time()
+            count = int(self.inner.try_consume_tokens(list(token_ids[taken : taken + _REPLAYED_AT_ONCE])))
+            spent += time.thread_time() - began
+            taken += count
+            if spent > _LONGEST_REPLAY_S:
+                raise _too_slow(self._field)
+            if count < _REPLAYED_AT_ONCE:
+                break
+        return taken
 
     def fitting(self, token_ids: Sequence[int]) -> int:
         """How many of these tokens could follow, one after the other; nothing changes."""
@@ -90,28 +144,43 @@ class Masks:
         self._rows = np.zeros((0, self._width), dtype=np.uint32)
         self._row: Mask = np.zeros(self._width, dtype=np.uint32)
         self._executor: LLExecutor | None = None
+        self._suspected = 0  # for so many steps yet somebody's masks are held to be slow
 
     def compute(self, matchers: Sequence[Matcher]) -> list[Mask]:
         """The tokens that each matcher allows next, in order. Valid until the next call; see `Matcher.check`."""
         if not matchers:
             return []
-        if len(matchers) > len(self._rows):
-            self._rows = np.zeros((len(matchers), self._width), dtype=np.uint32)
-        rows, stride = self._rows, self._width * 4
         if len(matchers) == 1:
             return [self.one(matchers[0])]
+        if len(matchers) > len(self._rows):
+            self._rows = np.zeros((len(matchers), self._width), dtype=np.uint32)
+        rows = self._rows
+        if self._suspected:  # one by one, to know whose takes long
+            self._suspected -= 1
+            for matcher, row in zip(matchers, rows, strict=False):
+                self._compute(matcher, row)
+            return list(rows[: len(matchers)])
         if self._executor is None:
             from llguidance import LLExecutor
 
             self._executor = LLExecutor(self._threads)
         places = [(matcher.inner, place) for place, matcher in enumerate(matchers)]
-        self._executor.unsafe_compute_mask_ptr(places, rows.ctypes.data, stride, len(rows))
+        began = time.monotonic()
+        self._executor.unsafe_compute_mask_ptr(places, rows.ctypes.data, self._width * 4, len(rows))
+        if time.monotonic() - began > _CHEAP_S:
+            self._suspected = _SUSPECTED_STEPS
         return list(rows[: len(matchers)])
 
     def one(self, matcher: Matcher) -> Mask:
         """The tokens that one matcher allows next. Valid until the next call."""
-        matcher.inner.unsafe_compute_mask_ptr(self._row.ctypes.data, self._row.nbytes)
+        self._compute(matcher, self._row)
         return self._row
+
+    @staticmethod
+    def _compute(matcher: Matcher, row: Mask) -> None:
+        began = time.thread_time()
+        matcher.inner.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        matcher.cost.add(time.thread_time() - began)
 
 
 class FormCompiler:
@@ -147,12 +216,22 @@ class FormCompiler:
             tokenizer = self._vocabulary(end_tokens)
             limits = LLParserLimits(step_max_items=_MOST_ITEMS[constraint.kind], verbose_errors=False)
             inner = LLMatcher(tokenizer, lark, log_level=0, limits=limits)
-            probe = Matcher(inner.deep_copy())
-            Masks(tokenizer.vocab_size, threads=1).compute([probe])
-            problem = inner.get_error() or probe.inner.get_error()
+            problem = inner.get_error()
+            masks = Masks(tokenizer.vocab_size, threads=1)
+            # The first time what stays is prepared as well; the second time it takes what each will.
+            probes = [Matcher(inner.deep_copy(), field, Cost()) for _ in range(0 if problem else 2)]
+            for probe in probes:
+                masks.one(probe)
+                problem = probe.inner.get_error()
+                if problem or probe.cost.seconds <= _LONGEST_FIRST_MASK_S:
+                    break
         if problem:
             raise InvalidRequestError(field, _reason(problem))
-        matchers = (Matcher(inner), *(Matcher(inner.deep_copy()) for _ in range(request.choice_count - 1)))
+        if all(probe.cost.seconds > _LONGEST_FIRST_MASK_S for probe in probes):
+            raise _too_slow(field)
+        cost = Cost()
+        inners = [inner, *(inner.deep_copy() for _ in range(request.choice_count - 1))]
+        matchers = tuple(Matcher(one, field, cost) for one in inners)
         for delivered in request.resume:
             _replay(matchers[delivered.choice], delivered, end_tokens)
         return matchers
@@ -185,7 +264,7 @@ class _Vocabulary:
 def _replay(matcher: Matcher, delivered: DeliveredChoice, end_tokens: frozenset[int]) -> None:
     ids = list(delivered.token_ids)
     ended = next((place for place, token_id in enumerate(ids) if token_id in end_tokens), len(ids))
-    taken = int(matcher.inner.try_consume_tokens(ids[:ended]))
+    taken = matcher.replay(ids[:ended])
     if taken < ended:
         raise InvalidRequestError("resume", f"token {taken} of choice {delivered.choice} does not fit the constraint")
 
@@ -227,11 +306,17 @@ def _refusing(field: str) -> Iterator[None]:
         raise InvalidRequestError(field, "cannot be compiled") from error
 
 
+def _too_slow(field: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        field, "takes too long to follow; let fewer rules or alternatives begin alike, or make it smaller"
+    )
+
+
 def _reason(problem: str) -> str:
     """llguidance's message without the source and the state that it quotes."""
     if "NoExtension" in problem:
         return "no text can have this form"
-    if "Too many items" in problem:
+    if "Too many items" in problem or "Current row has" in problem:
         return (
             "there are too many ways to read one text by it; let fewer rules or alternatives begin alike, and write "
             "characters that repeat as [...]+ rather than as a rule that refers to itself"
