@@ -29,7 +29,7 @@ PAIRS = [
     for layer in range(0, 30, 3)
     for name, rows in (("attn_q", 576), ("attn_v", 192))
 ]
-SCALES = {"nothing": 0.0, "pirate": 0.4, "poet": 0.4, "judge": 0.4}
+SCALES = {"nothing": 0.0, "pirate": 0.4, "poet": 0.8, "judge": 0.4}
 CLOSE = 0.2  # log-probabilities nearer than this may change places with the batch that computes them
 
 

@@ -125,10 +125,10 @@ def test_turns_are_taken_in_the_order_of_asking() -> None:
     threads = []
 
     def work(name: str) -> None:
-        with turns.taken():
+        with turns.taken(name):
             order.append(name)
 
-    with turns.taken():
+    with turns.taken("first"):
         for place, name in enumerate("abc", start=1):
             thread = threading.Thread(target=work, args=(name,))
             threads.append(thread)
@@ -138,14 +138,14 @@ def test_turns_are_taken_in_the_order_of_asking() -> None:
     for thread in threads:
         thread.join()
     assert order == ["a", "b", "c"]
-    with turns.taken():
+    with turns.taken("first"):
         order.append("again")
     assert order[-1] == "again"
 
 
 def test_without_a_limit_nobody_waits() -> None:
     turns = Turns(0)
-    with turns.taken(), turns.taken():
+    with turns.taken("one"), turns.taken("other"):
         assert not turns._waiting
 
 
@@ -153,19 +153,19 @@ def test_as_many_as_allowed_are_inside() -> None:
     turns = Turns(2)
     inside, most, lock = [0], [0], threading.Lock()
 
-    def work() -> None:
+    def work(owner: int) -> None:
         for _ in range(200):
-            with turns.taken():
+            with turns.taken(owner):
                 with lock:
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                 with lock:
                     inside[0] -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(5)]
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert most[0] <= 2
-    assert (inside[0], turns._inside) == (0, 0)
+    assert (inside[0], turns._inside) == (0, set())

@@ -57,8 +57,8 @@ async def one_at_a_time(*sources: ModelSource) -> AsyncIterator[LlamaEngine]:
 def own_step(engine: LlamaEngine) -> Step | None:
     """The step that the calling thread says it is in, as the watchdog would read it."""
     for host in engine._hosts.values():
-        if host._worker is not None and host._worker._thread is threading.current_thread():
-            return host._worker.pulse.step
+        if host._loaded is not None and host._loaded.worker._thread is threading.current_thread():
+            return host._loaded.worker.pulse.step
     raise AssertionError("no owner thread")
 
 
@@ -116,7 +116,7 @@ async def test_who_hangs_in_its_turn_is_found_and_nobody_waits_for_it_any_more(
     async with one_at_a_time(named(shallow, tmp_path, "hung"), named(shallow, tmp_path, "sound")) as engine:
         take, decode = Turns._take, Context.decode
         hung, sound = (engine._hosts[f"{name}.gguf"] for name in ("hung", "sound"))
-        hung_thread, sound_thread = hung.worker._thread, sound.worker._thread
+        hung_thread, sound_thread = hung.loaded.worker._thread, sound.loaded.worker._thread
 
         def taken(turns: Turns, *arguments: Any) -> None:
             if threading.current_thread() is sound_thread:
@@ -157,7 +157,7 @@ async def test_who_dies_in_its_turn_gives_it_on(
 ) -> None:
     async with one_at_a_time(named(shallow, tmp_path, "frail"), named(shallow, tmp_path, "sound")) as engine:
         decode = Context.decode
-        thread = engine._hosts["frail.gguf"].worker._thread
+        thread = engine._hosts["frail.gguf"].loaded.worker._thread
 
         def decoded(context: Context, count: int) -> int:
             if threading.current_thread() is thread:
