@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -122,6 +123,20 @@ def test_the_largest_values_are_found_without_sorting_all(row: FloatArray, count
     assert len(set(found.tolist())) == len(found) == count
     assert row[found].tolist() == values.tolist() == np.sort(row)[::-1][:count].tolist()
     assert all(one < other for one, other in pairwise(found) if row[one] == row[other])
+
+
+@given(rows, st.integers(1, 500), st.integers(0, 40), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_what_is_forbidden_is_no_candidate(row: FloatArray, count: int, allowed: int, random: Random) -> None:
+    """Forms often allow a few tokens of all; equal ones of the others must not be sorted for each token."""
+    kept = sorted(random.sample(range(row.size), min(allowed, row.size)))
+    masked = np.full_like(row, -np.inf)
+    masked[kept] = row[kept]
+    found, values = largest(masked, count)
+    expected = np.sort(masked)[::-1][: min(count, row.size)].tolist()
+    if kept and count * 4 < row.size:
+        expected = [value for value in expected if value > -np.inf]
+    assert values.tolist() == masked[found].tolist() == expected
 
 
 @given(rows, samplings, histories, st.integers(0, 3))

@@ -67,7 +67,10 @@ def by_value(row: FloatArray, ids: IdArray) -> tuple[IdArray, FloatArray]:
 
 
 def largest(row: FloatArray, count: int) -> tuple[IdArray, FloatArray]:
-    """The ids of the `count` largest values and these, the largest first and the lower id first among equals."""
+    """The ids of the `count` largest values and these, the largest first and the lower id first among equals.
+
+    Fewer where the others are minus infinity, unless all are.
+    """
     count = min(count, row.size)
     if not count:
         return np.empty(0, dtype=np.int64), row[:0]
@@ -86,12 +89,19 @@ def _candidates(row: FloatArray, count: int) -> IdArray:
     the row before saves nothing: the 40th largest logit lies 3 to 14 below the largest, row by row.)
     """
     width = row.size // _ROWS
-    if count * 2 >= width:
-        found = above(row, float(np.partition(row, row.size - count)[row.size - count]))
-    else:
+    by_columns = count * 2 < width
+    if by_columns:
         table = row[: width * _ROWS].reshape(_ROWS, width)
         maxima = np.maximum.reduce(table, axis=0)
         bound = np.partition(maxima, width - count)[width - count]
+    else:
+        bound = np.partition(row, row.size - count)[row.size - count]
+    if bound == -np.inf and row.max() > bound:
+        # What a form forbids, often all but a few, is no candidate: to sort it would take longer than a step.
+        return np.greater(row, bound, out=buffers(row.size).flags).nonzero()[0]
+    if not by_columns:
+        found = above(row, float(bound))
+    else:
         columns = (maxima >= bound).nonzero()[0]
         lines, places = (table.take(columns, axis=1) >= bound).nonzero()
         found = lines * width + columns[places]
