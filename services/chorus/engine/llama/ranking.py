@@ -98,7 +98,8 @@ def _candidates(row: FloatArray, count: int) -> IdArray:
         bound = np.partition(row, row.size - count)[row.size - count]
     if bound == -np.inf and row.max() > bound:
         # What a form forbids, often all but a few, is no candidate: to sort it would take longer than a step.
-        return np.greater(row, bound, out=buffers(row.size).flags).nonzero()[0]
+        allowed: IdArray = np.greater(row, bound, out=buffers(row.size).flags).nonzero()[0]
+        return allowed
     if not by_columns:
         found = above(row, float(bound))
     else:
