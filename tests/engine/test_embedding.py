@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from chorus.core.generation import (
     TextPrompt,
     TokenDelta,
 )
-from chorus.engine.llama import LlamaEngine, LlamaSettings
+from chorus.engine.llama import LlamaEngine, LlamaSettings, binding
 from chorus.engine.llama.context import Context
 from chorus.engine.llama.embedder import Embedder
 from chorus.testing.engine_conformance import CHECKS, Check, needed_by
@@ -334,3 +335,23 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
     monkeypatch.setattr(Embedder, "read", noted)
     return event
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system doesn't show open files")
+async def test_a_context_that_cannot_be_made_leaves_no_file_open(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise EngineError("no memory")
+
+    model = binding.Model(minilm(request.config.cache).path)
+    monkeypatch.setattr("chorus.engine.llama.embedder.Context", fails)
+    before = open_files()
+    with pytest.raises(EngineError, match="no memory"):
+        Embedder(model, longest=64, threads=1, flash_attention=True)
+    assert open_files() == before
+    model.close()

@@ -131,6 +131,14 @@ async def test_a_long_prompt_is_read_in_pieces_that_are_told(llama: LlamaEngine)
     assert done == sorted(set(done))
 
 
+async def test_a_scored_prompt_goes_on_after_its_context_has_shifted() -> None:
+    engine = LlamaEngine([smollm2()], replace(SETTINGS, context_length=16))
+    await engine.start()
+    heard = await hear(engine, ask("Once upon a time there was", 40, context_shift=True, prompt_logprobs=2))
+    assert len(heard.ids()) == 40
+    await engine.stop()
+
+
 async def test_tool_calls_are_read_from_the_answer() -> None:
     source = smollm2(
         chat_template="{% for t in tools %}{{ t | tojson }}{% endfor %}<tool_call>{{ messages[0].content }}"

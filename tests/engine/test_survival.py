@@ -298,6 +298,23 @@ async def test_a_thread_that_dies_of_its_scheduler_answers_everybody(monkeypatch
     await engine.stop()
 
 
+@pytest.mark.parametrize("what", ["submit", "forget_cache"])
+async def test_the_command_that_a_thread_dies_of_is_answered(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in no queue any more, and among no requests yet."""
+    engine = LlamaEngine([smollm2()], SETTINGS)
+    await engine.start()
+    await engine.load("")
+    with monkeypatch.context() as patched:
+        patched.setattr(Scheduler, what, lambda *_: 1 / 0)
+        async with asyncio.timeout(10.0):
+            if what == "submit":
+                with pytest.raises(EngineError, match="ZeroDivisionError"):
+                    await hear(engine, ask())
+            else:
+                await engine.forget_cache()
+    await engine.stop()
+
+
 # Loads with fewer megabytes of address space than the context needs, which is an allocation that fails for certain.
 _SHORT_OF_MEMORY = """
 import asyncio, logging, resource, sys

@@ -236,3 +236,14 @@ async def until(is_so: Callable[[], bool], engine: LlamaEngine) -> None:
     while not is_so():
         await changed.wait()
         changed.clear()
+
+
+async def test_a_context_that_was_chosen_goes_with_the_load() -> None:
+    """What is placed by is what the next load will have, for who chooses none."""
+    async with running() as engine:
+        usual = engine.models()[0].context_length
+        await engine.unload("", wait=True)
+        await engine.load("", context_length=64)
+        assert engine.models()[0].context_length == 64
+        await engine.unload("", wait=True)
+        assert engine.models()[0].context_length == usual

@@ -146,7 +146,7 @@ class Scheduler:
             self._operations.append(Trim(sequence.slot, sequence.computed))
 
     def rewind(self, sequence: Sequence, keep: int) -> None:
-        """A sequence's tokens were changed behind the first `keep`: what lies behind is read anew."""
+        """A sequence's tokens were changed behind the first `keep`: what lies behind is read anew, not scored."""
         assert sequence.slot is not None
         if self.sharing is not Sharing.PREFIX:
             keep = 0
@@ -154,6 +154,7 @@ class Scheduler:
         self.tree.truncate(sequence.slot, length)
         self._operations.append(Trim(sequence.slot, length))
         sequence.computed = length
+        sequence.scores = 0
         sequence.draft.clear()
 
     def stepped(self, plan: Plan, seconds: float) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from chorus.engine.llama.settings import usable_threads
+
 LOAD = Path("/proc/loadavg")
 _LOOKS = 4
 _BETWEEN_LOOKS_S = 5e-5  # whoever handed over the request has got off its core by then
@@ -15,13 +17,14 @@ _BETWEEN_LOOKS_S = 5e-5  # whoever handed over the request has got off its core 
 class FreeCores:
     """Counts free cores by how many threads of the whole machine are running or ready to run.
 
-    Linux tells that in /proc/loadavg, which takes some 10 us to read. Where nobody tells, no core counts as free.
+    Linux tells that in /proc/loadavg, which takes some 10 us to read. Where nobody tells, no core counts as free. Where
+    this process may use some cores alone, all that runs is held to run on these.
     """
 
     def __init__(
         self, path: Path = LOAD, *, cores: int | None = None, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        self._cores = cores if cores is not None else os.cpu_count() or 1
+        self._cores = cores if cores is not None else usable_threads()
         self._pause = pause
         try:
             self._file: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -77,7 +77,6 @@ class Embedder:
         self._pooling = model.pooling if model.pooling != POOLING_NONE else POOLING_MEAN
         self._pools_here = model.causal and self._pooling != POOLING_RANK
         self._threads = threads
-        self._free_cores = FreeCores()
         self._parameters = model.parameters
         self._sums: dict[int, _Sum] = {}  # by slot
         batch = self.limits.batch_tokens if model.causal else max(longest, self.limits.batch_tokens)
@@ -96,6 +95,7 @@ class Embedder:
                 pooling=POOLING_NONE if self._pools_here else self._pooling,
             ),
         )
+        self._free_cores = FreeCores()  # after what may fail: it holds a file
 
     def close(self) -> None:
         """Frees the context."""

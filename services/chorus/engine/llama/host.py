@@ -251,6 +251,7 @@ class Host:
                 raise self._explained(error, allocation) from error
         except ChorusError as error:
             broken_off = self._break_off
+            self.context_length = self.context_for(None)  # as it will be loaded for who chooses none
             # that there is no memory for a context somebody has chosen says nothing of the usual one
             too_large = isinstance(error, OutOfMemoryError) and context_length != self.context_for(None)
             if broken_off or too_large:
@@ -393,6 +394,7 @@ class Host:
             if self._loaded is loaded:
                 self._loaded = None
             self._unloading = None
+        self.context_length = self.context_for(None)
         self._become(ModelState.AVAILABLE)
         _log.info("model unloaded", model=self.name)
 

@@ -101,6 +101,7 @@ class Worker:
         self._allowed: dict[Choice, Mask] = {}
         self._constrained = 0  # choices with a form to keep to
         self._queue_changed = False
+        self._in_hand: Command | None = None  # what the thread is carrying out
         self._over: ChorusError | None = None  # why no command is taken any more; the event loop's
         self._steps = 0
         self._params = context_params(settings, context_length, shares_prefixes=model.copies_prefixes)
@@ -191,7 +192,7 @@ class Worker:
             if waits:
                 self._carry_out()
                 self._hand_over()
-            command = self._commands.get()
+            command = self._in_hand = self._commands.get()
             if isinstance(command, Stop):
                 return False
             if isinstance(command, Submit):
@@ -206,6 +207,7 @@ class Worker:
                 self._release_adapter(command.adapter)
             else:
                 self._embeds.take(command)
+            self._in_hand = None
             self.load = self._load_report()
 
     def _submit(self, job: Job) -> None:
@@ -254,6 +256,8 @@ class Worker:
 
     def _end_all(self, error: ChorusError) -> None:
         """Answers everybody; the thread takes no commands any more. Asks nothing of what may have failed."""
+        if isinstance(self._in_hand, Submit) and self._in_hand.job in self._jobs:
+            self._in_hand = None
         self._post(self._close, error)
         for job in self._jobs:
             self._post(job.stream.push, error)
@@ -528,6 +532,8 @@ class Worker:
     def _close(self, error: ChorusError) -> None:
         """On the event loop, where commands come from: none is put into the queue after this."""
         self._over = self._over or error
+        if self._in_hand is not None:  # the thread died of it
+            _answer(self._in_hand, self._over)
         while not self._commands.empty():
             _answer(self._commands.get(), self._over)
 
