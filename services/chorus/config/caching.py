@@ -48,3 +48,8 @@ class CacheSettings(Section):
         description="Share of wrong answers allowed among semantic hits. Some hits are generated anyway and compared, "
         "more of them for an entry that was wrong.",
     )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether answers are kept where other coordinators keep theirs, too: by a server on the network."""
+        return self.store == "valkey"

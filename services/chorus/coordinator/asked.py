@@ -65,7 +65,7 @@ class AskedReader:
     def __init__(self, settings: CacheSettings, placing: Placing) -> None:
         self._ttl_s = settings.ttl_s
         self._default = CacheMode(settings.mode)
-        self._on_network = settings.store != "sqlite"
+        self._on_network = settings.is_shared
         self._placing = placing
         self._default_model = ""
         self._read: OrderedDict[tuple[str, CacheMode | None, bytes], _Read] = OrderedDict()

@@ -337,7 +337,7 @@ class AnswerCache:
     @property
     def is_shared(self) -> bool:
         """Whether its store is that of other coordinators, too."""
-        return self._settings.store != "sqlite"
+        return self._settings.is_shared
 
     async def clear(self, *, everybody: bool) -> int:
         """Forgets the caller's answers, or everybody's, those among them that are just being made.

@@ -308,7 +308,7 @@ def _answer_cache(
 
 def _answer_store(config: ChorusConfig) -> Answers:
     settings, max_bytes = config.cache, config.cache.max_mib << 20
-    if settings.store == "sqlite":
+    if not settings.is_shared:
         return AnswerStore(settings.file, max_entries=settings.max_entries, max_bytes=max_bytes)
     valkey = _valkey(config, "cache.store")
     return SharedAnswers(valkey, ttl_s=settings.ttl_s, max_entries=settings.max_entries, max_bytes=max_bytes)

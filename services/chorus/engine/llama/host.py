@@ -422,11 +422,10 @@ class Host:
         What the thread holds is not freed: this process is to end. Its turn alone is given on, so that the streams of
         other models come to their ends before.
         """
-        if self._loaded is not None:
-            self._turns.give_on(self._loaded.worker)
         if self._unloading is not None:
             self._unloading.cancel()
         if self._loaded is not None:
+            self._turns.give_on(self._loaded.worker)
             self._loaded.worker.give_up(error)
         self._loaded, self._abandoned = None, True
         self._become(ModelState.FAILED, error.message)
