@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 
 from chorus.client import ClientEvent, MeshClient, StartedAt
@@ -16,8 +17,8 @@ STREAMS = 3
 
 
 def tell(**what: object) -> None:
-    """One line."""
-    sys.stdout.write(json.dumps(what) + "\n")
+    """One line, with the time that all processes of a machine share."""
+    sys.stdout.write(json.dumps(what | {"at": time.monotonic()}) + "\n")
     sys.stdout.flush()
 
 

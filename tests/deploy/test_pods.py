@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,13 +196,13 @@ class Load:
         self._process = process
         self.told: list[dict[str, Any]] = []
 
-    async def until(self, key: str, **wanted: str) -> dict[str, Any]:
-        """Reads on to the next line that has that key, and these values."""
+    async def until(self, key: str, *, told_since: float = 0.0, **wanted: str) -> dict[str, Any]:
+        """Reads on to the next line that has that key, and these values, and was written at that time or later."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             told = json.loads(line)
             self.told.append(told)
-            if key in told and wanted.items() <= told.items():
+            if key in told and told["at"] >= told_since and wanted.items() <= told.items():
                 return told
         assert self._process.stderr is not None
         raise AssertionError(f"the client ended: {(await self._process.stderr.read()).decode()[-2000:]}")
@@ -307,7 +308,8 @@ async def test_a_mesh_of_pods_serves_survives_and_is_updated(
     assert cluster.connections(7311) == {(who, "identity") for who in ("registry", "runner", "coordinator")}
 
     # A runner's pod is killed in the middle of an answer.
-    await load.until("began", runner="desktop")
+    # What it told while nobody read has long been answered.
+    await load.until("began", told_since=time.monotonic(), runner="desktop")
     await cluster.kill(runners["desktop"])
     while not (await load.until("whole"))["moved"]:
         pass
