@@ -126,6 +126,16 @@ def test_text_whose_tokens_the_caller_counted_goes_on_with_the_next_index(begins
     assert delivered.token_count(0, begins_at + 2) == delivered.token_total == 5
 
 
+def test_an_engine_without_ids_goes_on_from_the_text_that_the_caller_gave_with_its_ids() -> None:
+    resume = [DeliveredChoice(0, (7, 8), "abc def")]
+    delivered = begun(Delivered(1, resume, allow_text=True), with_ids=False)
+    assert texts(delivered, [(0, "!")]) == [2]
+    assert delivered.choices() == (DeliveredChoice(0, (), "abc def!", token_count=3),)
+    delivered = begun(Delivered(1, resume, allow_text=True))
+    assert delivered.take(0, 2, [9], "!") == 2
+    assert delivered.choices() == (DeliveredChoice(0, (7, 8, 9)),)
+
+
 def test_no_more_tokens_are_told_than_their_text_can_have() -> None:
     delivered = begun(Delivered(allow_text=True), with_ids=False)
     texts(delivered, [(0, ""), (1, ""), (2, "ü")])

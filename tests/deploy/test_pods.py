@@ -202,6 +202,8 @@ class Load:
         async for line in self._process.stdout:
             told = json.loads(line)
             self.told.append(told)
+            print(told)  # shown with a test that fails
+            assert "failed" not in told
             if key in told and told["at"] >= told_since and wanted.items() <= told.items():
                 return told
         assert self._process.stderr is not None

@@ -25,6 +25,7 @@ from chorus.core.errors import (
 )
 from chorus.core.generation import (
     Conversation,
+    DeliveredChoice,
     EmbeddingRequest,
     Fallback,
     Finished,
@@ -90,6 +91,24 @@ async def test_a_provider_lost_before_it_answered_may_have_read_the_prompt(
             await settled(mesh)
             assert len(upstream.asked("/v1/completions")) == 1
             assert (await client.costs()).total.spent == len(PROMPT) // 4 + 7
+
+
+async def test_an_answer_of_which_nothing_is_missing_costs_nothing(
+    certificates: MeshCertificates, tmp_path: Path
+) -> None:
+    async with Upstream("vllm", UpstreamModel()) as upstream:
+        costs = money(tmp_path / "costs.db")
+        mesh = InProcessMesh(runners=[engine_at(upstream, Outside)], certificates=certificates, costs=costs)
+        async with mesh:
+            client = mesh.client()
+            for count, asked in ((WORDS, 0), (WORDS - 1, 1)):
+                resume = (DeliveredChoice(0, (), "x" * count, count),)
+                completion = await client.complete(
+                    paid(resume=resume, allow_text_resume=True), fallback=Fallback(external=True)
+                )
+                assert completion.usage.completion_tokens == WORDS
+                assert len(upstream.asked("/v1/completions")) == asked
+                assert (completion.usage.cost_micro_usd > 0) == bool(asked)
 
 
 async def test_every_way_in_which_a_provider_is_asked_is_billed(certificates: MeshCertificates, tmp_path: Path) -> None:

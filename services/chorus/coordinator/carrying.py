@@ -71,6 +71,7 @@ class Carrying:
         self._silent_since = arrived
         self._tokens_before = 0  # the last break
         self._given = 0  # tokens of the answer before the attempt under way
+        self._asks_nothing = False  # all of them had been delivered before it
 
     @property
     def begun(self) -> bool:
@@ -101,6 +102,8 @@ class Carrying:
             sha256 = candidate.model.artifact.sha256
             ask_to_go_on(spec, self.delivered, seed=self._seed, artifact_sha256=sha256)
         self._given = self.delivered.token_total
+        resume = self.delivered.choices()
+        self._asks_nothing = bool(resume) and replace(self._request, resume=resume).tokens_left == 0
         return message
 
     def broken(self, reason: str) -> Needs:
@@ -186,6 +189,7 @@ class Carrying:
         counts = check_counts(finished, delivered)
         if (bill := self._bill) is not None:
             bill.told(finished.usage.prompt_token_count, sum(counts) - self._given)
+            bill.refused = self._asks_nothing  # its runner says that the answer is whole, and asks nobody
         if not self._why:
             delivered.prompt_tokens = finished.usage.prompt_token_count
             delivered.cached_tokens = finished.usage.cached_token_count

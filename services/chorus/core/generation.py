@@ -276,6 +276,12 @@ class GenerationRequest:
     context_shift: bool = False
     session_id: str = ""
 
+    @property
+    def tokens_left(self) -> int | None:
+        """How many tokens may still come of an answer with one choice, 0 where all were delivered; None: no limit."""
+        limit = self.stop.max_tokens
+        return None if limit is None else max(0, limit - sum(choice.tokens for choice in self.resume))
+
     def needed_features(self) -> frozenset[Feature]:
         """Every feature that an engine must have to serve this request as asked."""
         needed: set[Feature] = set()

@@ -20,8 +20,8 @@ _TOKEN = re.compile(r"[^\W_]+|(?<=\s)[<>](?=\s)|[.,:;!?\n]")
 _NOT = re.compile(r"n['’]t\b")
 _ENDS_SENTENCE = frozenset(".:;!?\n")
 _ENDS_CLAUSE = _ENDS_SENTENCE | _words(", but while whereas however")
-# They begin a clause that only says why, or in spite of what.
-_BEGINS_REASON = _words("because since although though")
+# They begin a clause that only says why, or in spite of what; `while` does as a sentence's first word.
+_BEGINS_REASON = _words("because since although though while")
 # What follows a sentence's first word `A` where it is a label; verbs in -s are besides these.
 _AFTER_LABEL = _BEGINS_REASON | _words(
     "b and or nor over than but had did would could should can will must may might for with by in on to of at from if "
@@ -31,7 +31,9 @@ _NAMES = _words("answer option response choice verdict")
 _LISTING = _NAMES | _words("and or nor vs versus")
 _BARE = _NAMES | _words("the final my is s")
 _BETTER = _words("better over than beats more outperforms superior stronger preferable preferred rather instead to >")
-_WORSE = _words("worse worst less weaker inferior poorer wrong incorrect < loses")
+_WORSE = _words(
+    "worse worst less weaker inferior poorer wrong incorrect < loses beaten bested outdone outperformed surpassed"
+)
 _PREFERS = _words(
     "better best prefer prefers preferred preferable choose chose pick picked select selected winner wins favor favour "
     "superior stronger"
@@ -45,11 +47,12 @@ def picked(text: str) -> str:
     words = [token for token in tokens if token[0].isalnum()]
     if len(words) == 1 and words[0].upper() in _LABELS:
         return words[0].upper()
-    plain, certain = set[str](), set[str]()
+    certain, plain, besides = set[str](), set[str](), set[str]()
     for clause in _clauses(tokens):
         label, is_certain = _preferred(clause)
-        (certain if is_certain else plain).add(label)
-    said = (certain - {""}) or (plain - {""})
+        is_reason = clause[:1] and clause[0] in _BEGINS_REASON
+        (besides if is_reason else certain if is_certain else plain).add(label)
+    said = (certain - {""}) or (plain - {""}) or (besides - {""})
     return said.pop() if len(said) == 1 else ""
 
 
@@ -59,8 +62,9 @@ def _clauses(tokens: Sequence[str]) -> Iterator[list[str]]:
     for place, token in enumerate(tokens):
         word = token.lower()
         if word in _ENDS_CLAUSE or word in _BEGINS_REASON:
+            is_first = place == 0 or tokens[place - 1] in _ENDS_SENTENCE
             yield clause
-            clause = [word] if word in _BEGINS_REASON else []
+            clause = [word] if word in _BEGINS_REASON and (is_first or word != "while") else []
         else:
             clause.append(token.upper() if _is_label(tokens, place) else word)
     yield clause
@@ -92,17 +96,16 @@ def _preferred(clause: Sequence[str]) -> tuple[str, bool]:
     if not places or words & _UNDECIDED:
         return "", False
     first, last = places[0], places[-1]
-    is_reason = clause[0] in _BEGINS_REASON
     if clause[first] != clause[last]:
         between = set(clause[first:last])
         if between & _WORSE:
-            return clause[last], not is_reason
-        return (clause[first], not is_reason) if between & _BETTER else ("", False)
+            return clause[last], True
+        return (clause[first], True) if between & _BETTER else ("", False)
     if words & _WORSE or (first and clause[first - 1] in ("than", "over")):
         return "", False
     is_bare = words <= _BARE | {clause[first]}
     is_named = bool(words & _PREFERS) or (first > 0 and clause[first - 1] == "is")
-    return clause[first], (is_bare or is_named) and not is_reason
+    return clause[first], is_bare or is_named
 
 
 def _places(clause: Sequence[str]) -> list[int]:

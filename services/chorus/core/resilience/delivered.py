@@ -63,6 +63,8 @@ class Delivered:
             self._with_ids, self._resumes_from_ids = with_ids, with_ids and can_resume
         for choice in self._choices.values():
             choice.shift = 0 if self._with_ids else None
+            if not self._with_ids and choice.text:  # the caller gave both, and this engine goes on from text alone
+                choice.token_ids.clear()
 
     @property
     def obstacle(self) -> str:
@@ -166,9 +168,8 @@ _NOTHING = _Choice()
 
 
 def _given(choice: DeliveredChoice) -> _Choice:
-    if choice.token_ids or not choice.text:
-        return _Choice(list(choice.token_ids), next=len(choice.token_ids))
-    return _Choice(text=[choice.text], next=choice.token_count or None)
+    text = [choice.text] if choice.text else []
+    return _Choice(list(choice.token_ids), text, next=choice.tokens or (None if text else 0))
 
 
 def _told(number: int, choice: _Choice) -> DeliveredChoice:

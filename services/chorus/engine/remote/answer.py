@@ -20,7 +20,7 @@ from chorus.core.generation import (
     Usage,
 )
 from chorus.core.text.stops import StopMatcher, StopStrings
-from chorus.engine.remote.dialect import Piece, Spent, tokens_left
+from chorus.engine.remote.dialect import Piece, Spent
 
 _NOTHING = Piece()
 # After the end of an answer most servers tell what it used; some neither do that nor close the connection.
@@ -57,7 +57,7 @@ class Answer:
         self._echo = echo
         self._repeated = ""
         self._delivered = sum(choice.tokens for choice in request.resume)
-        self._left = tokens_left(request)
+        self._left = request.tokens_left
         self._index = self._delivered
         self._started = False
         self._first_at: float | None = None

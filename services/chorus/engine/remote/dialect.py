@@ -134,12 +134,6 @@ def delivered_text(model: RemoteModel, request: GenerationRequest) -> str:
     return ""
 
 
-def tokens_left(request: GenerationRequest) -> int | None:
-    """How many tokens may still come, 0 where all were delivered; None without a limit."""
-    limit = request.stop.max_tokens
-    return None if limit is None else max(0, limit - sum(choice.tokens for choice in request.resume))
-
-
 def raw_prompt(model: RemoteModel, request: GenerationRequest) -> str | None:
     """The whole text of a text prompt, with what was delivered; None where the prompt is a conversation."""
     if isinstance(request.prompt, TextPrompt):

@@ -33,7 +33,6 @@ from chorus.engine.remote.dialect import (
     as_text,
     json_of,
     raw_prompt,
-    tokens_left,
     unsupported,
     whole,
 )
@@ -143,7 +142,7 @@ class OllamaDialect:
     def generation(self, model: RemoteModel, request: GenerationRequest, seed: int) -> Call:
         """A call of /api/chat, or of /api/generate with the text as it is."""
         sampling = request.sampling
-        limit = tokens_left(request)
+        limit = request.tokens_left
         options: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,

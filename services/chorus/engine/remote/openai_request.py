@@ -26,7 +26,6 @@ from chorus.engine.remote.dialect import (
     delivered_text,
     json_of,
     raw_prompt,
-    tokens_left,
     unsupported,
 )
 
@@ -51,7 +50,7 @@ def call_of(make: str, model: RemoteModel, request: GenerationRequest, seed: int
         body["stop"] = list(request.stop.strings)
     if request.stop.token_ids and make != "vllm":
         raise unsupported(model, Feature.TOKEN_IDS, "stop at token ids")
-    limit = tokens_left(request)
+    limit = request.tokens_left
     if limit is not None:
         body["max_tokens"] = max(1, limit)
     schema = request.constraint is not None and request.constraint.kind is ConstraintKind.JSON_SCHEMA
