@@ -63,8 +63,6 @@ class Delivered:
             self._with_ids, self._resumes_from_ids = with_ids, with_ids and can_resume
         for choice in self._choices.values():
             choice.shift = 0 if self._with_ids else None
-            if not self._with_ids and choice.text:  # the caller gave both, and this engine goes on from text alone
-                choice.token_ids.clear()
 
     @property
     def obstacle(self) -> str:
@@ -99,7 +97,9 @@ class Delivered:
     def choices(self) -> tuple[DeliveredChoice, ...]:
         """Every choice of which something was delivered, in order, what the caller had before included."""
         return tuple(
-            _told(number, choice) for number, choice in sorted(self._choices.items()) if choice.token_ids or choice.text
+            _told(number, choice, self._with_ids)
+            for number, choice in sorted(self._choices.items())
+            if choice.token_ids or choice.text
         )
 
     @property
@@ -172,8 +172,8 @@ def _given(choice: DeliveredChoice) -> _Choice:
     return _Choice(list(choice.token_ids), text, next=choice.tokens or (None if text else 0))
 
 
-def _told(number: int, choice: _Choice) -> DeliveredChoice:
-    if choice.token_ids:
+def _told(number: int, choice: _Choice, with_ids: bool) -> DeliveredChoice:
+    if choice.token_ids and (with_ids or not choice.text):  # a caller may have given both
         return DeliveredChoice(number, tuple(choice.token_ids))
     text = "".join(choice.text)
     # Tokens whose text was still held back are generated anew, so they are none of this text.
