@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chorus.engine.llama import binding, special_texts
+from chorus.engine.llama import special_texts, tokenizer
 from chorus.engine.llama.binding import Model
 from chorus.engine.llama.special_texts import SpecialTexts
 from tests.engine.conftest import smollm2_path
@@ -80,7 +80,7 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory, gemma_path: Path) -> 
 
 @pytest.fixture
 def cut_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binding, "_SHORT_TEXT", 0)
+    monkeypatch.setattr(tokenizer, "_SHORT_TEXT", 0)
     monkeypatch.setattr(special_texts, "_BETWEEN_CUTS", 1)
     monkeypatch.setattr(special_texts, "_SLAB", 7)
 
@@ -97,9 +97,9 @@ def test_the_tokens_of_the_pieces_are_those_of_the_whole(vocabularies: Callable[
     @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     def check(text: str, add_special: bool, parse_special: bool) -> None:
         nonlocal cut
-        cut += bool(model._special_texts(parse_special).cuts(text.encode()))
+        cut += bool(model.tokenizer.special_texts(parse_special).cuts(text.encode()))
         pieces = model.tokenize(text, add_special=add_special, parse_special=parse_special)
-        assert pieces == model._token_ids(text.encode(), add_special=add_special, parse_special=parse_special)
+        assert pieces == model.tokenizer.of_piece(text.encode(), add_special=add_special, parse_special=parse_special)
 
     check()
     assert cut > 50
@@ -121,11 +121,11 @@ def test_no_piece_has_many_special_tokens(
 ) -> None:
     """What a piece takes grows with the square of their number; 20,000 at once took a second, and 200,000 minutes."""
     model = vocabularies(name)
-    specials = model._special_texts(parse_special)
+    specials = model.tokenizer.special_texts(parse_special)
     data = (text * (400_000 // len(text))).encode()
     most = 0
     for start, end in itertools.pairwise((0, *specials.cuts(data), len(data))):
-        most = max(most, len(model._token_ids(data[start:end], add_special=False, parse_special=parse_special)))
+        most = max(most, len(model.tokenizer.of_piece(data[start:end], add_special=False, parse_special=parse_special)))
     assert most <= 16 * special_texts._BETWEEN_CUTS
 
 

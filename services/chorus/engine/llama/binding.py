@@ -1,7 +1,9 @@
-"""Where Python meets llama.cpp: the library, weights and vocabulary. (`context` has the rest; nothing else calls C.)
+"""Where Python meets llama.cpp: the library, weights and vocabulary.
+
+`context` and `tokenizer` have the rest; nothing else calls C.
 
 llama.cpp answers a wrong argument with an assertion that ends the process, so everything it would assert is checked
-in these two modules before the call, and raised as `EngineError`.
+in these modules before the call, and raised as `EngineError`.
 """
 
 from __future__ import annotations
@@ -11,32 +13,21 @@ import ctypes
 import functools
 import importlib
 import importlib.metadata
-import itertools
 import os
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from chorus.core.errors import ConfigError, DrainingError, EngineError
 from chorus.engine.llama import log
-from chorus.engine.llama.special_texts import SpecialTexts
+from chorus.engine.llama.tokenizer import TOKEN_CONTROL, Tokenizer, keep_accents
 
 if TYPE_CHECKING:
     from chorus.engine.llama.ggml import Offload
 
-_WORDPIECE = 3
 _POOLING_RANK = 4
-_TOKEN_CONTROL = (1 << 0) | (1 << 3)  # unknown and control tokens: those whose text ordinary text must not become
-_TOKEN_SPECIAL = _TOKEN_CONTROL | 1 << 4  # those that the users of a vocabulary defined, too
-_TOKEN_STRIPS_LEFT, _TOKEN_STRIPS_RIGHT = 1 << 7, 1 << 8  # white space
-_LARGEST_TEXT = 1 << 28
 _LARGEST_POSITION = (1 << 31) - 1
-_SHORT_TEXT = 1024  # bytes; whatever it holds is read in a millisecond or two
-_NORMALIZER = "tokenizer.ggml.normalizer"
 # How long OpenMP's threads spin for the next piece of work: some 0.1 ms, which is longer than between two operations.
 # Its own 300,000 are some 5 ms, for which they keep the event loop and other processes off their cores after a step.
 _SPINS = "8000"
@@ -163,7 +154,7 @@ class Model:
         def report(fraction: float, _: object) -> bool:
             return progress is None or progress(fraction)
 
-        overrides = _keep_accents(self._lib)
+        overrides = keep_accents(self._lib)
         params.kv_overrides = overrides
         callback = self._lib.llama_progress_callback(report)
         params.progress_callback = callback
@@ -195,10 +186,8 @@ class Model:
         self.sep = int(self._lib.llama_vocab_sep(vocab))
         self.adds_sep = bool(self._lib.llama_vocab_get_add_sep(vocab)) and self.sep >= 0
         self.adds_bos = bool(self._lib.llama_vocab_get_add_bos(vocab)) and self.bos >= 0
-        self._strips_accents = self._find_strips_accents()
-        self._specials: dict[bool, SpecialTexts] = {}  # by whether control tokens are read
         self._pieces: list[bytes | None] = [None] * self.vocabulary_size
-        self._can_add_special = self._find_can_add_special()
+        self.tokenizer = Tokenizer(self, self._lib, vocab)
 
     @property
     def handle(self) -> int:
@@ -303,7 +292,7 @@ class Model:
         For any thread: the model cannot be freed meanwhile. llama.cpp keeps a list of a model's adapters, which a
         context reads when it plans its memory, so both are done under `adapters_lock`. Raises `EngineError`.
         """
-        with self._in_use(), self.adapters_lock, log.last_errors() as errors:
+        with self.in_use(), self.adapters_lock, log.last_errors() as errors:
             handle = self._lib.llama_adapter_lora_init(self.handle, str(path).encode())
             if not handle:
                 raise EngineError(f"llama.cpp cannot load the adapter {path.name}: {'; '.join(errors) or 'no reason'}")
@@ -319,55 +308,7 @@ class Model:
         Raises `UnicodeEncodeError` for half a surrogate pair, `EngineError` for text that is too large. Thread-safe
         while the model is open.
         """
-        if self._strips_accents and not text.isascii():
-            text = _without_accents(text)
-        data = text.encode()
-        if len(data) > _LARGEST_TEXT:
-            raise EngineError(f"a text of {len(data)} bytes is too large to tokenize")
-        add_special = add_special and self._can_add_special
-        cuts = self._special_texts(parse_special).cuts(data) if len(data) > _SHORT_TEXT else []
-        if not cuts:
-            return self._token_ids(data, add_special=add_special, parse_special=parse_special)
-        around = self._token_ids(b"", add_special=True, parse_special=False) if add_special else []
-        before = 1 if self.adds_bos or len(around) > 1 else 0
-        ids = around[:before]
-        for start, end in itertools.pairwise((0, *cuts, len(data))):
-            ids += self._token_ids(data[start:end], add_special=False, parse_special=parse_special)
-        return ids + around[before:]
-
-    def _token_ids(self, data: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """What llama.cpp makes of a text in one piece."""
-        room = len(data) + 16
-        while True:
-            ids = np.empty(room, dtype=np.int32)
-            pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            with self._in_use() as vocab:
-                count = self._lib.llama_tokenize(vocab, data, len(data), pointer, room, add_special, parse_special)
-            if count >= 0:
-                found: list[int] = ids[:count].tolist()
-                return found
-            if -count <= room:
-                raise EngineError("llama.cpp cannot tokenize this text")
-            room = -count
-
-    def _special_texts(self, parse_special: bool) -> SpecialTexts:
-        """Found when first needed: it takes a tenth of a second for 262,144 tokens."""
-        found = self._specials.get(parse_special)
-        if found is None:
-            texts: list[bytes] = []
-            strip_left: list[bytes] = []
-            strip = False
-            attributes = self._lib.llama_vocab_get_attr
-            ignored = 0 if parse_special else _TOKEN_CONTROL
-            with self._in_use() as vocab:
-                for token_id in range(self.vocabulary_size):
-                    attribute = attributes(vocab, token_id)
-                    if attribute & _TOKEN_SPECIAL and not attribute & ignored:
-                        texts.append(self._lib.llama_vocab_get_text(vocab, token_id) or b"")
-                        strip = strip or bool(attribute & (_TOKEN_STRIPS_LEFT | _TOKEN_STRIPS_RIGHT))
-                        strip_left += texts[-1:] if attribute & _TOKEN_STRIPS_LEFT else []
-            found = self._specials[parse_special] = SpecialTexts(texts, strip=strip, strip_left=strip_left)
-        return found
+        return self.tokenizer.ids(text, add_special=add_special, parse_special=parse_special)
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of a token as part of an answer; none for special tokens. The id must be in the vocabulary."""
@@ -386,7 +327,7 @@ class Model:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            with self._in_use() as vocab:
+            with self.in_use() as vocab:
                 count = self._lib.llama_token_to_piece(vocab, token_id, buffer, size, 0, show_special)
             if count >= 0:
                 return buffer.raw[:count]
@@ -395,13 +336,13 @@ class Model:
     @property
     def vocabulary_type(self) -> int:
         """How texts become tokens, by llama.cpp's own numbers."""
-        with self._in_use() as vocab:
+        with self.in_use() as vocab:
             return int(self._lib.llama_vocab_type(vocab))
 
     def token_texts(self) -> Iterator[bytes]:
         """Every token as the vocabulary writes it, in order of their ids."""
         text = self._lib.llama_vocab_get_text
-        with self._in_use() as vocab:
+        with self.in_use() as vocab:
             for token_id in range(self.vocabulary_size):
                 yield text(vocab, token_id) or b""
 
@@ -411,7 +352,7 @@ class Model:
         buffer = ctypes.create_string_buffer(size)
         to_piece = self._lib.llama_token_to_piece
         found: list[bytes] = []
-        with self._in_use() as vocab:
+        with self.in_use() as vocab:
             for token_id in range(self.vocabulary_size):
                 count = to_piece(vocab, token_id, buffer, size, 0, False)
                 found.append(bytes(memoryview(buffer)[:count]) if count > 0 else b"")  # none is too long in earnest
@@ -424,7 +365,7 @@ class Model:
         room = 16 + 8 * len(token_ids)
         while True:
             buffer = ctypes.create_string_buffer(room)
-            with self._in_use() as vocab:
+            with self.in_use() as vocab:
                 count = self._lib.llama_detokenize(vocab, ids, len(token_ids), buffer, room, False, show_special)
             if count >= 0:
                 return buffer.raw[:count].decode("utf-8", "replace")
@@ -433,14 +374,14 @@ class Model:
     def end_tokens(self) -> frozenset[int]:
         """The tokens with which the model ends its text."""
         is_end = self._lib.llama_vocab_is_eog
-        with self._in_use() as vocab:
+        with self.in_use() as vocab:
             return frozenset(token_id for token_id in range(self.vocabulary_size) if is_end(vocab, token_id))
 
     def control_texts(self) -> tuple[str, ...]:
         """The texts that `parse_special` reads as control tokens."""
         attributes = self._lib.llama_vocab_get_attr
-        with self._in_use() as vocab:
-            found = [number for number in range(self.vocabulary_size) if attributes(vocab, number) & _TOKEN_CONTROL]
+        with self.in_use() as vocab:
+            found = [number for number in range(self.vocabulary_size) if attributes(vocab, number) & TOKEN_CONTROL]
         texts = (self.piece_of(token_id, show_special=True).decode("utf-8", "replace") for token_id in found)
         return tuple(text for text in texts if text)
 
@@ -451,7 +392,7 @@ class Model:
                 raise EngineError(f"token {token_id} is not in the vocabulary of {self.vocabulary_size}")
 
     @contextlib.contextmanager
-    def _in_use(self) -> Iterator[int]:
+    def in_use(self) -> Iterator[int]:
         """The vocabulary, which cannot be freed meanwhile."""
         with self._unused:
             _ = self.handle
@@ -462,42 +403,6 @@ class Model:
             with self._unused:
                 self._uses -= 1
                 self._unused.notify_all()
-
-    def _find_strips_accents(self) -> bool:
-        """Whether accents are no part of this vocabulary: in WordPiece ones without capitals, unless the file says."""
-        if self._lib.llama_vocab_type(self._vocab) != _WORDPIECE:
-            return False
-        capitals = "false" if self.metadata("tokenizer.ggml.pre") == "whitespace" else "true"
-        uncased = self.metadata(f"{_NORMALIZER}.lowercase") or capitals
-        return (self.metadata(f"{_NORMALIZER}.strip_accents") or uncased) == "true"
-
-    def _find_can_add_special(self) -> bool:
-        """Whether the special tokens that tokenizing would add all exist; llama.cpp asserts it."""
-        lib, vocab = self._lib, self._vocab
-        if lib.llama_vocab_type(vocab) == _WORDPIECE:
-            return self.bos >= 0 and int(lib.llama_vocab_sep(vocab)) >= 0
-        bos_missing = bool(lib.llama_vocab_get_add_bos(vocab)) and self.bos < 0
-        eos_missing = bool(lib.llama_vocab_get_add_eos(vocab)) and self.eos < 0
-        return not bos_missing and not eos_missing
-
-
-def _keep_accents(lib: Any) -> Any:
-    """Has llama.cpp leave accents to `_without_accents`.
-
-    Its own way of stripping them knows one character for each, so that Korean syllables lose all but their first
-    letter, and takes spacing vowel signs for accents, which are letters of most scripts of India.
-    """
-    overrides = (lib.llama_model_kv_override * 2)()  # the second one, empty, ends the list
-    overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL
-    overrides[0].key = f"{_NORMALIZER}.strip_accents".encode()
-    overrides[0].value.val_bool = False
-    return overrides
-
-
-def _without_accents(text: str) -> str:
-    """As BERT's own tokenizer has it: taken apart by Unicode's form D, without the marks that take no space."""
-    apart = unicodedata.normalize("NFD", text)
-    return "".join([character for character in apart if unicodedata.category(character) != "Mn"])
 
 
 class Adapter:
