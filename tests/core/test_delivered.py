@@ -175,3 +175,36 @@ def test_text_that_must_have_a_form_cannot_go_on() -> None:
         delivered = begun(Delivered(allow_text=True, has_form=True), with_ids=with_ids)
         delivered.take(0, 0, [1] if with_ids else [], '{"age"')
         assert (told in delivered.obstacle, bool(delivered.obstacle)) == (True, not with_ids)
+
+
+attempts = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 4), st.sampled_from(["ids", "text", "both"]), attempts)
+def test_nothing_is_lost_or_doubled_whoever_goes_on(had: int, form: str, script: list[tuple[bool, bool, int]]) -> None:
+    """Attempts on engines with ids or without, which count on or anew, in any order that placement allows."""
+
+    def pieces(count: int) -> str:
+        return "".join(f"<{place}>" for place in range(count))
+
+    ids, text = tuple(range(had)), pieces(had)
+    given = DeliveredChoice(0, () if form == "text" else ids, "" if form == "ids" else text, had * (form == "text"))
+    delivered = Delivered(1, [given] if had else [], allow_text=True)
+    asked, count = ([given] if had else []), had
+    for with_ids, counts_anew, size in script:
+        if delivered.started:
+            assert delivered.obstacle == ""
+            asked, with_ids = list(delivered.choices()), not delivered.from_text
+        elif had and form == ("text" if with_ids else "ids"):
+            begun(delivered, with_ids=with_ids)
+            continue  # such an engine refuses what the caller has
+        for choice in asked:  # all of it, as an engine of this kind takes it
+            assert (choice.token_ids == tuple(range(count))) if with_ids else (choice.text == pieces(count))
+        begun(delivered, with_ids=with_ids)
+        first = 0 if counts_anew and not with_ids else sum(choice.tokens for choice in asked)
+        for step in range(size):
+            assert delivered.take(0, first + step, [count] if with_ids else (), f"<{count}>") == count
+            count += 1
+        if size:
+            assert delivered.token_count(0, first + size) == delivered.token_total == count

@@ -101,8 +101,13 @@ async def test_an_answer_of_which_nothing_is_missing_costs_nothing(
         mesh = InProcessMesh(runners=[engine_at(upstream, Outside)], certificates=certificates, costs=costs)
         async with mesh:
             client = mesh.client()
-            for count, asked in ((WORDS, 0), (WORDS - 1, 1)):
-                resume = (DeliveredChoice(0, (), "x" * count, count),)
+            ids = tuple(range(WORDS))
+            for had, asked in (
+                (DeliveredChoice(0, (), "x" * WORDS, WORDS), 0),
+                (DeliveredChoice(0, ids, "x"), 0),  # several tokens make up one character
+                (DeliveredChoice(0, (), "x" * (WORDS - 1), WORDS - 1), 1),
+            ):
+                resume = (had,)
                 completion = await client.complete(
                     paid(resume=resume, allow_text_resume=True), fallback=Fallback(external=True)
                 )

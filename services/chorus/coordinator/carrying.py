@@ -102,7 +102,8 @@ class Carrying:
             sha256 = candidate.model.artifact.sha256
             ask_to_go_on(spec, self.delivered, seed=self._seed, artifact_sha256=sha256)
         self._given = self.delivered.token_total
-        so_far = replace(self._request, resume=self.delivered.choices())
+        # Before its first token an attempt gets what the caller said, with as many tokens as that says.
+        so_far = replace(self._request, resume=self.delivered.choices()) if self.begun else self._request
         self._asks_nothing = bool(so_far.resume) and so_far.choice_count == 1 and so_far.tokens_left == 0
         return message
 
