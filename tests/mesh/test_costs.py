@@ -6,6 +6,8 @@ import asyncio
 import json
 import signal
 import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,19 @@ def spent(seen: MeshCosts) -> dict[str, int]:
     return {line.name: line.spent for line in seen.lines if line.spent}
 
 
+@asynccontextmanager
+async def at_a_provider(
+    certificates: MeshCertificates, folder: Path
+) -> AsyncGenerator[tuple[Upstream, InProcessMesh], None]:
+    """A mesh whose only runner is in front of a paid provider."""
+    async with Upstream("vllm", UpstreamModel()) as upstream:
+        costs = money(folder / "costs.db")
+        async with InProcessMesh(
+            runners=[engine_at(upstream, Outside)], certificates=certificates, costs=costs
+        ) as mesh:
+            yield upstream, mesh
+
+
 async def settled(mesh: InProcessMesh) -> None:
     """Until no attempt is under way at a provider: what it cost is told as soon as it has ended."""
     for coordinator in mesh.coordinators:
@@ -80,40 +95,33 @@ async def settled(mesh: InProcessMesh) -> None:
 async def test_a_provider_lost_before_it_answered_may_have_read_the_prompt(
     certificates: MeshCertificates, tmp_path: Path
 ) -> None:
-    async with Upstream("vllm", UpstreamModel()) as upstream:
-        costs = money(tmp_path / "costs.db")
-        mesh = InProcessMesh(runners=[engine_at(upstream, Outside)], certificates=certificates, costs=costs)
-        async with mesh:
-            client = mesh.client()
-            upstream.cut_after = 0
-            with pytest.raises(ChorusError):
-                await client.complete(paid())
-            await settled(mesh)
-            assert len(upstream.asked("/v1/completions")) == 1
-            assert (await client.costs()).total.spent == len(PROMPT) // 4 + 7
+    async with at_a_provider(certificates, tmp_path) as (upstream, mesh):
+        client = mesh.client()
+        upstream.cut_after = 0
+        with pytest.raises(ChorusError):
+            await client.complete(paid())
+        await settled(mesh)
+        assert len(upstream.asked("/v1/completions")) == 1
+        assert (await client.costs()).total.spent == len(PROMPT) // 4 + 7
 
 
 async def test_an_answer_of_which_nothing_is_missing_costs_nothing(
     certificates: MeshCertificates, tmp_path: Path
 ) -> None:
-    async with Upstream("vllm", UpstreamModel()) as upstream:
-        costs = money(tmp_path / "costs.db")
-        mesh = InProcessMesh(runners=[engine_at(upstream, Outside)], certificates=certificates, costs=costs)
-        async with mesh:
-            client = mesh.client()
-            ids = tuple(range(WORDS))
-            for had, asked in (
-                (DeliveredChoice(0, (), "x" * WORDS, WORDS), 0),
-                (DeliveredChoice(0, ids, "x"), 0),  # several tokens make up one character
-                (DeliveredChoice(0, (), "x" * (WORDS - 1), WORDS - 1), 1),
-            ):
-                resume = (had,)
-                completion = await client.complete(
-                    paid(resume=resume, allow_text_resume=True), fallback=Fallback(external=True)
-                )
-                assert completion.usage.completion_tokens == WORDS
-                assert len(upstream.asked("/v1/completions")) == asked
-                assert (completion.usage.cost_micro_usd > 0) == bool(asked)
+    async with at_a_provider(certificates, tmp_path) as (upstream, mesh):
+        client = mesh.client()
+        ids = tuple(range(WORDS))
+        for had, asked in (
+            (DeliveredChoice(0, (), "x" * WORDS, WORDS), 0),
+            (DeliveredChoice(0, ids, "x"), 0),  # several tokens make up one character
+            (DeliveredChoice(0, (), "x" * (WORDS - 1), WORDS - 1), 1),
+        ):
+            completion = await client.complete(
+                paid(resume=(had,), allow_text_resume=True), fallback=Fallback(external=True)
+            )
+            assert completion.usage.completion_tokens == WORDS
+            assert len(upstream.asked("/v1/completions")) == asked
+            assert (completion.usage.cost_micro_usd > 0) == bool(asked)
 
 
 async def test_every_way_in_which_a_provider_is_asked_is_billed(certificates: MeshCertificates, tmp_path: Path) -> None:
